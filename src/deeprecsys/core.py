@@ -1,0 +1,350 @@
+"""The vocabulary: plain values that every layer above passes along, and the `System` protocol.
+
+Knows nothing of models, threads, clocks or files other than its own. Every package imports it;
+it imports none of them.
+
+Data flows one way: workload -> `Schedule` -> `System` (under a `Policy`) -> `Records` -> summary
+-> capacity -> study -> report. Times are seconds as floats; sizes are counts of candidate items.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Inputs = Mapping[str, NDArray[Any]]
+
+
+class UserError(ValueError):
+    """The request was wrong: one line that says what, and how to mend it (exit code 2)."""
+
+
+class Status(IntEnum):
+    """What became of a query. Only `OK` has a finish; all others count as over the target."""
+
+    OK = 0
+    FAILED = 1
+    EXPIRED = 2
+    REJECTED = 3
+    CANCELLED = 4
+    PENDING = 5  # only in the partial records that a `Watch` sees
+
+
+@dataclass(frozen=True, slots=True)
+class SLA:
+    """A percentile and a latency: `SLA(0.100, 95)` reads p95 <= 100 ms."""
+
+    latency_s: float
+    percentile: float = 95.0
+
+    def __post_init__(self) -> None:
+        if not (self.latency_s > 0 and math.isfinite(self.latency_s)):
+            raise UserError(f"SLA latency must be positive, not {self.latency_s * 1e3:g} ms")
+        if not 0 < self.percentile < 100:
+            raise UserError(f"percentile must lie between 0 and 100, not {self.percentile:g}")
+
+    def __str__(self) -> str:
+        return f"p{self.percentile:g} ≤ {self.latency_s * 1e3:g} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is tuned. Every field has a default; unknown fields are rejected by `from_dict`.
+
+    batch_size: the most items a request may hold.
+    offload_threshold: queries of at least this many items go whole to the accelerator
+        (None: none does).
+    """
+
+    batch_size: int = 128
+    offload_threshold: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "offload_threshold"):
+            value = getattr(self, name)
+            if value is None and name == "offload_threshold":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise UserError(
+                f"unknown policy field {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
+        return cls(**raw)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls.from_dict(json.loads(text))
+
+    def __str__(self) -> str:
+        offload = f", offload ≥ {self.offload_threshold}" if self.offload_threshold else ""
+        return f"batch size {self.batch_size}{offload}"
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One named input of a model, without its leading dimension.
+
+    datatype: Open Inference Protocol name, "FP32" or "INT32".
+    shape: per row; `()` would be a scalar a row, `(512,)` a dense vector, `(80,)` 80 look-ups.
+    scope: "candidate" (leading dimension N) or "query" (leading dimension 1, or N).
+    rows: for an index input, the rows of its table: valid ids are 0 .. rows - 1.
+    """
+
+    name: str
+    datatype: Literal["FP32", "INT32"]
+    shape: tuple[int, ...]
+    scope: Literal["candidate", "query"] = "candidate"
+    ragged: bool = False
+    rows: int | None = None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32 if self.datatype == "FP32" else np.int32)
+
+    @property
+    def bytes_per_row(self) -> int:
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Schedule:
+    """When queries arrive and how large they are: `arrival_s` [n] sorted, `size` [n]."""
+
+    arrival_s: FloatArray
+    size: IntArray
+
+    def __post_init__(self) -> None:
+        arrival = np.ascontiguousarray(self.arrival_s, dtype=np.float64)
+        size = np.ascontiguousarray(self.size, dtype=np.int64)
+        object.__setattr__(self, "arrival_s", arrival)
+        object.__setattr__(self, "size", size)
+        if arrival.shape != size.shape or arrival.ndim != 1:
+            raise UserError("a schedule needs as many arrivals as sizes")
+        if arrival.size and not (arrival[0] >= 0 and np.isfinite(arrival).all()):
+            raise UserError("arrival times must be finite and not negative")
+        if (np.diff(arrival) < 0).any():
+            raise UserError("arrival times must be sorted")
+        if (size < 0).any():
+            raise UserError("query sizes must not be negative")
+
+    def __len__(self) -> int:
+        return int(self.arrival_s.size)
+
+    @property
+    def duration_s(self) -> float:
+        """Time of the last arrival; 0 for an empty schedule."""
+        return float(self.arrival_s[-1]) if len(self) else 0.0
+
+    def save(self, path: str | Path) -> None:
+        """CSV or Parquet, by suffix, with columns `arrival_s,size` (what `replay:` reads)."""
+        save_columns(path, {"arrival_s": self.arrival_s, "size": self.size})
+
+
+RECORD_COLUMNS: dict[str, Any] = {
+    "arrival_s": np.float64,
+    "start_s": np.float64,
+    "finish_s": np.float64,
+    "size": np.int64,
+    "device": np.int16,
+    "worker": np.int32,
+    "status": np.int8,
+    "submit_s": np.float64,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Records:
+    """One row a query, in order of arrival; every column is [n].
+
+    arrival_s: scheduled arrival. start_s: when its first request began (NaN if none did).
+    finish_s: end of its last request (NaN unless the status is OK).
+    device: 0 the CPU cores, 1.. accelerators. worker: who finished it (-1: nobody).
+    submit_s: when the generator handed it over; its lateness is `submit_s - arrival_s`.
+    """
+
+    arrival_s: FloatArray
+    start_s: FloatArray
+    finish_s: FloatArray
+    size: IntArray
+    device: NDArray[np.int16]
+    worker: NDArray[np.int32]
+    status: NDArray[np.int8]
+    submit_s: FloatArray
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> Self:
+        """Any missing column but `arrival_s`, `finish_s` and `size` gets its neutral value."""
+        n = len(columns["arrival_s"])
+        neutral = {
+            "start_s": columns["arrival_s"],
+            "device": np.zeros(n),
+            "worker": np.full(n, -1),
+            "status": np.where(np.isnan(columns["finish_s"]), Status.FAILED, Status.OK),
+            "submit_s": columns["arrival_s"],
+        }
+        merged = {**neutral, **columns}
+        return cls(**{k: np.asarray(merged[k], dtype=t) for k, t in RECORD_COLUMNS.items()})
+
+    def __len__(self) -> int:
+        return int(self.arrival_s.size)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Records:
+        return Records(**{name: getattr(self, name)[rows] for name in RECORD_COLUMNS})
+
+    @property
+    def latency_s(self) -> FloatArray:
+        """Finish minus *scheduled* arrival; NaN where there is no answer."""
+        return self.finish_s - self.arrival_s
+
+    @property
+    def lag_s(self) -> FloatArray:
+        """How late the generator handed each query over."""
+        return self.submit_s - self.arrival_s
+
+    def save(self, path: str | Path) -> None:
+        """Parquet, NPZ or CSV, by suffix."""
+        save_columns(path, {name: getattr(self, name) for name in RECORD_COLUMNS})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        return cls.from_columns(load_columns(path))
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What this machine can do per second with all workers busy, one thread each, measured."""
+
+    flops_per_s: float
+    lookups_per_s: float
+    lookup_bytes: int
+    stream_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one candidate item asks of a machine: arithmetic, table look-ups, bytes."""
+
+    flops: float
+    lookups: float
+    table_bytes: float
+    input_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a system says of itself.
+
+    service_s: estimated seconds of one request of n items on one worker, or None if unknown.
+    """
+
+    workers: int
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    service_s: Callable[[FloatArray], FloatArray] | None = None
+    limits: Limits | None = None
+    work: Work | None = None
+    detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+# Sees the records so far and the time since the run began; answers True to stop the run.
+Watch = Callable[[Records, float], bool]
+
+
+class System(Protocol):
+    """Anything that runs a schedule under a policy: engine, simulator, remote server."""
+
+    def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
+        """Runs it all, or until `watch` says stop; then what did not finish is CANCELLED."""
+        ...
+
+    def facts(self) -> Facts: ...
+
+
+def save_columns(path: str | Path, columns: Mapping[str, NDArray[Any]]) -> None:
+    """Writes equally long columns as .parquet, .npz or .csv."""
+    target = Path(path)
+    match target.suffix:
+        case ".npz":
+            np.savez_compressed(target, **dict(columns))
+        case ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            pq.write_table(pa.table(dict(columns)), target)
+        case ".csv":
+            import pyarrow as pa
+            import pyarrow.csv
+
+            pyarrow.csv.write_csv(pa.table(dict(columns)), target)
+        case other:
+            raise UserError(
+                f"cannot write {other or 'a file without suffix'}: use .parquet or .npz"
+            )
+
+
+def load_columns(path: str | Path) -> dict[str, NDArray[Any]]:
+    """Reads what `save_columns` wrote; UserError in one line if it cannot."""
+    source = Path(path)
+    if not source.is_file():
+        raise UserError(f"no file {source}")
+    try:
+        match source.suffix:
+            case ".npz":
+                with np.load(source, allow_pickle=False) as archive:
+                    return {name: archive[name] for name in archive.files}
+            case ".parquet":
+                import pyarrow.parquet as pq
+
+                table = pq.read_table(source)
+            case ".csv":
+                import pyarrow.csv
+
+                table = pyarrow.csv.read_csv(source)
+            case other:
+                raise UserError(f"cannot read {other or 'a file without suffix'}: {source}")
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot read {source}: {reason}") from error
+    return {name: table[name].to_numpy() for name in table.column_names}
+
+
+__all__ = [
+    "SLA",
+    "Facts",
+    "InputSpec",
+    "Inputs",
+    "Limits",
+    "Policy",
+    "Records",
+    "Schedule",
+    "Status",
+    "System",
+    "UserError",
+    "Watch",
+    "Work",
+    "load_columns",
+    "replace",
+    "save_columns",
+]
