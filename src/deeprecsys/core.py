@@ -129,10 +129,14 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Schedule:
-    """When queries arrive and how large they are: `arrival_s` [n] sorted, `size` [n]."""
+    """When queries arrive and how large they are: `arrival_s` [n] sorted, `size` [n].
+
+    indices: the law of the table look-ups, for systems that execute a model.
+    """
 
     arrival_s: FloatArray
     size: IntArray
+    indices: str = "zipf:0.92"
 
     def __post_init__(self) -> None:
         arrival = np.ascontiguousarray(self.arrival_s, dtype=np.float64)
@@ -285,7 +289,7 @@ def save_columns(path: str | Path, columns: Mapping[str, NDArray[Any]]) -> None:
     target = Path(path)
     match target.suffix:
         case ".npz":
-            np.savez_compressed(target, **dict(columns))
+            np.savez(target, **{name: column for name, column in columns.items()})  # type: ignore[arg-type]
         case ".parquet":
             import pyarrow as pa
             import pyarrow.parquet as pq

@@ -1,0 +1,135 @@
+"""The pure dispatcher: which items of which query a free worker executes next.
+
+Knows no threads, no clock and no tensors: time comes in as `now`, queries are the caller's
+integers. The engine wraps it in a lock; the simulator must obey it query by query.
+
+First come, first served, and workers *pull*: a free worker takes one slice of
+`min(batch_size, items left)` items of the query at the head, so a query is cut lazily into full
+slices and a remainder. Dropping a query forgets its items that nobody has started.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterator
+
+from deeprecsys.core import Policy, UserError
+
+Slice = tuple[int, int, int]  # (query, lo, hi): items lo .. hi - 1
+
+
+class QueueFull(RuntimeError):
+    """The bound on queued items would be passed; the query was not taken."""
+
+
+class _Query:
+    """What the dispatcher remembers of one query it has not finished."""
+
+    __slots__ = ("batch_size", "dropped", "id", "left", "next", "size")
+
+    def __init__(self, id: int, size: int, batch_size: int) -> None:
+        self.id = id
+        self.size = size
+        self.batch_size = batch_size
+        self.next = 0  # first item that no worker has taken
+        self.left = size  # items not yet executed
+        self.dropped = False
+
+
+def requests(size: int, policy: Policy) -> Iterator[tuple[int, int]]:
+    """The slices `(lo, hi)` into which a query of `size` items is cut: for planning ahead."""
+    for lo in range(0, size, policy.batch_size):
+        yield lo, min(lo + policy.batch_size, size)
+
+
+class Dispatcher:
+    """Queue and splitting rule of one machine. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self, max_queued_items: int | None = None) -> None:
+        if max_queued_items is not None and max_queued_items < 1:
+            raise UserError(f"the bound on queued items must be positive, not {max_queued_items}")
+        self.max_queued_items = max_queued_items
+        self.queued_items = 0
+        self._queue: deque[_Query] = deque()
+        self._open: dict[int, _Query] = {}
+        self._deadlines: list[tuple[float, int]] = []
+
+    def __len__(self) -> int:
+        """Queries taken and not finished, dropped or expired."""
+        return len(self._open)
+
+    def open_queries(self) -> list[int]:
+        return list(self._open)
+
+    def add(self, query: int, size: int, policy: Policy, deadline_s: float = math.inf) -> None:
+        """Queues a query of `size >= 1` items. Raises QueueFull, and then takes none of it.
+
+        A query larger than the whole bound is taken when nothing else waits: otherwise it
+        could never be answered.
+        """
+        bound = self.max_queued_items
+        if bound is not None and self.queued_items and self.queued_items + size > bound:
+            raise QueueFull(f"{self.queued_items} items wait already, the bound is {bound}")
+        entry = _Query(query, size, policy.batch_size)
+        self._open[query] = entry
+        self._queue.append(entry)
+        self.queued_items += size
+        if deadline_s < math.inf:
+            heapq.heappush(self._deadlines, (deadline_s, query))
+
+    def pull(self, worker: int, now: float) -> list[Slice]:
+        """The slices that `worker` executes next as one request; empty: nothing waits."""
+        queue = self._queue
+        while queue:
+            entry = queue[0]
+            if entry.dropped:
+                queue.popleft()
+                continue
+            lo = entry.next
+            hi = entry.next = min(lo + entry.batch_size, entry.size)
+            if hi == entry.size:
+                queue.popleft()
+            self.queued_items -= hi - lo
+            return [(entry.id, lo, hi)]
+        return []
+
+    def finish(self, query: int, items: int) -> bool:
+        """`items` of it were executed; True once, when that was the last of the query."""
+        entry = self._open.get(query)
+        if entry is None:  # dropped while this request was executing
+            return False
+        entry.left -= items
+        if entry.left:
+            return False
+        del self._open[query]
+        return True
+
+    def drop(self, query: int) -> bool:
+        """Cancelled, failed or expired: forgets what nobody has started. False: not open."""
+        entry = self._open.pop(query, None)
+        if entry is None:
+            return False
+        entry.dropped = True
+        self.queued_items -= entry.size - entry.next
+        return True
+
+    def expire(self, now: float) -> list[int]:
+        """Drops and returns the open queries whose deadline is at or before `now`."""
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, query = heapq.heappop(self._deadlines)
+            if self.drop(query):
+                expired.append(query)
+        return expired
+
+    @property
+    def has_deadlines(self) -> bool:
+        return bool(self._deadlines)
+
+    def next_deadline_s(self) -> float:
+        """The earliest deadline of an open query; infinity if none has one."""
+        while self._deadlines and self._deadlines[0][1] not in self._open:
+            heapq.heappop(self._deadlines)
+        return self._deadlines[0][0] if self._deadlines else math.inf

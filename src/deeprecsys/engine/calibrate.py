@@ -1,0 +1,124 @@
+"""What an engine measures on entering: the fastest runtime, and the time of one request.
+
+Both with every worker busy, since cores share memory and, for some runtimes, the GIL. The same
+requests warm up every size the engine will execute.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from deeprecsys.core import UserError
+from deeprecsys.engine.process import pin_thread
+from deeprecsys.runtimes import RUNTIMES, Runtime, make_runtime
+from deeprecsys.service_time import ServiceTime
+
+# Candidates to draw windows from: enough rows that repeats do not come from the cache.
+_EXAMPLE_ITEMS = 4096
+_CHOICE_SIZES = (16, 128)
+_SECONDS_A_SIZE = 0.06
+_LEAST_REPEATS, _WARM_REPEATS = 3, 3
+
+Enter = Callable[[], None]
+Cores = Sequence[int | None]
+
+
+def choose(wanted: str | Runtime, model: Any, cores: Cores) -> tuple[Runtime, dict[str, Any]]:
+    """The runtime, and for "auto" the seconds a request that decided, by name and size.
+
+    A runtime that cannot take the model is left out, with its reason; raises UserError if the
+    one asked for cannot, or none can.
+    """
+    if not isinstance(wanted, str):
+        return wanted, {}
+    if wanted != "auto":
+        try:
+            return make_runtime(wanted, model), {}
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"runtime {wanted} cannot take {model.name}: {error}") from error
+    able: dict[str, Runtime] = {}
+    choice: dict[str, Any] = {}
+    for name in RUNTIMES:
+        try:
+            able[name] = make_runtime(name, model)
+            choice[name] = _request_seconds(able[name], model, cores, _CHOICE_SIZES)
+        except Exception as error:
+            choice[name] = str(error).strip().splitlines()[0]
+    if not able:
+        raise UserError(f"no runtime can execute {model.name}: {choice}")
+    fastest = min(able, key=lambda name: float(np.prod(list(choice[name].values()))))
+    return able[fastest], choice
+
+
+def service_time(runtime: Runtime, model: Any, cores: Cores, largest: int) -> ServiceTime:
+    """Median seconds of requests of 1, 2, 4 .. `largest` items, all workers busy."""
+    sizes = [1 << k for k in range(largest.bit_length())]
+    if sizes[-1] < largest:
+        sizes.append(largest)
+    seconds = _request_seconds(runtime, model, cores, sizes)
+    return ServiceTime.table(np.array(list(seconds)), np.array(list(seconds.values())))
+
+
+def on_cores(cores: Cores, enter: Enter, task: Callable[[int], Any]) -> list[Any]:
+    """`task(worker)` on every core at once, after a common start; the answers, by worker."""
+    start = threading.Barrier(len(cores))
+    answers: list[Any] = [None] * len(cores)
+    failures: list[BaseException] = []
+
+    def run(worker: int) -> None:
+        try:
+            pin_thread(cores[worker])
+            enter()
+            start.wait()
+            answers[worker] = task(worker)
+        except BaseException as error:
+            start.abort()
+            failures.append(error)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(cores))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise next(f for f in failures if not isinstance(f, threading.BrokenBarrierError))
+    return answers
+
+
+def _request_seconds(
+    runtime: Runtime, model: Any, cores: Cores, sizes: Sequence[int]
+) -> dict[int, float]:
+    """Median seconds of a request by its items, in windows of one large example."""
+    items = max(_EXAMPLE_ITEMS, 2 * max(sizes))
+    inputs = model.example(items, np.random.default_rng(0))
+    scores = np.empty((items, model.tasks), np.float32)
+    prepared = runtime.prepare(inputs, scores)
+
+    def measure(worker: int) -> list[float]:
+        offset = worker * items // len(cores)
+        return [_median_s(runtime, prepared, size, items, offset) for size in sizes]
+
+    by_worker = on_cores(cores, runtime.enter_thread, measure)
+    return dict(zip(sizes, np.median(by_worker, axis=0).tolist(), strict=True))
+
+
+def _median_s(runtime: Runtime, prepared: Any, size: int, items: int, offset: int) -> float:
+    seconds: list[float] = []
+    began = time.perf_counter()
+    while (
+        len(seconds) < _WARM_REPEATS + _LEAST_REPEATS
+        or time.perf_counter() - began < _SECONDS_A_SIZE
+    ):
+        lo = offset % (items - size + 1)
+        offset += size
+        at = time.perf_counter()
+        runtime.execute(prepared, lo, lo + size)
+        seconds.append(time.perf_counter() - at)
+    return float(np.median(seconds[_WARM_REPEATS:]))

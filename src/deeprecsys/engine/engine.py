@@ -1,0 +1,189 @@
+"""The live system: a model served by this machine's cores under a policy.
+
+`submit` answers one query; `run` plays a schedule through the same path and returns records.
+Composes the parts that decide nothing themselves: `group` (workers), `driver` (open-loop
+generator), `pool` (inputs), `limits` and `calibrate` (what the machine can do).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Any, Self
+
+import numpy as np
+
+from deeprecsys.core import Facts, Inputs, Policy, Records, Schedule, Status, UserError, Watch
+from deeprecsys.dispatch import QueueFull
+from deeprecsys.engine import calibrate, topology
+from deeprecsys.engine.driver import drive, watching
+from deeprecsys.engine.group import EngineClosed, Group, Ledger, Query, clock
+from deeprecsys.engine.limits import measure_limits
+from deeprecsys.engine.pool import InputPool, draw_pool
+from deeprecsys.engine.process import engine_settings
+from deeprecsys.runtimes import Runtime, Scores
+
+# Items that may wait: far beyond what any target lets through, far below what memory holds.
+MAX_QUEUED_ITEMS = 4_000_000
+# A run begins a moment ahead, so that its first arrivals are not late for the set-up.
+_LEAD_S = 0.002
+_NOT_TAKEN = -1
+
+
+class Engine:
+    """`with Engine(model, workers=2) as engine: engine.submit(inputs).result()`.
+
+    workers: default, the cores this process may use. runtime: a name, "auto" (the fastest of
+    the known ones, measured on entering), or a `Runtime`. pin: bind each worker to a core.
+    Entering starts the workers, sets process-wide settings, warms every request size up and
+    measures the service time; leaving answers what was taken and restores the settings.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        workers: int | None = None,
+        runtime: str | Runtime = "auto",
+        *,
+        max_queued_items: int | None = MAX_QUEUED_ITEMS,
+        pin: bool = True,
+        largest: int = 1024,
+    ) -> None:
+        cores = topology.usable_cores()
+        if workers is None:
+            workers = len(cores)
+        if not isinstance(workers, int) or workers < 1:
+            raise UserError(f"workers must be a whole number of at least 1, not {workers!r}")
+        self.model = model
+        self._cores: Sequence[int | None] = (
+            cores[:workers] if pin and workers <= len(cores) else [None] * workers
+        )
+        self._wanted_runtime = runtime
+        self._max_queued_items = max_queued_items
+        self._largest = largest
+        self._pools: dict[str, InputPool] = {}
+        self._facts: Facts | None = None
+        self._stack = ExitStack()
+        self._group: Group | None = None
+
+    def __enter__(self) -> Self:
+        if self._group is not None:
+            raise RuntimeError("the engine is open already")
+        with ExitStack() as stack:
+            stack.enter_context(engine_settings())
+            self.runtime, self.runtime_choice = calibrate.choose(
+                self._wanted_runtime, self.model, self._cores
+            )
+            self._service = calibrate.service_time(
+                self.runtime, self.model, self._cores, self._largest
+            )
+            self._group = Group(self.runtime, self._cores, self._max_queued_items)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close(drain=exc[0] is None)
+
+    def close(self, drain: bool = True) -> None:
+        """Answers what was taken, or (`drain=False`) fails it; then ends workers. Idempotent."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.close(drain)
+            self._stack.close()
+
+    @property
+    def workers(self) -> int:
+        return len(self._cores)
+
+    def submit(
+        self, inputs: Inputs, policy: Policy | None = None, deadline_s: float | None = None
+    ) -> Future[Scores]:
+        """Scores float32 [N, K] of one query, as a future; inputs must stay unchanged till then.
+
+        deadline_s: seconds from now; past it the future fails with DeadlineExceeded and what
+        has not begun is dropped. Raises UserError (inputs), QueueFull, EngineClosed.
+        """
+        deadline = math.inf if deadline_s is None else clock() + deadline_s
+        return self._submit(inputs, policy or Policy(), deadline, Ledger(1), 0)[0].future
+
+    def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
+        """Plays the schedule, open loop; see `core.System`. Times count from its beginning."""
+        group = self._open_group()
+        pool = self._pool(schedule)
+        offsets = pool.offsets(schedule.size).tolist()
+        sizes = schedule.size.tolist()
+        ledger = Ledger(len(schedule))
+        ids: list[int] = []  # by row
+
+        def submit(row: int, now: float) -> None:
+            ledger.submit_s[row] = now
+            inputs = pool.window(offsets[row], sizes[row])
+            try:
+                ids.append(self._submit(inputs, policy, math.inf, ledger, row)[1])
+            except QueueFull:
+                ledger.status[row] = Status.REJECTED
+                ids.append(_NOT_TAKEN)
+
+        def look() -> bool:
+            so_far = ledger.records(schedule, began_s, len(ids))
+            return watch is not None and watch(so_far, clock() - began_s)
+
+        group.wait_quiet()
+        began_s = clock() + _LEAD_S
+        with watching(look) as stop:
+            try:
+                drive(schedule.arrival_s, began_s, submit, stop.is_set)
+                while not stop.is_set() and not group.wait_quiet(0.05):
+                    pass
+            finally:
+                group.drop(ids, Status.CANCELLED)
+                group.wait_quiet()
+        return ledger.records(schedule, began_s, len(ids))
+
+    def facts(self) -> Facts:
+        """Workers, machine, measured service time and limits (measured at the first call)."""
+        if self._facts is None:
+            self._facts = Facts(
+                workers=self.workers,
+                machine=topology.machine(),
+                service_s=self._service,
+                limits=measure_limits(self._cores),
+                work=getattr(self.model, "work", None),
+                detail={
+                    "runtime": self.runtime.name,
+                    "runtime_choice": self.runtime_choice,
+                    "pinned": self._cores[0] is not None,
+                },
+            )
+        return self._facts
+
+    def pool_facts(self) -> dict[str, Any]:
+        """Size of the input pools drawn so far, by index law."""
+        return {law: pool.facts() for law, pool in self._pools.items()}
+
+    def _submit(
+        self, inputs: Inputs, policy: Policy, deadline: float, ledger: Ledger, row: int
+    ) -> tuple[Query, int]:
+        """The one way in, for `submit` and `run` alike."""
+        group = self._open_group()
+        n = self.model.check(inputs)
+        scores = np.empty((n, self.model.tasks), dtype=np.float32)
+        query = Query(self.runtime.prepare(inputs, scores), scores, ledger, row)
+        if n == 0:
+            return query, group.answer_empty(query)
+        return query, group.submit(query, n, policy, deadline)
+
+    def _open_group(self) -> Group:
+        if self._group is None:
+            raise EngineClosed("the engine is not open: use it in a with statement")
+        return self._group
+
+    def _pool(self, schedule: Schedule) -> InputPool:
+        law, largest = schedule.indices, int(schedule.size.max(initial=1))
+        pool = self._pools.get(law)
+        if pool is None or pool.items < 2 * largest:
+            cache = topology.last_level_cache_bytes()
+            pool = self._pools[law] = draw_pool(self.model, law, largest, cache)
+        return pool

@@ -1,0 +1,305 @@
+"""Workers: the threads of one process that execute requests under one dispatcher.
+
+The rules (what to execute next, when a query is done, what expires) are `dispatch.Dispatcher`'s;
+here are the threads, the lock around the rules, and the futures. Whatever happens to a query,
+exactly one place answers its future: `_answer`.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from array import array
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from deeprecsys.core import Policy, Records, Schedule, Status
+from deeprecsys.dispatch import Dispatcher, Slice
+from deeprecsys.engine.process import pin_thread
+from deeprecsys.runtimes import Runtime, Scores
+
+clock = time.perf_counter
+
+
+class DeadlineExceeded(TimeoutError):
+    """The deadline passed before the query was finished; its remaining items were dropped."""
+
+
+class EngineClosed(RuntimeError):
+    """The engine no longer takes queries, or was closed without draining."""
+
+
+class Ledger:
+    """Columns that the workers of one run fill in, row by row; times on the engine's clock.
+
+    Plain C arrays: a store costs 40 ns under the GIL, and a snapshot is one copy.
+    """
+
+    def __init__(self, n: int) -> None:
+        nan = array("d", [math.nan])
+        self.submit_s, self.start_s, self.finish_s = nan * n, nan * n, nan * n
+        self.worker = array("i", [-1]) * n
+        self.status = array("b", [Status.PENDING]) * n
+
+    def records(self, schedule: Schedule, began_s: float, rows: int) -> Records:
+        """The first `rows` queries as they stand now, times counted from `began_s`."""
+
+        def times(column: array[float]) -> Any:
+            return np.frombuffer(column, dtype=np.float64)[:rows] - began_s
+
+        return Records(
+            arrival_s=schedule.arrival_s[:rows],
+            start_s=times(self.start_s),
+            finish_s=times(self.finish_s),
+            size=schedule.size[:rows],
+            device=np.zeros(rows, dtype=np.int16),
+            worker=np.frombuffer(self.worker, dtype=np.int32)[:rows].copy(),
+            status=np.frombuffer(self.status, dtype=np.int8)[:rows].copy(),
+            submit_s=times(self.submit_s),
+        )
+
+
+class Query:
+    """One query on its way: its future, its prepared inputs, its row in a ledger."""
+
+    __slots__ = ("future", "ledger", "prepared", "row", "scores")
+
+    def __init__(self, prepared: Any, scores: Scores, ledger: Ledger, row: int) -> None:
+        self.prepared = prepared
+        self.scores = scores
+        self.ledger = ledger
+        self.row = row
+        self.future: Future[Scores] = Future()
+
+
+class Group:
+    """`len(cores)` worker threads; `None` instead of a core leaves a worker unpinned."""
+
+    def __init__(
+        self, runtime: Runtime, cores: Sequence[int | None], max_queued_items: int | None
+    ) -> None:
+        self.runtime = runtime
+        self.executed = array("q", [0]) * len(cores)  # requests, by worker
+        self._rules = Dispatcher(max_queued_items)
+        self._lock = threading.Lock()
+        self._queries: dict[int, Query] = {}
+        self._next_id = 0
+        self._closing = False
+        # An idle worker sleeps on its own lock: waking one is one release, and no worker is
+        # woken that has nothing to do (a condition variable costs several microseconds more).
+        self._gates = [threading.Lock() for _ in cores]
+        self._idle: list[int] = []
+        self._quiet = threading.Condition(self._lock)  # notified when no query is open
+        self._waiting_for_quiet = 0
+        self._reaper = _Reaper(self)
+        for gate in self._gates:
+            gate.acquire()
+        self._threads = [
+            threading.Thread(target=self._work, args=(i, core), name=f"worker-{i}", daemon=True)
+            for i, core in enumerate(cores)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def workers(self) -> int:
+        return len(self._threads)
+
+    @property
+    def queued_items(self) -> int:
+        return self._rules.queued_items
+
+    def submit(self, query: Query, size: int, policy: Policy, deadline_s: float) -> int:
+        """Queues it and wakes as many idle workers as it has requests; its id.
+
+        `deadline_s` is on the engine's clock. Raises QueueFull or EngineClosed.
+        """
+        wanted = -(-size // policy.batch_size)
+        with self._lock:
+            if self._closing:
+                raise EngineClosed("the engine is closed; open a new one")
+            id = self._next_id
+            self._rules.add(id, size, policy, deadline_s)
+            self._next_id = id + 1
+            self._queries[id] = query
+            idle = self._idle
+            woken = [idle.pop() for _ in range(min(wanted, len(idle)))]
+        for worker in woken:
+            self._gates[worker].release()
+        if deadline_s < math.inf:
+            self._reaper.watch(deadline_s)
+        return id
+
+    def answer_empty(self, query: Query) -> int:
+        """A query of no candidates needs no worker: scores [0, K] at once."""
+        query.ledger.start_s[query.row] = query.ledger.finish_s[query.row] = clock()
+        _answer(query, Status.OK)
+        return -1
+
+    def drop(self, ids: Sequence[int], status: Status, error: BaseException | None = None) -> None:
+        """Forgets what is left of these queries and answers them; the finished stay finished."""
+        with self._lock:
+            dropped = [self._queries.pop(id) for id in ids if self._rules.drop(id)]
+            self._notify_quiet()
+        for query in dropped:
+            _answer(query, status, error)
+
+    def drop_all(self, status: Status, error: BaseException | None = None) -> None:
+        self.drop(list(self._queries), status, error)
+
+    def expire(self, now: float) -> float:
+        """Answers the queries whose deadline has passed; when the next one is due."""
+        with self._lock:
+            expired = self._expire(now)
+            following = self._rules.next_deadline_s()
+        _answer_expired(expired)
+        return following
+
+    def wait_quiet(self, timeout_s: float | None = None) -> bool:
+        """Waits until no query is open and no request executes; False on time-out."""
+        with self._lock:
+            self._waiting_for_quiet += 1
+            try:
+                return self._quiet.wait_for(self._is_quiet, timeout_s)
+            finally:
+                self._waiting_for_quiet -= 1
+
+    def close(self, drain: bool) -> None:
+        """Takes no more; finishes what it has, or fails it with EngineClosed; ends the threads."""
+        with self._lock:
+            self._closing = True
+            idle, self._idle = self._idle, []
+        if not drain:
+            self.drop_all(Status.CANCELLED, EngineClosed("the engine was closed"))
+        for worker in idle:
+            self._gates[worker].release()
+        for thread in self._threads:
+            thread.join()
+        self._reaper.stop()
+
+    def _is_quiet(self) -> bool:
+        return not self._queries and (self._closing or len(self._idle) == len(self._threads))
+
+    def _notify_quiet(self) -> None:
+        if self._waiting_for_quiet and self._is_quiet():
+            self._quiet.notify_all()
+
+    def _work(self, worker: int, core: int | None) -> None:
+        """A worker's life: pull, execute, finish, until the engine closes with nothing left."""
+        pin_thread(core)
+        self.runtime.enter_thread()
+        gate = self._gates[worker]
+        while True:
+            slices = self._next(worker)
+            if slices is None:
+                return
+            for piece in slices:
+                self._execute(worker, piece)
+            if not slices:
+                gate.acquire()
+
+    def _next(self, worker: int) -> list[Slice] | None:
+        """What to execute; empty: sleep until woken; None: go home."""
+        expired: list[Query] = []
+        with self._lock:
+            now = clock()
+            if self._rules.has_deadlines:
+                expired = self._expire(now)
+            slices = self._rules.pull(worker, now)
+            if not slices:
+                if self._closing:
+                    return None
+                self._idle.append(worker)
+                self._notify_quiet()
+        _answer_expired(expired)
+        return slices
+
+    def _execute(self, worker: int, piece: Slice) -> None:
+        id, lo, hi = piece
+        query = self._queries.get(id)
+        if query is None:  # dropped between pull and here
+            return
+        ledger, row = query.ledger, query.row
+        if lo == 0:
+            if not query.future.set_running_or_notify_cancel():
+                self.drop([id], Status.CANCELLED)
+                return
+            ledger.start_s[row] = clock()
+        try:
+            self.runtime.execute(query.prepared, lo, hi)
+        except BaseException as error:  # whatever a model raises concerns its own query only
+            self.drop([id], Status.FAILED, error)
+            return
+        now = clock()
+        self.executed[worker] += 1
+        with self._lock:
+            finished = self._rules.finish(id, hi - lo)
+            if finished:
+                del self._queries[id]
+        if finished:
+            ledger.finish_s[row] = now
+            ledger.worker[row] = worker
+            _answer(query, Status.OK)
+
+    def _expire(self, now: float) -> list[Query]:
+        expired = [self._queries.pop(id) for id in self._rules.expire(now)]
+        if expired:
+            self._notify_quiet()
+        return expired
+
+
+class _Reaper:
+    """Expires deadlines on time while every worker is busy; a thread only once it is needed."""
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._wake = threading.Event()
+        self._due_s = math.inf
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, deadline_s: float) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+            self._thread.start()
+        if deadline_s < self._due_s:
+            self._wake.set()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._wake.clear()
+            self._due_s = self._group.expire(clock())
+            wait_s = min(self._due_s - clock(), 60.0)
+            if wait_s > 0:
+                self._wake.wait(wait_s)
+
+
+def _answer_expired(queries: Sequence[Query]) -> None:
+    for query in queries:
+        _answer(query, Status.EXPIRED, DeadlineExceeded("the deadline passed"))
+
+
+def _answer(query: Query, status: Status, error: BaseException | None = None) -> None:
+    """The one place where a future gets its answer."""
+    query.ledger.status[query.row] = status
+    future = query.future
+    if status is Status.OK:
+        future.set_result(query.scores)
+    elif error is not None:
+        if not future.running() and not future.set_running_or_notify_cancel():
+            return  # its owner cancelled it first
+        future.set_exception(error)
+    elif not future.cancelled():
+        future.cancel()
+        if future.running():  # it had begun: a running future cannot be cancelled, only failed
+            future.set_exception(EngineClosed("the query was cancelled"))

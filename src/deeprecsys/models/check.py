@@ -1,0 +1,108 @@
+"""Are these the inputs of this model? Names, types, shapes and every id, fast enough to ask of
+each query: 44 inputs of 270 candidates take about 30 µs, 8 inputs of 80 look-ups about 40 µs.
+
+An id beyond its table would read a neighbouring table's row instead of failing (see
+`layers.py`), so nothing reaches a model unchecked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprecsys.core import Inputs, InputSpec, UserError
+
+# Below this many ids an array's own maximum costs more (2 µs) than joining it to its siblings.
+_JOIN_BELOW = 2048
+
+
+class InputCheck:
+    """`check(inputs)` answers the number of candidates N, or raises UserError in one line."""
+
+    def __init__(self, model: str, specs: Sequence[InputSpec]) -> None:
+        self._model = model
+        self._specs = specs
+        self._names = {spec.name for spec in specs}
+        self._shapes = [(s.name, s.dtype, len(s.shape) + 1, s.shape, s) for s in specs]
+        by_shape: dict[tuple[int, ...], list[InputSpec]] = defaultdict(list)
+        for spec in specs:
+            if spec.rows is not None:
+                by_shape[spec.shape].append(spec)
+        self._alike = [
+            (group, [s.name for s in group], np.array([s.rows for s in group], np.uint32))
+            for group in by_shape.values()
+        ]
+
+    def __call__(self, inputs: Inputs) -> int:
+        if inputs.keys() != self._names:
+            raise UserError(self._wrong_names(inputs))
+        n = len(inputs[self._shapes[0][0]])
+        for name, dtype, ndim, shape, spec in self._shapes:
+            array = inputs[name]
+            got = array.shape
+            if got[0] != n or array.ndim != ndim or got[1:] != shape or array.dtype != dtype:
+                raise UserError(_wrong_shape(spec, array, n))
+        if n:
+            for group, names, rows in self._alike:
+                arrays = [inputs[name] for name in names]
+                if (_largest(arrays) >= rows).any():
+                    raise UserError(_wrong_id(group, arrays))
+        return n
+
+    def _wrong_names(self, inputs: Inputs) -> str:
+        if missing := sorted(self._names - inputs.keys()):
+            return f"{self._model} lacks input {', '.join(missing)}"
+        extra = ", ".join(sorted(inputs.keys() - self._names))
+        return f"{self._model} has no input {extra}"
+
+
+def _largest(arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint32]:
+    """The largest id of each array; a negative id is a huge unsigned one."""
+    if len(arrays) > 1 and arrays[0].size < _JOIN_BELOW:
+        joined: NDArray[np.uint32] = np.array(arrays).view(np.uint32)
+        return np.asarray(joined.reshape(len(arrays), -1).max(axis=1))
+    return np.array([array.view(np.uint32).max() for array in arrays])
+
+
+def _wrong_shape(spec: InputSpec, array: NDArray[Any], n: int) -> str:
+    return (
+        f"input {spec.name} must be {spec.datatype} {[n, *spec.shape]}, "
+        f"not {array.dtype} {list(array.shape)}"
+    )
+
+
+def _wrong_id(specs: Sequence[InputSpec], arrays: Sequence[NDArray[Any]]) -> str:
+    for spec, array in zip(specs, arrays, strict=True):
+        rows = spec.rows or 0
+        wrong = array[(array < 0) | (array >= rows)]
+        if wrong.size:
+            return f"input {spec.name} has id {wrong[0]}; its table's ids are 0 to {rows - 1}"
+    raise AssertionError("unreachable: the caller found one")
+
+
+class TouchedRows:
+    """Counts the distinct table rows that inputs look up."""
+
+    def __init__(self, specs: Any, scale: float) -> None:
+        self._features = specs.features
+        self._row_bytes = specs.width * 4
+        self._seen = {t.name: np.zeros(t.scaled_rows(scale), bool) for t in specs.tables}
+
+    def add(self, inputs: Inputs) -> None:
+        for feature in self._features:
+            ids = np.asarray(inputs[feature.name]).reshape(-1)
+            for table in feature.tables:
+                self._seen[table][ids] = True
+
+    @property
+    def bytes(self) -> int:
+        rows = sum(np.count_nonzero(seen) for seen in self._seen.values())
+        return int(rows * self._row_bytes)
+
+    @property
+    def every_row(self) -> bool:
+        return all(bool(rows.all()) for rows in self._seen.values())

@@ -1,0 +1,102 @@
+"""Deep interest evolution network (arXiv 1809.03672, figure 1); its auxiliary loss is training's.
+
+Knows its equations only; built by `model.py`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeprecsys.models.layers import Behaviours, Lookup, Tables, click_probability, mlp, uniform
+from deeprecsys.models.spec import DIENSpec
+
+
+class DIEN(nn.Module):
+    """P(click) = softmax(top([candidate, others, evolved interest]))."""
+
+    def __init__(self, spec: DIENSpec, tables: Tables, rng: np.random.Generator) -> None:
+        super().__init__()
+        names = [f.name for f in spec.features]
+        self.events = [names.index(name) for name in spec.behaviours]
+        self.singles = [names.index(name) for name in (*spec.candidate, *spec.others)]
+        self.event_width = spec.event_width
+        table_of = [f.tables[0] for f in spec.features]
+        self.behaviours = Behaviours(
+            tables,
+            [table_of[i] for i in self.events],
+            table_a_step=spec.table_a_step,
+            time_first=True,
+        )
+        self.embed = Lookup(tables, [table_of[i] for i in self.singles])
+        self.extract = Extraction(rng, spec.event_width, spec.hidden)
+        self.evolve = Evolution(rng, spec.event_width, spec.hidden)
+        self.top = mlp(rng, spec.hidden + spec.single_width, *spec.top, activation=nn.PReLU)
+
+    def forward(self, inputs: list[Tensor]) -> Tensor:
+        """Features in the specification's order -> [N, 1]."""
+        events = self.behaviours([inputs[i] for i in self.events])  # [T, N, event]
+        single = self.embed([inputs[i] for i in self.singles]).flatten(1)
+        interests = self.extract(events)  # [T, N, H]
+        final = self.evolve(interests, single[:, : self.event_width])
+        return click_probability(self.top(torch.cat([single, final], 1)))
+
+
+class Extraction(nn.Module):
+    """The interest extractor, a GRU: [T, N, width] -> [T, N, H].
+
+    torch's kernel, called directly: nn.GRU adds checks that a trace cannot take. Its update gate
+    is one minus the paper's, and it has a bias at the input and one at the state.
+    """
+
+    def __init__(self, rng: np.random.Generator, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        gates, bound = 3 * hidden, 1 / math.sqrt(hidden)  # reset, update, new
+        self.input = nn.Parameter(uniform(rng, gates, width, bound=bound))
+        self.state = nn.Parameter(uniform(rng, gates, hidden, bound=bound))
+        self.input_bias = nn.Parameter(uniform(rng, gates, bound=bound))
+        self.state_bias = nn.Parameter(uniform(rng, gates, bound=bound))
+
+    def forward(self, events: Tensor) -> Tensor:
+        weights = (self.input, self.state, self.input_bias, self.state_bias)
+        start = events.new_zeros(1, events.size(1), self.hidden)
+        # biases, one layer, no dropout, not training, one direction, time first
+        interests, _ = torch.gru(events, start, weights, True, 1, 0.0, False, False, False)
+        return interests
+
+
+class Evolution(nn.Module):
+    """Attention over the interests and the AUGRU: h [T, N, H], candidate e [N, E] -> [N, H].
+
+    a_t = softmax_t(h_t W e); r, u = sigmoid(.); n = tanh(W_n h_t + r * (U_n s) + b_n);
+    u' = a_t u; s = (1 - u') s + u' n. Five products and sums a step: the fixed cost of a small
+    request is T times this loop.
+    """
+
+    def __init__(self, rng: np.random.Generator, width: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.attention = nn.Parameter(uniform(rng, width, hidden, bound=math.sqrt(3 / width)))
+        bound = 1 / math.sqrt(hidden)
+        self.input = nn.Parameter(uniform(rng, hidden, 3 * hidden, bound=bound))  # r, u, n
+        self.bias = nn.Parameter(uniform(rng, 3 * hidden, bound=bound))
+        self.state_gates = nn.Parameter(uniform(rng, hidden, 2 * hidden, bound=bound))  # r, u
+        self.state_new = nn.Parameter(uniform(rng, hidden, hidden, bound=bound))  # n
+
+    def forward(self, interests: Tensor, candidate: Tensor) -> Tensor:
+        relevance = (interests * (candidate @ self.attention)).sum(2, keepdim=True)  # [T, N, 1]
+        attention = torch.softmax(relevance, 0).unbind(0)
+        projected = torch.addmm(self.bias, interests.flatten(0, 1), self.input)
+        projected = projected.view(*interests.shape[:2], 3 * self.hidden)
+        gates = projected[..., : 2 * self.hidden].unbind(0)
+        new = projected[..., 2 * self.hidden :].unbind(0)
+        state = torch.zeros_like(interests[0])
+        for a, gate, candidate_state in zip(attention, gates, new, strict=True):
+            r, u = torch.sigmoid(torch.addmm(gate, state, self.state_gates)).chunk(2, 1)
+            n = torch.tanh(torch.addcmul(candidate_state, r, state @ self.state_new))
+            state = torch.lerp(state, n, a * u)
+        return state

@@ -1,0 +1,168 @@
+"""The blocks that the architectures share: look-ups, perceptrons, weights from a generator.
+
+Knows nothing of whole models. The architecture files build from it.
+
+Look-ups of a model read one array that holds all its tables (`tables.py`): ids of each feature
+are shifted to their table's first row. One gather over 27 tables takes 10 µs where 27 gathers
+take 94 µs, and one pooled look-up over 8 tables 16 µs where 8 take 68 µs (batch of 1): most of a
+small request's fixed cost. An id beyond its table would read a neighbour's row, not fail:
+`Model.check` is there for inputs from outside.
+
+Symbols: N candidates, D dense width, L look-ups, E embedding width, T behaviours, K tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeprecsys.models.spec import INT32_MAX, ModelSpec
+
+
+class Tables:
+    """All tables of a model: `weight` [rows of all, E], and where each begins."""
+
+    def __init__(self, spec: ModelSpec, scale: float, weight: Tensor) -> None:
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        rows = [table.scaled_rows(scale) for table in spec.tables]
+        self.start = dict(
+            zip((t.name for t in spec.tables), np.cumsum([0, *rows])[:-1].tolist(), strict=True)
+        )
+
+    def starts(self, names: Sequence[str]) -> Tensor:
+        """First rows [len(names)], in the ids' type unless the rows of all outgrow it."""
+        small = self.weight.shape[0] <= INT32_MAX
+        dtype = torch.int32 if small else torch.int64
+        return torch.tensor([self.start[name] for name in names], dtype=dtype)
+
+
+class Lookup(nn.Module):
+    """One row of each of A tables: ids A x [N, 1] -> [N, A, E]."""
+
+    starts: Tensor
+
+    def __init__(self, tables: Tables, names: Sequence[str]) -> None:
+        super().__init__()
+        self.weight = tables.weight
+        self.register_buffer("starts", tables.starts(names))
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        return F.embedding(torch.cat(ids, 1) + self.starts, self.weight)
+
+
+class SumPooled(nn.Module):
+    """The sum of L rows of each of A tables: ids A x [N, L] -> [N, A, E]."""
+
+    starts: Tensor
+
+    def __init__(self, tables: Tables, names: Sequence[str], lookups: int) -> None:
+        super().__init__()
+        self.weight, self.lookups, self.count = tables.weight, lookups, len(names)
+        self.register_buffer("starts", tables.starts(names).repeat_interleave(lookups))
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        rows = (torch.cat(ids, 1) + self.starts).view(-1, self.lookups)
+        return F.embedding_bag(rows, self.weight, mode="sum").view(
+            -1, self.count, self.weight.shape[1]
+        )
+
+
+class Behaviours(nn.Module):
+    """A sequence of events: ids A x [N, T] -> [N, T, A * E].
+
+    table_a_step: ids T x [N, 1] -> [N, T, E] instead, each step from a table of its own.
+    time_first: [T, N, ...] instead, as the recurrent layers read it.
+    """
+
+    starts: Tensor
+
+    def __init__(
+        self, tables: Tables, names: Sequence[str], *, table_a_step: bool, time_first: bool = False
+    ) -> None:
+        super().__init__()
+        self.weight, self.time_first = tables.weight, time_first
+        self.width = self.weight.shape[1] * (1 if table_a_step else len(names))
+        self.table_a_step = table_a_step
+        starts = tables.starts(names)
+        self.register_buffer("starts", starts.unsqueeze(1) if table_a_step else starts)
+
+    def forward(self, ids: list[Tensor]) -> Tensor:
+        rows = torch.cat(ids, 1).unsqueeze(2) if self.table_a_step else torch.stack(ids, 2)
+        rows = rows + self.starts  # [N, T, A]
+        if self.time_first:
+            rows = rows.transpose(0, 1)
+        # A bag of one row is a copy; embedding_bag prefetches where embedding does not: 20
+        # against 34 ns a row out of 1 GB, for 20 µs more a call.
+        flat = F.embedding_bag(rows.reshape(-1, 1), self.weight, mode="sum")
+        return flat.view(rows.size(0), rows.size(1), self.width)
+
+
+def uniform(rng: np.random.Generator, *shape: int, bound: float) -> Tensor:
+    return torch.from_numpy(rng.uniform(-bound, bound, shape).astype(np.float32))
+
+
+def linear(rng: np.random.Generator, fan_in: int, fan_out: int, gain: float = 1.0) -> nn.Linear:
+    """A layer whose outputs have `gain` times the root mean square of its inputs."""
+    layer = nn.Linear(fan_in, fan_out, device="meta")  # no memory: both tensors come next
+    layer.weight = nn.Parameter(uniform(rng, fan_out, fan_in, bound=gain * math.sqrt(3 / fan_in)))
+    layer.bias = nn.Parameter(uniform(rng, fan_out, bound=gain / math.sqrt(fan_in)))
+    return layer
+
+
+HE = math.sqrt(2)  # keeps the mean square through a ReLU
+
+
+def mlp(
+    rng: np.random.Generator,
+    *widths: int,
+    activation: Callable[[], nn.Module] = lambda: nn.ReLU(inplace=True),
+    last: bool = False,
+    input_rms: float = 1.0,
+) -> nn.Sequential:
+    """[N, widths[0]] -> [N, widths[-1]]; `last` says whether the output is activated too.
+
+    input_rms: expected size of the inputs, divided out so that scores do not saturate.
+    """
+    layers: list[nn.Module] = []
+    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
+        active = last or i < len(widths) - 2
+        gain = (HE if active else 1.0) / (input_rms if i == 0 else 1.0)
+        layers.append(linear(rng, fan_in, fan_out, gain))
+        if active:
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+class Towers(nn.Module):
+    """K perceptrons of equal widths side by side: [N, widths[0]] -> [N, K], a score each.
+
+    All read the same input, so their first layers are one matrix; the others are batched products.
+    """
+
+    def __init__(self, rng: np.random.Generator, count: int, *widths: int) -> None:
+        super().__init__()
+        self.count = count
+        self.first = linear(rng, widths[0], count * widths[1], HE)
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for fan_in, fan_out in pairwise(widths[1:]):
+            gain = 1.0 if fan_out == widths[-1] else HE
+            bound = gain * math.sqrt(3 / fan_in)
+            self.weights.append(uniform(rng, count, fan_in, fan_out, bound=bound))
+            self.biases.append(uniform(rng, count, 1, fan_out, bound=1 / math.sqrt(fan_in)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).unflatten(1, (self.count, -1)).transpose(0, 1)  # [K, N, width]
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            x = torch.baddbmm(bias, torch.relu_(x), weight)
+        return x.squeeze(2).t()
+
+
+def click_probability(logits: Tensor) -> Tensor:
+    """Softmax over (no click, click) [N, 2] -> P(click) [N, 1]."""
+    return torch.softmax(logits, 1)[:, 1:]

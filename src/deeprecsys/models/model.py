@@ -1,0 +1,220 @@
+"""A loaded model, and how to load one.
+
+Knows no queries, no policies and no runtimes: it holds the tensors, says what inputs look like,
+and answers what the right scores are. torch is imported when a model is loaded, not before.
+Runtimes, the engine and the command line call it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprecsys.core import SLA, Inputs, InputSpec, UserError, Work
+from deeprecsys.models.check import InputCheck
+from deeprecsys.models.memory import available_bytes
+from deeprecsys.models.spec import (
+    DIENSpec,
+    DINSpec,
+    DLRMSpec,
+    ModelSpec,
+    NCFSpec,
+    WideAndDeepSpec,
+)
+from deeprecsys.models.zoo import PAPER, get_spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from deeprecsys.models.layers import Tables
+
+# For activations, the runtimes' buffers and the interpreter, beside tables and weights.
+HEADROOM_BYTES = 500_000_000
+# Items the reference scores at a time: bounds its memory (DIN needs about 0.2 MB an item).
+REFERENCE_CHUNK = 256
+
+# (generator, rows, shape) -> ids: how popular rows are.
+IndexLaw = Callable[[np.random.Generator, int, tuple[int, ...]], NDArray[Any]]
+
+
+def load_model(
+    name: str,
+    *,
+    scale: float = 1.0,
+    seed: int = 0,
+    variant: str = PAPER,
+    check_memory: bool = True,
+) -> Model:
+    """Builds a published model with weights from `seed`.
+
+    scale: rows of every table become max(1, round(rows * scale)).
+    Raises UserError, before anything is allocated, for an unknown name or variant, a scale or
+    seed out of range, torch missing, or (with `check_memory`) too little free memory.
+    """
+    spec = get_spec(name, variant)
+    spec.check_scale(scale)
+    if not isinstance(seed, int) or seed < 0:
+        raise UserError(f"seed must be a whole number of at least 0, not {seed!r}")
+    if check_memory:
+        _check_memory(spec, scale)
+    try:
+        return Model(spec, scale, seed, _build(spec, scale, seed))
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise UserError("models need torch: pip install 'deeprecsys[torch]'") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model with its weights. `module` maps the inputs, in the order of `inputs`, to scores."""
+
+    spec: ModelSpec
+    scale: float
+    seed: int
+    module: nn.Module
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def variant(self) -> str:
+        return self.spec.variant
+
+    @cached_property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return self.spec.inputs(self.scale)
+
+    @property
+    def tasks(self) -> int:
+        """K."""
+        return self.spec.tasks
+
+    @property
+    def target(self) -> SLA:
+        """The published target."""
+        return self.spec.target
+
+    @property
+    def table_bytes(self) -> int:
+        return self.spec.table_bytes(self.scale)
+
+    @property
+    def parameters(self) -> int:
+        return self.spec.parameters(self.scale)
+
+    @cached_property
+    def work(self) -> Work:
+        """What one candidate asks for."""
+        return self.spec.work()
+
+    def example(
+        self, n: int, rng: np.random.Generator, index_law: IndexLaw | None = None
+    ) -> dict[str, NDArray[Any]]:
+        """Random inputs of n candidates: dense standard normal, ids uniform or by `index_law`."""
+        law = index_law or _uniform_ids
+        return {spec.name: _example(spec, n, rng, law) for spec in self.inputs}
+
+    def check(self, inputs: Inputs) -> int:
+        """The number of candidates N; UserError if names, types, shapes or ids are wrong.
+
+        An id beyond its table would silently read another table's row (see `layers.py`), so
+        inputs from outside must pass here first.
+        """
+        return self._check(inputs)
+
+    @cached_property
+    def _check(self) -> InputCheck:
+        return InputCheck(self.name, self.inputs)
+
+    def reference(self, inputs: Inputs) -> NDArray[np.float32]:
+        """Scores float32 [N, K] by the plain eager module: what every runtime must match."""
+        import torch
+
+        n = self.check(inputs)
+        scores = np.empty((n, self.tasks), dtype=np.float32)
+        arrays = [inputs[spec.name] for spec in self.inputs]
+        with torch.inference_mode():
+            for lo in range(0, n, REFERENCE_CHUNK):
+                rows = slice(lo, lo + REFERENCE_CHUNK)
+                # torch warns of memory it may not write; a read-only slice is copied.
+                tensors = [torch.from_numpy(np.require(a[rows], None, ["C", "W"])) for a in arrays]
+                scores[rows] = self.module(tensors).numpy()
+        return scores
+
+
+def _uniform_ids(rng: np.random.Generator, rows: int, shape: tuple[int, ...]) -> NDArray[Any]:
+    return rng.integers(0, rows, shape, dtype=np.int32)
+
+
+def _example(spec: InputSpec, n: int, rng: np.random.Generator, law: IndexLaw) -> NDArray[Any]:
+    shape = (n, *spec.shape)
+    if spec.rows is None:
+        return rng.standard_normal(shape, dtype=np.float32)
+    return np.ascontiguousarray(law(rng, spec.rows, shape), dtype=np.int32)
+
+
+def _check_memory(spec: ModelSpec, scale: float) -> None:
+    """UserError saying the need, what is free, and the largest scale that would fit."""
+    need, free = spec.memory_bytes(scale) + HEADROOM_BYTES, available_bytes()
+    if need <= free:
+        return
+    room = free - HEADROOM_BYTES - spec.weights() * 4
+    fits = _floor_to_2_digits(room / spec.table_bytes())
+    advice = f"the largest scale that fits is {fits:g}" if fits > 0 else "no scale fits"
+    raise UserError(
+        f"{spec.name} at scale {scale:g} needs {need / 1e9:.1f} GB of memory and "
+        f"{free / 1e9:.1f} GB are free; {advice}"
+    )
+
+
+def _floor_to_2_digits(value: float) -> float:
+    if value <= 0:
+        return 0.0
+    digits = 1 - math.floor(math.log10(value))
+    return float(round(math.floor(value * 10.0**digits) * 10.0**-digits, max(digits, 0)))
+
+
+def _build(spec: ModelSpec, scale: float, seed: int) -> nn.Module:
+    from deeprecsys.models.layers import Tables
+    from deeprecsys.models.tables import new_tables
+
+    rows = [table.scaled_rows(scale) for table in spec.tables]
+    # Summed over the pooled rows, a uniform of this bound has unit variance.
+    bound = math.sqrt(3 / spec.pooled)
+    tables = Tables(spec, scale, new_tables(rows, spec.width, bound, seed))
+    # The tables' generators are keyed by three numbers, this one by one: they never coincide.
+    module = _architecture(spec, tables, np.random.default_rng(np.random.SeedSequence((seed,))))
+    return module.eval().requires_grad_(False)
+
+
+def _architecture(spec: ModelSpec, tables: Tables, rng: np.random.Generator) -> nn.Module:
+    match spec:
+        case NCFSpec():
+            from deeprecsys.models.ncf import NCF
+
+            return NCF(spec, tables, rng)
+        case WideAndDeepSpec():
+            from deeprecsys.models.wide_and_deep import WideAndDeep
+
+            return WideAndDeep(spec, tables, rng)
+        case DLRMSpec():
+            from deeprecsys.models.dlrm import DLRM
+
+            return DLRM(spec, tables, rng)
+        case DINSpec():
+            from deeprecsys.models.din import DIN
+
+            return DIN(spec, tables, rng)
+        case DIENSpec():
+            from deeprecsys.models.dien import DIEN
+
+            return DIEN(spec, tables, rng)
+    raise TypeError(f"no architecture for {type(spec).__name__}")

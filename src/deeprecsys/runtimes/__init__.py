@@ -1,0 +1,71 @@
+"""How a model is executed on a device: one small interface, one file a runtime.
+
+A runtime knows tensors and devices, not queries, queues or time. The engine prepares each
+query's inputs once, in the thread that submits, and executes slices of it from its workers;
+scores are written in place. Add a runtime: one file, one line in `RUNTIMES`, one fixture line
+in the conformance tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprecsys.core import Inputs, InputSpec, UserError
+
+Scores = NDArray[np.float32]
+
+
+class Servable(Protocol):
+    """What engine and runtimes need of a model; `models.Model` is one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]: ...
+    @property
+    def tasks(self) -> int: ...
+    def check(self, inputs: Inputs) -> int: ...
+
+
+class Runtime(Protocol):
+    """Executes one model. `execute` is called from several threads at a time."""
+
+    name: str
+
+    def enter_thread(self) -> None:
+        """Once in each worker thread, before its first request."""
+        ...
+
+    def prepare(self, inputs: Inputs, scores: Scores) -> Any:
+        """Once a query, before its slices: `scores` is float32 [N, K], to be filled."""
+        ...
+
+    def execute(self, prepared: Any, lo: int, hi: int) -> None:
+        """Computes candidates lo .. hi - 1 into their rows of `scores`."""
+        ...
+
+
+def _eager(model: Any) -> Runtime:
+    from deeprecsys.runtimes.eager import Eager
+
+    return Eager(model)
+
+
+def _torchscript(model: Any) -> Runtime:
+    from deeprecsys.runtimes.torchscript import TorchScript
+
+    return TorchScript(model)
+
+
+RUNTIMES: dict[str, Callable[[Any], Runtime]] = {"torchscript": _torchscript, "eager": _eager}
+
+
+def make_runtime(name: str, model: Any) -> Runtime:
+    """By name; UserError naming the known ones."""
+    if name not in RUNTIMES:
+        raise UserError(f"unknown runtime {name!r}; known: auto, {', '.join(sorted(RUNTIMES))}")
+    return RUNTIMES[name](model)
