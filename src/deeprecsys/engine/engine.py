@@ -22,7 +22,7 @@ from deeprecsys.engine.driver import drive, watching
 from deeprecsys.engine.group import EngineClosed, Group, Ledger, Query, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.pool import InputPool, draw_pool
-from deeprecsys.engine.process import engine_settings
+from deeprecsys.engine.process import engine_settings, generator_priority
 from deeprecsys.runtimes import Runtime, Scores
 
 # Items that may wait: far beyond what any target lets through, far below what memory holds.
@@ -134,7 +134,8 @@ class Engine:
         began_s = clock() + _LEAD_S
         with watching(look) as stop:
             try:
-                drive(schedule.arrival_s, began_s, submit, stop.is_set)
+                with generator_priority():
+                    drive(schedule.arrival_s, began_s, submit, stop.is_set)
                 while not stop.is_set() and not group.wait_quiet(0.05):
                     pass
             finally:

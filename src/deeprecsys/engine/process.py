@@ -53,3 +53,24 @@ def pin_thread(core: int | None) -> None:
     if core is not None and hasattr(os, "sched_setaffinity"):
         with suppress(OSError):  # a core taken away since we looked: run unpinned
             os.sched_setaffinity(0, {core})
+
+
+@contextmanager
+def generator_priority() -> Iterator[bool]:
+    """Lets the calling thread run before the workers, where the system permits it.
+
+    The generator sleeps nearly always, and shares its core with a worker that never does: at
+    1,000 queries/s on two busy cores its lateness had a p99 of 1.6 ms with the ordinary
+    scheduler, 1.3 ms at nice -15, and 0.15 ms with the round-robin real-time class. That needs
+    root or CAP_SYS_NICE; answers False without, and lateness is measured either way.
+    """
+    try:
+        before = os.sched_getscheduler(0), os.sched_getparam(0)
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    except (OSError, AttributeError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        os.sched_setscheduler(0, *before)

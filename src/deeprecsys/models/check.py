@@ -27,7 +27,11 @@ class InputCheck:
         self._model = model
         self._specs = specs
         self._names = {spec.name for spec in specs}
-        self._shapes = [(s.name, s.dtype, len(s.shape) + 1, s.shape, s) for s in specs]
+        self._first = specs[0].name
+        kinds: dict[tuple[Any, tuple[int, ...]], list[InputSpec]] = defaultdict(list)
+        for spec in specs:
+            kinds[spec.dtype, spec.shape].append(spec)
+        self._kinds = list(kinds.items())
         by_shape: dict[tuple[int, ...], list[InputSpec]] = defaultdict(list)
         for spec in specs:
             if spec.rows is not None:
@@ -40,12 +44,13 @@ class InputCheck:
     def __call__(self, inputs: Inputs) -> int:
         if inputs.keys() != self._names:
             raise UserError(self._wrong_names(inputs))
-        n = len(inputs[self._shapes[0][0]])
-        for name, dtype, ndim, shape, spec in self._shapes:
-            array = inputs[name]
-            got = array.shape
-            if got[0] != n or array.ndim != ndim or got[1:] != shape or array.dtype != dtype:
-                raise UserError(_wrong_shape(spec, array, n))
+        n = len(inputs[self._first])
+        for (dtype, shape), group in self._kinds:
+            expected = (n, *shape)
+            for spec in group:
+                array = inputs[spec.name]
+                if array.shape != expected or (array.dtype is not dtype and array.dtype != dtype):
+                    raise UserError(_wrong_shape(spec, array, n))
         if n:
             for group, names, rows in self._alike:
                 arrays = [inputs[name] for name in names]

@@ -93,6 +93,11 @@ class Model:
         return self.spec.inputs(self.scale)
 
     @property
+    def joined(self) -> tuple[str, ...]:
+        """See `ModelSpec.joined`."""
+        return self.spec.joined
+
+    @property
     def tasks(self) -> int:
         """K."""
         return self.spec.tasks

@@ -89,6 +89,11 @@ class ModelSpec:
             for f in self.features
         )
 
+    @property
+    def joined(self) -> tuple[str, ...]:
+        """Inputs of one id each, last in the order, that the module also takes as one [N, A]."""
+        return ()
+
     def rows_of(self, feature: Feature, scale: float) -> int:
         """Valid ids of this feature are 0 .. rows - 1."""
         return self.table(feature.tables[0]).scaled_rows(scale)
@@ -208,6 +213,10 @@ class WideAndDeepSpec(ModelSpec):
     tower: tuple[int, ...]
     towers: int = 1
     wide: bool = False
+
+    @property
+    def joined(self) -> tuple[str, ...]:
+        return tuple(f.name for f in self.features)
 
     @property
     def tasks(self) -> int:

@@ -26,7 +26,7 @@ class WideAndDeep(nn.Module):
         self.towers = Towers(rng, spec.towers, *widths) if spec.towers > 1 else mlp(rng, *widths)
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
-        """[dense [N, D], then a [N, 1] each table] -> [N, K]."""
+        """[dense [N, D], then a [N, 1] each table, or one [N, A] for all] -> [N, K]."""
         dense = inputs[0]
         x = torch.cat([dense, self.embed(inputs[1:]).flatten(1)], 1)
         logits = self.towers(self.shared(x))

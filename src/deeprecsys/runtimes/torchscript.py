@@ -36,7 +36,7 @@ class TorchScript(Eager):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._run = compile_request(model)
+        self._run = self._compile(model)
 
     def execute(self, prepared: Prepared, lo: int, hi: int) -> None:
         tensors, scores = prepared
@@ -47,15 +47,13 @@ class TorchScript(Eager):
         # The thread's own switch: without it every operator checks for gradients.
         torch.autograd.grad_mode.set_grad_enabled(False)
 
-
-def compile_request(model: Any) -> Any:
-    """Traced on 7 candidates (a size no model has), scripted around the trace, frozen."""
-    inputs = model.example(7, np.random.default_rng(0))
-    tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # the deprecation that the module's docstring answers
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            model.module, (tensors,), check_trace=False
-        )
-        scripted = torch.jit.script(_Request(traced).eval())
-        return torch.jit.freeze(scripted)
+    def _compile(self, model: Any) -> Any:
+        """Traced on 7 candidates (a size no model has), scripted around the trace, frozen."""
+        inputs = model.example(7, np.random.default_rng(0))
+        tensors, _ = self.prepare(inputs, np.empty((7, model.tasks), np.float32))
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # the deprecation that the docstring answers
+            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
+                model.module, (tensors,), check_trace=False
+            )
+            return torch.jit.freeze(torch.jit.script(_Request(traced).eval()))
