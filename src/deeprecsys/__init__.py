@@ -1,1 +1,56 @@
-"""deeprecsys."""
+"""deeprecsys: the most recommendation queries per second within a tail-latency target.
+
+The names below are loaded when first used: `import deeprecsys` needs neither torch nor plotly.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deeprecsys.core import SLA as SLA
+    from deeprecsys.core import InputSpec as InputSpec
+    from deeprecsys.core import Policy as Policy
+    from deeprecsys.core import Records as Records
+    from deeprecsys.core import Schedule as Schedule
+    from deeprecsys.core import Status as Status
+    from deeprecsys.core import UserError as UserError
+    from deeprecsys.dispatch import QueueFull as QueueFull
+    from deeprecsys.engine import DeadlineExceeded as DeadlineExceeded
+    from deeprecsys.engine import Engine as Engine
+    from deeprecsys.engine import EngineClosed as EngineClosed
+    from deeprecsys.metrics import summarize as summarize
+    from deeprecsys.models import load_model as load_model
+    from deeprecsys.report import write_report as write_report
+    from deeprecsys.service_time import ServiceTime as ServiceTime
+    from deeprecsys.tuning import find_capacity as find_capacity
+    from deeprecsys.tuning import tune as tune
+    from deeprecsys.workload import Workload as Workload
+
+_HOMES = {
+    "core": ("SLA", "InputSpec", "Policy", "Records", "Schedule", "Status", "UserError"),
+    "dispatch": ("QueueFull",),
+    "engine": ("DeadlineExceeded", "Engine", "EngineClosed"),
+    "metrics": ("summarize",),
+    "models": ("load_model",),
+    "report": ("write_report",),
+    "service_time": ("ServiceTime",),
+    "tuning": ("find_capacity", "tune"),
+    "workload": ("Workload",),
+}
+_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'deeprecsys' has no attribute {name!r}")
+    value = getattr(import_module(f"deeprecsys.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

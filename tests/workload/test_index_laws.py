@@ -49,9 +49,10 @@ def test_a_larger_table_than_int32_can_name_gets_int64(law):
     assert law(np.random.default_rng(0), 2**31 + 10, 10).dtype == np.int64
 
 
-def test_a_table_without_rows_is_refused(law):
-    with pytest.raises(UserError, match="at least 1 row"):
-        law(np.random.default_rng(0), 0, 10)
+@pytest.mark.parametrize("rows", [0, -1, 10**10])
+def test_a_table_without_rows_or_beyond_exact_scattering_is_refused(law, rows):
+    with pytest.raises(UserError, match="at least 1 row and at most 3e"):
+        law(np.random.default_rng(0), rows, 10)
 
 
 def test_every_row_of_a_small_table_is_reached():

@@ -28,6 +28,9 @@ RowIds = NDArray[np.int32] | NDArray[np.int64]
 # in one piece, every step would stream through memory.
 _PIECE = 1 << 15
 
+# Above about 3.8e9 rows, the product of a rank and a stride leaves int64.
+MAX_ROWS = 3_000_000_000
+
 # Closer than this to s = 1 the power law loses its digits to cancellation, and its limit differs
 # from it by less than one rank in a thousand.
 _NEAR_ONE = 1e-6
@@ -128,7 +131,7 @@ def scatter(rank: NDArray[np.int64], rows: int) -> NDArray[np.int64]:
 
     Multiples of a stride near the golden section of `rows`: any run of consecutive ranks lands
     nearly evenly, so that hot rows share neither a line nor a page while pages are left over.
-    Rank 0 is not row 0. Exact for rows up to 3e9, where the product leaves int64.
+    Rank 0 is not row 0. Exact up to `MAX_ROWS`.
     """
     return (rank + 1) * _stride(rows) % rows
 
@@ -155,10 +158,11 @@ def parse_indices(spec: str) -> IndexLaw:
 def _stride(rows: int) -> int:
     """A stride coprime to `rows` whose multiples keep their distance from one another.
 
-    The golden section itself would be best, but it is no whole number, and its nearest neighbour
-    may fail: multiples 0 and 8,826 of one stride for 10 million rows are next to each other. How
-    evenly multiples fall is told by the partial quotients of rows / stride: the smaller, the
-    better. So the best of the first few candidates is taken.
+    The golden section itself would be best, but it is no whole number, and the next coprime one
+    may fail: of 10 million rows, the multiples of 6,180,341 return to the row beside the first
+    after 8,739 steps. How evenly multiples fall is told by the partial quotients of
+    rows / stride: the smaller their largest, the better. So the best of a few candidates is taken;
+    64 neighbours always hold a coprime one, as no number below 2^32 has enough prime factors.
     """
     first = max(1, round(rows * _GOLDEN))
     candidates = range(first, max(first + 1, min(first + 64, rows)))
@@ -176,6 +180,6 @@ def _partial_quotients(a: int, b: int) -> list[int]:
 
 
 def _dtype(rows: int) -> type[Any]:
-    if rows < 1:
-        raise UserError(f"a table needs at least 1 row, not {rows}")
+    if not 1 <= rows <= MAX_ROWS:
+        raise UserError(f"a table needs at least 1 row and at most {MAX_ROWS:.0e}, not {rows}")
     return np.int32 if rows <= 2**31 else np.int64

@@ -73,7 +73,7 @@ class Workload:
         if queries is None and duration_s is None and not self._trace:
             raise UserError("how long? give duration_s, or queries, or both")
         arrival_s = self._arrivals(rate, until_s, limit)
-        return Schedule(arrival_s, self._sizes_of(len(arrival_s)))
+        return Schedule(arrival_s, self._sizes_of(len(arrival_s)), self.indices)
 
     def sample_sizes(self, n: int) -> IntArray:
         """[n] int64 sizes: those of a schedule of n queries (of a trace: drawn from its sizes)."""

@@ -1,0 +1,20 @@
+"""Capacity search and policy searches: they are handed systems, and know none."""
+
+from deeprecsys.tuning.capacity import COARSE, FINE, Capacity, Effort, Interrupted, find_capacity
+from deeprecsys.tuning.searches import SEARCHES
+from deeprecsys.tuning.study import Comparison, Observer, Study, Trial, tune
+
+__all__ = [
+    "COARSE",
+    "FINE",
+    "SEARCHES",
+    "Capacity",
+    "Comparison",
+    "Effort",
+    "Interrupted",
+    "Observer",
+    "Study",
+    "Trial",
+    "find_capacity",
+    "tune",
+]

@@ -1,0 +1,120 @@
+"""Ratios of capacities measured turn by turn, so that a drifting machine does not decide.
+
+In each round every policy runs once, on the same seed, at its current estimate of its own
+capacity; the estimate then moves by what the run's percentile says: a stochastic approximation
+(Robbins and Monro, 1951) of log rate. A run at rate r with percentile p against a target T
+estimates the capacity as r * (T / p) ** (1 / elasticity), the elasticity of the percentile in
+the rate being fitted to the policy's earlier runs. Rounds are replications: the ratio's interval
+is Student's over the rounds.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from deeprecsys.core import Policy
+from deeprecsys.metrics import ratio_interval
+from deeprecsys.tuning.capacity import Probe, Run
+
+LEAST_ROUNDS, MOST_ROUNDS = 4, 10
+# Enough when every ratio is known to this, up or down.
+PRECISION = 0.03
+# One run moves an estimate by no more than this: beyond it the power law does not hold.
+_LARGEST_STEP = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Capacity of one policy over another's, with a 95 % interval over `rounds` rounds."""
+
+    ratio: float
+    interval: tuple[float, float]
+    rounds: int
+
+    @property
+    def significant(self) -> bool:
+        return not self.interval[0] <= 1.0 <= self.interval[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ratio": self.ratio,
+            "interval": list(self.interval),
+            "significant": self.significant,
+            "rounds": self.rounds,
+        }
+
+
+@dataclass(slots=True)
+class Contestant:
+    """A policy, where its capacity is thought to be, and what its rounds said."""
+
+    policy: Policy
+    rate_qps: float
+    elasticity: float
+    log_rates: list[float] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+    def take(self, run: Run, target_s: float) -> None:
+        percentile_s = run.summary.percentile_s
+        over = math.log(target_s / percentile_s) if math.isfinite(percentile_s) else -math.inf
+        step = min(max(over / self.elasticity, -_LARGEST_STEP), _LARGEST_STEP)
+        self.runs.append(run)
+        self.log_rates.append(math.log(run.rate_qps) + step)
+        self.rate_qps = math.exp(sum(self.log_rates) / len(self.log_rates))
+
+
+def interleave(
+    probe: Probe,
+    contestants: Sequence[Contestant],
+    duration_s: Callable[[float], float],
+    *,
+    until: float = math.inf,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[Ratio | None]:
+    """Rounds until the ratios of the first contestant over each other one are known.
+
+    None where time allowed fewer than two rounds.
+    """
+    for turn in range(MOST_ROUNDS):
+        for contestant in contestants[:: 1 if turn % 2 else -1]:
+            if clock() > until:
+                break
+            rate = contestant.rate_qps
+            run = probe(contestant.policy, rate, duration_s(rate), turn=100 + turn, whole=True)
+            contestant.take(run, probe.sla.latency_s)
+        ratios = [_ratio(contestants[0], other) for other in contestants[1:]]
+        if clock() > until or (turn + 1 >= LEAST_ROUNDS and all(map(_precise, ratios))):
+            break
+    return ratios
+
+
+def elasticity(runs: Sequence[Run], rate_qps: float) -> float:
+    """d log percentile / d log rate around a rate, from earlier runs; 8 where they cannot say."""
+    near = [
+        (math.log(r.rate_qps), math.log(r.summary.percentile_s))
+        for r in runs
+        if 0.85 < r.rate_qps / rate_qps < 1.15 and math.isfinite(r.summary.percentile_s)
+    ]
+    x, y = np.array(near).T if near else (np.zeros(0), np.zeros(0))
+    if len(x) < 3 or np.ptp(x) < 0.02:
+        return 8.0
+    return float(np.clip(np.polyfit(x, y, 1)[0], 3.0, 30.0))
+
+
+def _ratio(one: Contestant, other: Contestant) -> Ratio | None:
+    rounds = min(len(one.log_rates), len(other.log_rates))
+    if rounds < 2:
+        return None
+    logs = np.array(one.log_rates[:rounds]) - np.array(other.log_rates[:rounds])
+    ratio, lo, hi = ratio_interval(logs)
+    return Ratio(ratio, (lo, hi), rounds)
+
+
+def _precise(ratio: Ratio | None) -> bool:
+    return ratio is not None and ratio.interval[1] / ratio.interval[0] <= (1 + PRECISION) ** 2

@@ -1,0 +1,94 @@
+"""Searches over policies: each knows a function that measures one, and nothing of systems.
+
+`measure(policy)` answers a `Capacity` after a first, quick look. A search answers the policies
+worth a careful second look, in any order. Add one: a function here and a line in `SEARCHES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deeprecsys.core import Policy
+from deeprecsys.tuning.capacity import Capacity
+
+# The paper's static setting spreads the largest query evenly: ceil(1000 / cores), which it
+# prints as 25 for its 40-core Skylake (recalled, not checked against the PDF).
+LARGEST_QUERY = 1000
+LITERAL_25 = 25
+
+Measure = Callable[[Policy], Capacity]
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a search may choose from."""
+
+    workers: int
+    largest: int
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """1, 2, 4 .. to the first that leaves the largest query whole."""
+        sizes = [1]
+        while sizes[-1] < self.largest:
+            sizes.append(2 * sizes[-1])
+        return sizes
+
+    @property
+    def static(self) -> Policy:
+        return Policy(batch_size=-(-LARGEST_QUERY // self.workers))
+
+    @property
+    def literal(self) -> Policy:
+        return Policy(batch_size=LITERAL_25)
+
+
+def hill_climb(measure: Measure, space: Space) -> None:
+    """The paper's climb: batch size 1 upward while the rate grows.
+
+    A plateau, or a loss within the noise of a first look, does not stop it: two batch sizes in a
+    row must be surely worse than the best.
+    """
+    best: Capacity | None = None
+    worse = 0
+    for batch_size in space.batch_sizes:
+        found = measure(Policy(batch_size=batch_size))
+        if best is not None and found.interval_qps[1] < best.interval_qps[0]:
+            worse += 1
+            if worse == 2:
+                return
+            continue
+        worse = 0
+        if best is None or found.rate_qps > best.rate_qps:
+            best = found
+
+
+def exhaustive(measure: Measure, space: Space) -> None:
+    """Every batch size of the climb, the sizes between them from 16 on, and both baselines."""
+    between = [3 * size // 2 for size in space.batch_sizes if 16 <= size < space.largest]
+    sizes = {*space.batch_sizes, *between, space.static.batch_size, space.literal.batch_size}
+    for batch_size in sorted(sizes):
+        measure(Policy(batch_size=batch_size))
+
+
+def static(measure: Measure, space: Space) -> None:
+    """The paper's baseline and its literal 25: nothing is searched."""
+    measure(space.static)
+    measure(space.literal)
+
+
+SEARCHES: dict[str, Callable[[Measure, Space], None]] = {
+    "hill-climb": hill_climb,
+    "exhaustive": exhaustive,
+    "static": static,
+}
+
+
+def contenders(trials: Sequence[tuple[Policy, Capacity]], most: int = 3) -> list[Policy]:
+    """The policies whose first look leaves them a chance of being the best, best first."""
+    able = sorted((t for t in trials if t[1].rate_qps > 0), key=lambda t: -t[1].rate_qps)
+    if not able:
+        return []
+    sure = max(capacity.interval_qps[0] for _, capacity in able)
+    return [policy for policy, capacity in able if capacity.interval_qps[1] >= sure][:most]

@@ -1,0 +1,281 @@
+"""`tune`: measure the static baseline, search, look again at the best, compare turn by turn.
+
+Handed a system and a workload, it returns a `Study`; display and files are the caller's, told
+of progress through an `Observer`. Stopping early (time, or the owner) keeps what was measured.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from deeprecsys.core import SLA, Policy, Records, System, UserError
+from deeprecsys.tuning.binds import Binds, what_binds
+from deeprecsys.tuning.capacity import (
+    COARSE,
+    FINE,
+    Capacity,
+    Effort,
+    Interrupted,
+    Probe,
+    Run,
+    capacity_of,
+    search_rate,
+)
+from deeprecsys.tuning.interleave import Contestant, Ratio, elasticity, interleave
+from deeprecsys.tuning.searches import SEARCHES, Space, contenders
+from deeprecsys.workload import Workload
+
+# How a time budget is spent: first looks, careful looks; the rest is for the comparison.
+_FIRST_LOOKS, _CAREFUL_LOOKS = 0.45, 0.72
+
+
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """What `tune` tells its owner, and what it asks."""
+
+    stop: Callable[[], bool] = lambda: False
+    on_phase: Callable[[str], None] = lambda _: None
+    on_progress: Callable[[Policy, float, Records, float], None] = lambda *_: None
+    on_run: Callable[[Policy, Run], None] = lambda *_: None
+    on_trial: Callable[[Trial], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A policy with its measured capacity."""
+
+    policy: Policy
+    capacity: Capacity
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.to_dict(),
+            "capacity": self.capacity.to_dict(),
+            "runs": [run.to_dict() for run in self.capacity.runs],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The best policy against a named other one; `ratio` None where it was not measured."""
+
+    name: str
+    policy: Policy
+    ratio: Ratio | None
+
+    def to_dict(self) -> dict[str, Any]:
+        empty = {"ratio": None, "interval": [None, None], "significant": None, "rounds": 0}
+        measured = self.ratio.to_dict() if self.ratio else empty
+        return {"name": self.name, "policy": self.policy.to_dict(), **measured}
+
+
+@dataclass(slots=True)
+class Study:
+    """A search over policies. `best` is None when no policy holds the target at any rate."""
+
+    method: str
+    sla: SLA
+    baseline: Trial
+    best: Trial | None
+    trials: list[Trial]
+    comparisons: list[Comparison] = field(default_factory=list)
+    binds: Binds = field(default_factory=lambda: Binds("unknown", "unknown: not measured"))
+    interrupted: bool = False
+    elapsed_s: float = 0.0
+
+    @property
+    def speedup(self) -> Ratio | None:
+        """The best policy's capacity over the static baseline's."""
+        return self.comparisons[0].ratio if self.comparisons else None
+
+    @property
+    def idle_p95_s(self) -> float | None:
+        """The best latency that the idle machine gave, where a policy met nothing."""
+        idle = [t.capacity.idle_p95_s for t in self.trials if t.capacity.idle_p95_s is not None]
+        return min(idle, default=None)
+
+
+def tune(
+    system: System,
+    workload: Workload,
+    sla: SLA,
+    method: str = "hill-climb",
+    *,
+    budget_s: float | None = None,
+    observer: Observer | None = None,
+) -> Study:
+    """Finds the policy with the highest capacity; `budget_s` bounds the time it may take."""
+    if method not in SEARCHES:
+        raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
+    if budget_s is not None and not (budget_s > 0 and math.isfinite(budget_s)):
+        raise UserError(f"the time budget must be positive, not {budget_s:g} s")
+    return _Tuning(system, workload, sla, method, budget_s, observer or Observer()).run()
+
+
+class _Tuning:
+    """One call of `tune`: the trials so far, by policy, and the time left."""
+
+    def __init__(
+        self,
+        system: System,
+        workload: Workload,
+        sla: SLA,
+        method: str,
+        budget_s: float | None,
+        observer: Observer,
+    ) -> None:
+        self.system, self.workload, self.sla, self.method = system, workload, sla, method
+        self.observer = observer
+        self.began = time.monotonic()
+        self.budget_s = math.inf if budget_s is None else budget_s
+        self.space = Space(system.facts().workers, workload.size_law.largest)
+        self.trials: dict[Policy, Trial] = {}
+        self.comparisons: list[Comparison] = []
+        self.probe = Probe(
+            system,
+            workload,
+            sla,
+            stop=observer.stop,
+            on_progress=observer.on_progress,
+            on_run=self._on_run,
+        )
+        self.current: list[Run] = []
+
+    def run(self) -> Study:
+        interrupted = False
+        try:
+            self._search()
+            self._look_again()
+            self._compare()
+        except Interrupted:
+            interrupted = True
+        return self._study(interrupted)
+
+    def _search(self) -> None:
+        """First looks: quick runs, wide tolerance; the baseline's is always among them."""
+        self.observer.on_phase("search")
+        until = self.began + _FIRST_LOOKS * self.budget_s
+        self._measure(self.space.static, self._effort(COARSE), until)
+        SEARCHES[self.method](lambda p: self._measure(p, self._effort(COARSE), until), self.space)
+
+    def _look_again(self) -> None:
+        """Careful looks at the policies that can be the best, and at the baselines."""
+        self.observer.on_phase("refine")
+        until = self.began + _CAREFUL_LOOKS * self.budget_s
+        able = contenders([(t.policy, t.capacity) for t in self.trials.values()])
+        for policy in dict.fromkeys([*able, self.space.static]):
+            if not self._hopeless(policy):
+                self._measure(policy, self._effort(FINE), until)
+
+    def _compare(self) -> None:
+        """The best against both baselines, interleaved."""
+        best = self._best()
+        if best is None:
+            return
+        self.observer.on_phase("compare")
+        others = {
+            "the static baseline": self.space.static,
+            "the paper's literal": self.space.literal,
+        }
+        rivals = {n: p for n, p in others.items() if p != best.policy and self._rate(p) > 0}
+        looks = self._effort(FINE)
+        ratios = interleave(
+            self.probe,
+            [self._contestant(policy) for policy in (best.policy, *rivals.values())],
+            lambda rate: looks.duration_s(rate, self.sla),
+            until=self._until(),
+        )
+        measured = dict(zip(rivals, ratios, strict=True))
+        same = Ratio(1.0, (1.0, 1.0), 0)
+        self.comparisons = [
+            Comparison(name, policy, same if policy == best.policy else measured.get(name))
+            for name, policy in others.items()
+        ]
+
+    def _rate(self, policy: Policy) -> float:
+        if policy not in self.trials:
+            self._measure(policy, self._effort(COARSE), self._until())
+        return self.trials[policy].capacity.rate_qps
+
+    def _contestant(self, policy: Policy) -> Contestant:
+        capacity = self.trials[policy].capacity
+        slope = elasticity(capacity.runs, capacity.rate_qps)
+        return Contestant(policy, capacity.rate_qps, slope)
+
+    def _measure(self, policy: Policy, effort: Effort, until: float) -> Capacity:
+        before = self.trials[policy].capacity if policy in self.trials else None
+        if before is not None and effort.tolerance >= COARSE.tolerance:
+            return before
+        self.current = list(before.runs) if before else []
+        try:
+            capacity = search_rate(
+                self.probe, policy, effort, before=tuple(self.current), until=until
+            )
+        except Interrupted:
+            self._keep_unfinished(policy)
+            raise
+        if before is not None:
+            capacity = replace(capacity, idle_p95_s=capacity.idle_p95_s or before.idle_p95_s)
+        self.trials[policy] = Trial(policy, capacity)
+        self.observer.on_trial(self.trials[policy])
+        return capacity
+
+    def _on_run(self, policy: Policy, run: Run) -> None:
+        self.current.append(run)
+        self.observer.on_run(policy, run)
+
+    def _keep_unfinished(self, policy: Policy) -> None:
+        """The runs of a trial that was cut short still count for what they say."""
+        if self.current:
+            self.trials[policy] = Trial(policy, capacity_of(self.current, 0.0, None))
+
+    def _hopeless(self, policy: Policy) -> bool:
+        trial = self.trials.get(policy)
+        return trial is not None and trial.capacity.rate_qps == 0
+
+    def _best(self) -> Trial | None:
+        able = [t for t in self.trials.values() if t.capacity.rate_qps > 0]
+        return max(able, key=lambda t: t.capacity.rate_qps, default=None)
+
+    def _until(self) -> float:
+        return self.began + self.budget_s
+
+    def _effort(self, effort: Effort) -> Effort:
+        """Runs short enough that a small budget still buys every policy a few of them."""
+        if math.isinf(self.budget_s):
+            return effort
+        policies = len(self.space.batch_sizes) + 2
+        longest = self.budget_s * _FIRST_LOOKS / (policies * 4)
+        most_s = min(effort.most_s * 2, max(longest, 0.5))
+        return replace(effort, most_s=most_s, least_s=min(effort.least_s, most_s))
+
+    def _study(self, interrupted: bool) -> Study:
+        best = self._best()
+        baseline = self.trials.get(
+            self.space.static, Trial(self.space.static, Capacity(0.0, (0.0, math.inf), False))
+        )
+        study = Study(
+            method=self.method,
+            sla=self.sla,
+            baseline=baseline,
+            best=best,
+            trials=sorted(self.trials.values(), key=lambda t: t.policy.batch_size),
+            comparisons=self.comparisons,
+            interrupted=interrupted,
+            elapsed_s=time.monotonic() - self.began,
+        )
+        if best is not None:
+            sizes = self.workload.sample_sizes(4096)
+            study.binds = what_binds(
+                self.system.facts(),
+                best.policy,
+                best.capacity.rate_qps,
+                sizes,
+                self.sla,
+                list(best.capacity.runs),
+            )
+        return study
