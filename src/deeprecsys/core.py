@@ -25,6 +25,10 @@ IntArray = NDArray[np.int64]
 Inputs = Mapping[str, NDArray[Any]]
 
 
+# Meta's published reuse of embedding rows, crudely (see `workload/indices.py`).
+DEFAULT_INDICES = "zipf:0.92"
+
+
 class UserError(ValueError):
     """The request was wrong: one line that says what, and how to mend it (exit code 2)."""
 
@@ -136,7 +140,7 @@ class Schedule:
 
     arrival_s: FloatArray
     size: IntArray
-    indices: str = "zipf:0.92"
+    indices: str = DEFAULT_INDICES
 
     def __post_init__(self) -> None:
         arrival = np.ascontiguousarray(self.arrival_s, dtype=np.float64)

@@ -52,21 +52,30 @@ class Ratio:
 
 @dataclass(slots=True)
 class Contestant:
-    """A policy, where its capacity is thought to be, and what its rounds said."""
+    """A policy, where its capacity is thought to be, and what each of its rounds said.
+
+    A round whose run lies too far from the capacity to say how far (beyond `_LARGEST_STEP`)
+    moves the rate and says None.
+    """
 
     policy: Policy
     rate_qps: float
     elasticity: float
-    log_rates: list[float] = field(default_factory=list)
+    log_rates: list[float | None] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
 
     def take(self, run: Run, target_s: float) -> None:
         percentile_s = run.summary.percentile_s
         over = math.log(target_s / percentile_s) if math.isfinite(percentile_s) else -math.inf
-        step = min(max(over / self.elasticity, -_LARGEST_STEP), _LARGEST_STEP)
+        step = over / self.elasticity
         self.runs.append(run)
+        if abs(step) > _LARGEST_STEP:
+            self.log_rates.append(None)
+            self.rate_qps = run.rate_qps * math.exp(math.copysign(_LARGEST_STEP, step))
+            return
         self.log_rates.append(math.log(run.rate_qps) + step)
-        self.rate_qps = math.exp(sum(self.log_rates) / len(self.log_rates))
+        said = [x for x in self.log_rates if x is not None]
+        self.rate_qps = math.exp(sum(said) / len(said))
 
 
 def interleave(
@@ -81,15 +90,16 @@ def interleave(
 
     None where time allowed fewer than two rounds.
     """
+    ratios: list[Ratio | None] = [None] * (len(contestants) - 1)
     for turn in range(MOST_ROUNDS):
         for contestant in contestants[:: 1 if turn % 2 else -1]:
             if clock() > until:
-                break
+                return ratios
             rate = contestant.rate_qps
             run = probe(contestant.policy, rate, duration_s(rate), turn=100 + turn, whole=True)
             contestant.take(run, probe.sla.latency_s)
         ratios = [_ratio(contestants[0], other) for other in contestants[1:]]
-        if clock() > until or (turn + 1 >= LEAST_ROUNDS and all(map(_precise, ratios))):
+        if all(map(_precise, ratios)):
             break
     return ratios
 
@@ -108,13 +118,16 @@ def elasticity(runs: Sequence[Run], rate_qps: float) -> float:
 
 
 def _ratio(one: Contestant, other: Contestant) -> Ratio | None:
-    rounds = min(len(one.log_rates), len(other.log_rates))
-    if rounds < 2:
+    """Of the rounds in which both said something; None with fewer than two of them."""
+    pairs = zip(one.log_rates, other.log_rates, strict=False)
+    logs = np.array([a - b for a, b in pairs if a is not None and b is not None])
+    if len(logs) < 2:
         return None
-    logs = np.array(one.log_rates[:rounds]) - np.array(other.log_rates[:rounds])
     ratio, lo, hi = ratio_interval(logs)
-    return Ratio(ratio, (lo, hi), rounds)
+    return Ratio(ratio, (lo, hi), len(logs))
 
 
 def _precise(ratio: Ratio | None) -> bool:
-    return ratio is not None and ratio.interval[1] / ratio.interval[0] <= (1 + PRECISION) ** 2
+    if ratio is None or ratio.rounds < LEAST_ROUNDS:
+        return False
+    return ratio.interval[1] / ratio.interval[0] <= (1 + PRECISION) ** 2

@@ -248,9 +248,11 @@ class _Tuning:
         """Runs short enough that a small budget still buys every policy a few of them."""
         if math.isinf(self.budget_s):
             return effort
-        policies = len(self.space.batch_sizes) + 2
-        longest = self.budget_s * _FIRST_LOOKS / (policies * 4)
-        most_s = min(effort.most_s * 2, max(longest, 0.5))
+        if effort is COARSE:
+            share, runs = _FIRST_LOOKS, 4 * (len(self.space.batch_sizes) + 2)
+        else:  # three contenders and the baseline; then three policies, four rounds or more
+            share, runs = 1 - _FIRST_LOOKS, 30
+        most_s = min(2 * effort.most_s, max(self.budget_s * share / runs, 0.5))
         return replace(effort, most_s=most_s, least_s=min(effort.least_s, most_s))
 
     def _study(self, interrupted: bool) -> Study:

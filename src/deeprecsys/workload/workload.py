@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deeprecsys.core import FloatArray, IntArray, Schedule, UserError
+from deeprecsys.core import DEFAULT_INDICES, FloatArray, IntArray, Schedule, UserError
 from deeprecsys.workload.arrivals import ArrivalLaw, Replay, parse_arrivals
 from deeprecsys.workload.indices import IndexLaw, parse_indices
 from deeprecsys.workload.sizes import SizeLaw, empirical, parse_sizes
@@ -42,7 +42,7 @@ class Workload:
 
     sizes: str = "production"
     arrivals: str = "poisson"
-    indices: str = "zipf:0.92"
+    indices: str = DEFAULT_INDICES
     seed: int = 0
     size_law: SizeLaw = field(init=False, repr=False, compare=False)
     arrival_law: ArrivalLaw = field(init=False, repr=False, compare=False)

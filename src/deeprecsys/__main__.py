@@ -1,0 +1,5 @@
+"""`python -m deeprecsys` is `deeprecsys`."""
+
+from deeprecsys.cli.main import main
+
+main()

@@ -1,0 +1,112 @@
+"""`compare`: two runs; is the second better, worse, or is that not known?"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deeprecsys.cli import show
+from deeprecsys.cli.folder import check_json, read_summary
+from deeprecsys.core import UserError
+
+NAME = "compare"
+HELP = """Compare two runs of the same verb: capacities of two tunings, latencies of two benches.
+
+Exit code 1 if the second is significantly worse.
+
+Example: deeprecsys compare runs/A runs/B
+"""
+_FACTS = ("model", "variant", "scale", "sla", "workload", "workers", "machine", "versions")
+
+
+def run(
+    first: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="Another's.")],
+    json_file: Annotated[str | None, typer.Option("--json", help="Result for machines.")] = None,
+) -> int:
+    check_json(json_file)
+    one, two = read_summary(first), read_summary(second)
+    if one["verb"] != two["verb"]:
+        raise UserError(
+            f"{first} is of {one['verb']} and {second} of {two['verb']}: compare two of one verb"
+        )
+    result = compare(one, two)
+    console = show.console(json_file)
+    for name in result["differs"]:
+        console.print(f"they differ in {name}", markup=False)
+    console.print(_sentence(result), style="bold", markup=False)
+    if json_file:
+        text = json.dumps(result, indent=1)
+        print(text) if json_file == "-" else Path(json_file).write_text(text + "\n")
+    return 1 if result["significant"] and result["worse"] else 0
+
+
+def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    """Second over first. Capacities by the ends of their intervals, which are bounds and not
+    errors, so the ratio's are their extremes; percentiles by their standard errors in the log."""
+    tuning = one["verb"] == "tune"
+    a, b = (_capacity(one), _capacity(two)) if tuning else (_latency(one), _latency(two))
+    ratio, interval = _extremes(a, b) if tuning else _quadrature(a, b)
+    lo, hi = interval
+    significant = (lo is not None and lo > 1) or (hi is not None and hi < 1)
+    worse = ratio is not None and (ratio < 1 if tuning else ratio > 1)
+    return {
+        "what": "capacity" if tuning else "p95 latency",
+        "first": a[0],
+        "second": b[0],
+        "ratio": ratio,
+        "interval": [lo, hi],
+        "significant": significant,
+        "worse": worse,
+        "differs": [name for name in _FACTS if one.get(name) != two.get(name)],
+    }
+
+
+Estimate = tuple[float | None, float | None, float | None]  # value, low, high
+Bounds = tuple[float | None, tuple[float | None, float | None]]
+
+
+def _capacity(summary: dict[str, Any]) -> Estimate:
+    best = summary.get("best")
+    if not best:
+        return 0.0, 0.0, 0.0
+    lo, hi = best["capacity"]["interval_qps"]
+    return best["capacity"]["rate_qps"], lo, hi
+
+
+def _latency(summary: dict[str, Any]) -> Estimate:
+    lo, hi = summary["p95_interval_s"]
+    return summary["p95_s"], lo, hi
+
+
+def _extremes(a: Estimate, b: Estimate) -> Bounds:
+    def over(x: float | None, y: float | None) -> float | None:
+        return x / y if x is not None and y else None
+
+    return over(b[0], a[0]), (over(b[1], a[2]), over(b[2], a[1]))
+
+
+def _quadrature(a: Estimate, b: Estimate) -> Bounds:
+    if not a[0] or not b[0]:
+        return None, (None, None)
+    ratio = b[0] / a[0]
+    if not (a[1] and a[2] and b[1] and b[2]):
+        return ratio, (None, None)
+    reach = math.hypot(math.log(a[2] / a[1]) / 2, math.log(b[2] / b[1]) / 2)
+    return ratio, (ratio * math.exp(-reach), ratio * math.exp(reach))
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    capacity = result["what"] == "capacity"
+    first, second = (
+        f"{show.rate(v)} queries/s" if capacity else f"{show.ms(v)} ms"
+        for v in (result["first"], result["second"])
+    )
+    lo, hi = (f"{v:.2f}" if v is not None else "–" for v in result["interval"])
+    ratio = f"{result['ratio']:.2f}×" if result["ratio"] is not None else "no ratio"
+    doubt = "significant" if result["significant"] else "not significant"
+    return f"{result['what']}: {first} → {second}, {ratio} [{lo}, {hi}], {doubt}"

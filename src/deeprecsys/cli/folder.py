@@ -1,0 +1,85 @@
+"""A run's folder: made and tried before anything is measured, filled afterwards."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deeprecsys.core import Records, UserError
+
+
+def new_folder(out: str | None, verb: str, model: str) -> Path:
+    """Creates it; UserError if it cannot be written, so that no measurement is lost for it."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    folder = Path(out) if out else _unused(Path("runs") / f"{stamp}-{verb}-{model}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write to {folder}: {reason}; choose another --out") from error
+    return folder
+
+
+def check_json(target: str | None) -> None:
+    """UserError if the JSON could not be written later."""
+    if target and target != "-" and not Path(target).resolve().parent.is_dir():
+        raise UserError(f"cannot write {target}: no such folder; choose another --json")
+
+
+def write_run(
+    folder: Path, summary: dict[str, Any], records: Records | None, json_target: str | None
+) -> Path:
+    """summary.json, records.parquet, report.html, and the summary for machines; the report."""
+    from deeprecsys.report import write_report
+
+    text = json.dumps(summary, indent=1, allow_nan=False)
+    (folder / "summary.json").write_text(text + "\n")
+    if records is not None and len(records):
+        records.save(folder / "records.parquet")
+    if json_target == "-":
+        print(text)
+    elif json_target:
+        Path(json_target).write_text(text + "\n")
+    return write_report(folder)
+
+
+def read_summary(folder: str) -> dict[str, Any]:
+    """UserError in one line where the folder is none of a run, or its summary is damaged."""
+    path = Path(folder) / "summary.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no summary.json")
+    try:
+        summary = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(summary, dict) or "verb" not in summary:
+        raise UserError(f"{path} is not a run's summary")
+    return summary
+
+
+def provenance(verb: str) -> dict[str, Any]:
+    """What every summary says of where it comes from."""
+    from deeprecsys.engine.topology import machine, versions
+
+    return {
+        "verb": verb,
+        "command": shlex.join(["deeprecsys", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def _unused(folder: Path) -> Path:
+    """Two runs within a second must not share a folder."""
+    candidate, n = folder, 2
+    while candidate.exists():
+        candidate, n = folder.with_name(f"{folder.name}-{n}"), n + 1
+    return candidate

@@ -1,0 +1,134 @@
+"""What a person sees while and after a verb works: live on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from deeprecsys.core import SLA, Policy, Records
+from deeprecsys.metrics import percentile
+
+
+def console(json_target: str | None) -> Console:
+    """Standard output; standard error where standard output is for the JSON alone."""
+    width = None if sys.stdout.isatty() else 140  # a pipe has no width: do not fold tables
+    return Console(stderr=json_target == "-", highlight=False, width=width)
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, so that what was measured is kept; the second kills."""
+    asked = threading.Event()
+
+    def on_signal(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGINT, on_signal)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class Progress:
+    """One live line: phase, policy, rate, the percentile so far against the target, time left."""
+
+    def __init__(self, out: Console, sla: SLA | None, seconds: float | None) -> None:
+        self._out, self._sla, self._seconds = out, sla, seconds
+        self._began = self._drawn = time.monotonic()
+        self._phase = ""
+        self._live = Live(Text(""), console=out, refresh_per_second=8, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self._out.is_terminal:
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        if self._out.is_terminal:
+            self._live.__exit__(*exc)
+
+    def phase(self, name: str) -> None:
+        self._phase = name
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        self._out.print(text, markup=False)
+
+    def step(self, policy: Policy, rate_qps: float, so_far: Records, now_s: float) -> None:
+        """Called all the time from a run; draws a few times a second, on a terminal only."""
+        now = time.monotonic()
+        if not self._out.is_terminal or now - self._drawn < 0.2:
+            return
+        self._drawn = now
+        parts = [self._phase, str(policy), f"{rate_qps:,.4g} queries/s", self._so_far(so_far)]
+        self._live.update(Text("  ".join(p for p in [*parts, self._left(now)] if p), style="cyan"))
+
+    def _so_far(self, so_far: Records) -> str:
+        latency = so_far.latency_s
+        done = latency[~np.isnan(latency)]
+        if not len(done):
+            return ""
+        p = self._sla.percentile if self._sla else 95.0
+        bound = f" of {self._sla.latency_s * 1e3:g}" if self._sla else ""
+        return f"p{p:g} {percentile(done, p) * 1e3:.1f}{bound} ms"
+
+    def _left(self, now: float) -> str:
+        passed = now - self._began
+        if self._seconds is None:
+            return f"{passed:.0f} s"
+        return f"{passed:.0f} s, at most {max(0.0, self._seconds - passed):.0f} s left"
+
+
+def ms(seconds: float | None) -> str:
+    return "–" if seconds is None or not np.isfinite(seconds) else f"{seconds * 1e3:.3g}"
+
+
+def rate(value: float | None) -> str:
+    """Three digits, whole from 100 on."""
+    if value is None or not np.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def interval(bounds: Any, show: Any) -> str:
+    return f"[{show(bounds[0])}, {show(bounds[1])}]"
+
+
+def trials_table(summary: dict[str, Any]) -> Table:
+    """The trials of a tuning, by batch size; the best is marked."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("batch size", "queries/s", "interval", "runs", ""):
+        table.add_column(name, justify="left" if not name else "right")
+    best = (summary["best"] or {}).get("policy")
+    notes = {c["policy"]["batch_size"]: c["name"] for c in summary["comparisons"]}
+    for trial in summary["trials"]:
+        capacity, policy = trial["capacity"], trial["policy"]
+        note = [notes[policy["batch_size"]]] if policy["batch_size"] in notes else []
+        note += ["best"] if policy == best else []
+        note += [] if capacity["decided"] else ["undecided"]
+        table.add_row(
+            str(policy["batch_size"]),
+            rate(capacity["rate_qps"]),
+            interval(capacity["interval_qps"], rate),
+            str(len(trial["runs"])),
+            ", ".join(note),
+            style="bold green" if policy == best else None,
+        )
+    return table

@@ -1,0 +1,206 @@
+"""`tune`: the main job. Wires model, engine and study together; shows, judges and saves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deeprecsys.cli import folder as files
+from deeprecsys.cli import options as opt
+from deeprecsys.cli import show
+from deeprecsys.core import Policy, Records, UserError
+
+if TYPE_CHECKING:
+    from deeprecsys.tuning import Capacity, Comparison, Study, Trial
+
+NAME = "tune"
+HELP = """Find the policy with the highest capacity: the most queries/s within the target.
+
+Measures the static baseline, searches, measures the best again and compares it turn by turn.
+
+Example: deeprecsys tune dlrm-rmc1 --sla-ms 50 --budget-s 120
+"""
+
+# Enough for every policy of each search on two cores; --budget-s overrides.
+BUDGET_S = {"hill-climb": 230.0, "exhaustive": 480.0, "static": 120.0}
+
+
+def run(
+    model: opt.ModelName,
+    method: Annotated[str, typer.Option(help="hill-climb, exhaustive or static.")] = "hill-climb",
+    budget_s: Annotated[
+        float | None,
+        typer.Option(help="Bound on the search's time, s.  [default: 230; exhaustive 480]"),
+    ] = None,
+    sla_ms: opt.SlaMs = None,
+    percentile: opt.Percentile = None,
+    workers: opt.Workers = None,
+    sizes: opt.Sizes = "production",
+    arrivals: opt.Arrivals = "poisson",
+    indices: opt.Indices = "zipf:0.92",
+    scale: opt.Scale = 1.0,
+    variant: opt.Variant = "paper",
+    runtime: opt.RuntimeName = "auto",
+    seed: opt.Seed = 0,
+    out: opt.Out = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Summary for machines.")] = None,
+) -> int:
+    from deeprecsys.tuning import SEARCHES, Observer, tune
+
+    spec = opt.check_early(model, variant, scale, workers, runtime)
+    if method not in SEARCHES:
+        raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
+    opt.positive("--budget-s", budget_s)
+    sla = opt.target(spec.target, sla_ms, percentile)
+    workload = opt.workload(sizes, arrivals, indices, seed)
+    files.check_json(json_file)
+    folder = files.new_folder(out, NAME, model)
+    budget = BUDGET_S[method] if budget_s is None else budget_s
+    console = show.console(json_file)
+    from deeprecsys.models import load_model
+
+    with show.Progress(console, sla, budget) as progress, show.interruptible() as interrupted:
+        progress.line(f"loading {model} ({spec.memory_bytes(scale) / 1e9:.2f} GB)")
+        loaded = load_model(model, scale=scale, seed=seed, variant=variant)
+        with opt.open_engine(loaded, workers, runtime, workload) as engine:
+            facts = engine.facts()
+            progress.line(
+                f"{facts.workers} workers, runtime {engine.runtime.name}, target {sla}, "
+                f"at most {budget:g} s"
+            )
+            study = tune(
+                engine,
+                workload,
+                sla,
+                method,
+                budget_s=budget,
+                observer=Observer(
+                    stop=interrupted.is_set,
+                    on_phase=progress.phase,
+                    on_progress=progress.step,
+                    on_trial=lambda trial: progress.line(_trial_line(trial)),
+                ),
+            )
+            detail = {"engine": dict(facts.detail), "input_pools": engine.pool_facts()}
+    summary = {
+        **files.provenance(NAME),
+        "model": model,
+        "variant": variant,
+        "scale": scale,
+        "seed": seed,
+        "method": method,
+        "sla": {"percentile": sla.percentile, "latency_s": sla.latency_s},
+        "workload": workload.to_dict(),
+        "workers": facts.workers,
+        "accelerator": None,
+        **detail,
+        **study_dict(study),
+    }
+    _write_policy(folder, summary)
+    report = files.write_run(folder, summary, _records(study), json_file)
+    console.print(show.trials_table(summary))
+    console.print(f"\n{summary['verdict']}", style="bold", markup=False)
+    console.print(f"report: {report}", markup=False)
+    if study.interrupted:
+        console.print("interrupted: what was measured until then is kept", markup=False)
+        return 130
+    return 0 if study.best else 1
+
+
+def study_dict(study: Study) -> dict[str, Any]:
+    """The part of a tuning's summary that the study knows."""
+    first = study.comparisons[0].to_dict() if study.comparisons else None
+    speedup = first or {"ratio": None, "interval": [None, None], "significant": None}
+    return {
+        "verdict": verdict(study),
+        "baseline": _chosen(study.baseline),
+        "best": _chosen(study.best) if study.best else None,
+        "speedup": {name: speedup[name] for name in ("ratio", "interval", "significant")},
+        "comparisons": [c.to_dict() for c in study.comparisons],
+        "binds": study.binds.sentence,
+        "binds_kind": study.binds.kind,
+        "idle_p95_s": study.idle_p95_s,
+        "trials": [t.to_dict() for t in study.trials],
+        "interrupted": study.interrupted,
+        "elapsed_s": study.elapsed_s,
+    }
+
+
+def verdict(study: Study) -> str:
+    """The answer in one sentence."""
+    best, sla = study.best, study.sla
+    if best is None:
+        idle = study.idle_p95_s
+        if study.interrupted and idle is None:
+            return "interrupted before any policy was measured"
+        says = (
+            f"; the idle machine already gives p{sla.percentile:g} {show.ms(idle)} ms"
+            if idle
+            else ""
+        )
+        return f"no rate meets {sla}{says}"
+    capacity = best.capacity
+    parts = [
+        f"{best.policy}: {show.rate(capacity.rate_qps)} queries/s "
+        f"{_interval(capacity)} at {sla}{'' if capacity.decided else ', undecided'}"
+    ]
+    parts += [text for c in study.comparisons if (text := _comparison(c, best.policy))]
+    return "; ".join([*parts, f"bound by {study.binds.kind}"])
+
+
+def _comparison(comparison: Comparison, best: Policy) -> str:
+    name = f"{comparison.name} of {comparison.policy.batch_size}"
+    if comparison.policy == best:
+        return f"it is {name}"
+    ratio = comparison.ratio
+    if ratio is None:
+        return f"against {name} not measured"
+    lo, hi = ratio.interval
+    doubt = "" if ratio.significant else ", not significant"
+    return f"{ratio.ratio:.2f}× [{lo:.2f}, {hi:.2f}] {name}{doubt}"
+
+
+def _interval(capacity: Capacity) -> str:
+    lo, hi = capacity.interval_qps
+    return show.interval((lo, hi if math.isfinite(hi) else None), show.rate)
+
+
+def _trial_line(trial: Trial) -> str:
+    capacity = trial.capacity
+    if capacity.rate_qps == 0 and capacity.idle_p95_s is not None:
+        return f"{trial.policy}: no rate; idle {show.ms(capacity.idle_p95_s)} ms"
+    open_ends = "" if capacity.decided else " undecided"
+    return (
+        f"{trial.policy}: {show.rate(capacity.rate_qps)} queries/s {_interval(capacity)}{open_ends}"
+    )
+
+
+def _chosen(trial: Trial) -> dict[str, Any]:
+    return {"policy": trial.policy.to_dict(), "capacity": trial.capacity.to_dict()}
+
+
+def _records(study: Study) -> Records | None:
+    """Of the best policy's last run at its capacity."""
+    if study.best is None:
+        return None
+    capacity = study.best.capacity
+    at = [r for r in capacity.runs if r.rate_qps == capacity.rate_qps and r.records is not None]
+    return at[-1].records if at else None
+
+
+def _write_policy(folder: Path, summary: dict[str, Any]) -> None:
+    """What `serve --policy` takes."""
+    if summary["best"] is None:
+        return
+    chosen = {
+        "policy": summary["best"]["policy"],
+        "model": {name: summary[name] for name in ("model", "variant", "scale", "seed")},
+        "sla": summary["sla"],
+        "machine": summary["machine"],
+        "runtime": summary["engine"]["runtime"],
+    }
+    (folder / "policy.json").write_text(json.dumps(chosen, indent=1) + "\n")
