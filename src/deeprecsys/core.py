@@ -287,6 +287,10 @@ class System(Protocol):
 
     def facts(self) -> Facts: ...
 
+    def disturbance(self) -> float:
+        """The share of the cores that others used during the last run; 0 where nobody can."""
+        ...
+
 
 def save_columns(path: str | Path, columns: Mapping[str, NDArray[Any]]) -> None:
     """Writes equally long columns as .parquet, .npz or .csv."""

@@ -22,7 +22,7 @@ from deeprecsys.engine.driver import drive, watching
 from deeprecsys.engine.group import EngineClosed, Group, Ledger, Query, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.pool import InputPool, draw_pool
-from deeprecsys.engine.process import engine_settings, generator_priority
+from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.runtimes import Runtime, Scores
 
 # Items that may wait: far beyond what any target lets through, far below what memory holds.
@@ -65,6 +65,7 @@ class Engine:
         self._largest = largest
         self._pools: dict[str, InputPool] = {}
         self._facts: Facts | None = None
+        self._neighbours, self._disturbance = Neighbours(len(cores)), 0.0
         self._stack = ExitStack()
         self._group: Group | None = None
 
@@ -131,6 +132,7 @@ class Engine:
             return watch is not None and watch(so_far, clock() - began_s)
 
         group.wait_quiet()
+        self._neighbours.start()
         began_s = clock() + _LEAD_S
         with watching(look) as stop:
             try:
@@ -139,6 +141,7 @@ class Engine:
                 while not stop.is_set() and not group.wait_quiet(0.05):
                     pass
             finally:
+                self._disturbance = self._neighbours.share()
                 group.drop(ids, Status.CANCELLED)
                 group.wait_quiet()
         return ledger.records(schedule, began_s, len(ids))
@@ -159,6 +162,10 @@ class Engine:
                 },
             )
         return self._facts
+
+    def disturbance(self) -> float:
+        """The share of the machine's cores that other processes used during the last run."""
+        return self._disturbance
 
     def pool_facts(self) -> dict[str, Any]:
         """Size of the input pools drawn so far, by index law."""

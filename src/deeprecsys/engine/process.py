@@ -8,8 +8,11 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+
+import psutil
 
 # Python hands the GIL over after this long. With the default of 5 ms a worker that comes back
 # from a 50-100 us request can wait milliseconds for its next one (measured: 1.3-1.5x one
@@ -74,3 +77,33 @@ def generator_priority() -> Iterator[bool]:
         yield True
     finally:
         os.sched_setscheduler(0, *before)
+
+
+class Neighbours:
+    """How much of the machine other processes used, between `start` and `share`.
+
+    A run that misses its target while others held the cores says little of the system; the
+    capacity search repeats it. Time stolen by a hypervisor counts as others'.
+    """
+
+    def __init__(self, cores: int) -> None:
+        self._cores = cores
+        self._process = psutil.Process()
+        self.start()
+
+    def start(self) -> None:
+        self._before = self._reading()
+
+    def share(self) -> float:
+        """Of `cores` cores' time since `start`, from 0 to 1; 0 within a tick of the counters."""
+        wall, everyone, own = (b - a for a, b in zip(self._before, self._reading(), strict=True))
+        if wall < 0.05:
+            return 0.0
+        return min(1.0, max(0.0, everyone - own) / (wall * self._cores))
+
+    def _reading(self) -> tuple[float, float, float]:
+        times = psutil.cpu_times()
+        fields = ("user", "nice", "system", "irq", "softirq", "steal")
+        everyone = sum(getattr(times, name, 0.0) for name in fields)
+        own = self._process.cpu_times()
+        return time.perf_counter(), everyone, own.user + own.system

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import SLA, FloatArray, Policy, Records, System, UserError
+from deeprecsys.core import SLA, Policy, Records, System, UserError
 from deeprecsys.metrics import Summary, summarize, verdict_so_far
 from deeprecsys.service_time import query_work_s
 from deeprecsys.workload import Workload
@@ -25,10 +25,13 @@ TOLERANCE = 0.03
 # Below this share of what the cores could do at all, the question is whether the idle machine
 # meets the target.
 _FLOOR = 1 / 64
-_IDLE_LOAD = 0.02
-_IDLE_QUERIES = 120
+# So many queries, each this many times its own length after the one before.
+_IDLE_QUERIES, _IDLE_GAP = 80, 4.0
 _CONFIRMATIONS = 3
 _RETRY = 50  # the turn (seed) of a second try
+# With more of the cores used by others than this, a failed run is repeated a little later.
+DISTURBED = 0.05
+_ATTEMPTS, _PAUSE_S = 4, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class Run:
     seed: int
     summary: Summary
     stopped_early: bool
+    disturbance: float = 0.0
     records: Records | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -64,6 +68,7 @@ class Run:
             "generator_lag_p99_s": summary["generator_lag_p99_s"],
             "seed": self.seed,
             "stopped_early": self.stopped_early,
+            "disturbance": self.disturbance,
         }
 
 
@@ -133,9 +138,12 @@ class Probe:
         stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Policy, float, Records, float], None] = lambda *_: None,
         on_run: Callable[[Policy, Run], None] = lambda *_: None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.system, self.workload, self.sla = system, workload, sla
         self.stop, self.on_progress, self.on_run = stop, on_progress, on_run
+        self.clock, self.pause = clock, pause
 
     def __call__(
         self,
@@ -145,11 +153,14 @@ class Probe:
         *,
         turn: int = 0,
         whole: bool = False,
-        queries: int | None = None,
+        until: float = math.inf,
     ) -> Run:
-        """`turn` picks the seed (0: the workload's own); `whole` forbids stopping early."""
+        """`turn` picks the seed (0: the workload's own); `whole` forbids stopping early.
+
+        A run that is still undecided at `until`, on this object's clock, ends there.
+        """
         workload = self.workload.reseed(self.workload.seed + turn)
-        schedule = workload.schedule(rate_qps=rate_qps, duration_s=duration_s, queries=queries)
+        schedule = workload.schedule(rate_qps=rate_qps, duration_s=duration_s)
         verdict: bool | None = None
         stopped_s = math.inf
 
@@ -158,7 +169,7 @@ class Probe:
             self.on_progress(policy, rate_qps, so_far, now_s)
             if not whole:
                 verdict = verdict_so_far(so_far, now_s, self.sla, len(schedule))
-            if verdict is not None or self.stop():
+            if verdict is not None or self.stop() or self.clock() > until:
                 stopped_s = now_s
                 return True
             return False
@@ -172,7 +183,8 @@ class Probe:
         summary = summarize(records, self.sla)
         if verdict is not None:
             summary = replace(summary, meets_sla=verdict)
-        run = Run(rate_qps, workload.seed, summary, verdict is not None, records)
+        others = self.system.disturbance()
+        run = Run(rate_qps, workload.seed, summary, verdict is not None, others, records)
         self.on_run(policy, run)
         return run
 
@@ -201,37 +213,96 @@ def search_rate(
     *,
     before: Sequence[Run] = (),
     until: float = math.inf,
-    clock: Callable[[], float] = time.monotonic,
 ) -> Capacity:
     """`find_capacity` with runs of this policy that were made `before`, until a point in time."""
-    runs = list(before)
-    ceiling = saturation_rate(probe, policy)
-    idle_s: float | None = None
-    if not runs and _is_tail_tight(probe, policy):
-        idle = _idle_run(probe, policy, ceiling, effort)
-        idle_s = idle.summary.percentile_s
-        runs.append(idle)
-        if not idle.passed:
-            return Capacity(0.0, (0.0, idle.rate_qps), idle.decided, tuple(runs), idle_s)
-    while clock() < until:
-        rate = _next_rate(runs, ceiling, effort.tolerance)
-        if rate is None:
-            break
-        if rate < ceiling * _FLOOR:
-            idle = _idle_run(probe, policy, ceiling, effort)
-            idle_s = idle.summary.percentile_s
-            runs.append(idle)
-            if not idle.passed or idle.rate_qps >= rate:
+    return _Search(probe, policy, effort, list(before), until).find()
+
+
+class _Search:
+    """One policy's runs so far, and which rate to try next."""
+
+    def __init__(
+        self, probe: Probe, policy: Policy, effort: Effort, runs: list[Run], until: float
+    ) -> None:
+        self.probe, self.policy, self.effort = probe, policy, effort
+        self.runs, self.until = runs, until
+        self.ceiling = saturation_rate(probe, policy)
+        self.alone_s = _alone_s(probe, policy)
+        self.idle_s: float | None = None
+
+    def find(self) -> Capacity:
+        tight = self.alone_s is not None and self.alone_s > 0.5 * self.probe.sla.latency_s
+        if (not tight or self.runs or self._idle_passes()) and self._bisect():
+            self._confirm()
+        return capacity_of(self.runs, self.effort.tolerance, self.idle_s)
+
+    def _bisect(self) -> bool:
+        """Narrows the bracket to the tolerance; False if even the idle machine fails."""
+        while self._in_time():
+            rate = self._next_rate()
+            if rate is None:
                 break
-            continue
-        run = probe(policy, rate, effort.duration_s(rate, probe.sla))
-        if not run.passed and _surprising(run, runs, ceiling):
-            runs.append(run)
-            run = probe(policy, rate, effort.duration_s(rate, probe.sla), turn=_RETRY)
-        runs.append(run)
-    if effort.confirm:
-        _confirm(probe, policy, effort, runs, until, clock)
-    return capacity_of(runs, effort.tolerance, idle_s)
+            if rate < self.ceiling * _FLOOR:
+                return self.idle_s is None and self._idle_passes()
+            run = self._run(rate)
+            if not run.passed and self._surprising(run):
+                self._run(rate, turn=_RETRY)
+        return True
+
+    def _run(self, rate: float, turn: int = 0) -> Run:
+        """A run, again after a pause while it fails and others use the cores."""
+        duration_s = self.effort.duration_s(rate, self.probe.sla)
+        for attempt in range(_ATTEMPTS):
+            run = self.probe(self.policy, rate, duration_s, turn=turn, until=self.until)
+            self.runs.append(run)
+            if run.passed or run.disturbance < DISTURBED or not self._in_time():
+                break
+            self.probe.pause(_PAUSE_S * (attempt + 1))
+        return run
+
+    def _confirm(self) -> None:
+        """Repeats the best rate on fresh seeds, stepping down where the repetition fails."""
+        for turn in range(1, _CONFIRMATIONS + 1 if self.effort.confirm else 0):
+            lo, _ = _ends(self.runs)
+            if lo == 0 or not self._in_time() or self._run(lo, turn=turn).passed:
+                return
+            below, _ = _ends(self.runs)
+            step = lo / (1 + self.effort.tolerance)
+            if below < 0.99 * step and self._in_time():
+                self._run(step, turn=turn)
+
+    def _idle_passes(self) -> bool:
+        """So few queries that they hardly meet: does the idle machine hold the target?"""
+        alone_s = self.alone_s if self.alone_s is not None else 10 / self.ceiling
+        rate = 1 / (_IDLE_GAP * alone_s)
+        duration_s = min(_IDLE_QUERIES / rate, 3 * self.effort.most_s)
+        run = self.probe(self.policy, rate, duration_s, until=self.until)
+        self.runs.append(run)
+        self.idle_s = run.summary.percentile_s
+        return run.passed
+
+    def _next_rate(self) -> float | None:
+        """The rate to try next, or None when the bracket is narrow enough."""
+        lo, hi = _ends(self.runs)
+        if lo == 0 and math.isinf(hi):
+            return 0.92 * self.ceiling
+        if math.isinf(hi):
+            return max(lo * 1.06, min(lo * 2, 0.8 * self.ceiling))
+        if lo == 0:
+            return hi * (0.8 if hi > 0.6 * self.ceiling else 0.5)
+        return math.sqrt(lo * hi) if hi > lo * (1 + self.effort.tolerance) else None
+
+    def _surprising(self, run: Run) -> bool:
+        """A failure where one would expect success deserves a second try, on another seed.
+
+        On a shared machine a neighbour can stop both cores for a moment; a stop of 0.2 s fails
+        a run of two seconds at any rate.
+        """
+        expected = max([self.ceiling, *(r.rate_qps for r in self.runs if r.passed)])
+        return run.rate_qps < 0.97 * expected
+
+    def _in_time(self) -> bool:
+        return self.probe.clock() < self.until
 
 
 def saturation_rate(probe: Probe, policy: Policy) -> float:
@@ -246,38 +317,17 @@ def saturation_rate(probe: Probe, policy: Policy) -> float:
     return float(facts.workers / work.mean())
 
 
-def _is_tail_tight(probe: Probe, policy: Policy) -> bool:
-    """Would a large query alone, spread over idle workers, take most of the target?"""
+def _alone_s(probe: Probe, policy: Policy) -> float | None:
+    """Seconds that a large query (at the target's percentile) takes alone on idle workers.
+
+    Rounds of its requests over all workers, each as long as the largest request.
+    """
     facts = probe.system.facts()
     if facts.service_s is None:
-        return False
-    sizes = probe.workload.sample_sizes(4096)
-    large = np.array([np.sort(sizes)[int(len(sizes) * probe.sla.percentile / 100)]])
-    return _alone_s(facts.service_s, large, policy, facts.workers) > 0.5 * probe.sla.latency_s
-
-
-def _alone_s(
-    service_s: Callable[[FloatArray], FloatArray], size: Any, policy: Policy, workers: int
-) -> float:
-    """Rounds of one query's requests over all workers, each as long as its largest request."""
-    rounds: int = math.ceil(math.ceil(size[0] / policy.batch_size) / workers)
-    return rounds * float(service_s(np.minimum(size, policy.batch_size).astype(float))[0])
-
-
-def _surprising(run: Run, runs: Sequence[Run], ceiling: float) -> bool:
-    """A failure where one would expect success deserves a second try, on another seed.
-
-    On a shared machine a neighbour can stop both cores for a moment; a stop of 0.2 s fails a
-    run of two seconds at any rate.
-    """
-    return run.rate_qps < 0.97 * max([ceiling, *(r.rate_qps for r in runs if r.passed)])
-
-
-def _idle_run(probe: Probe, policy: Policy, ceiling: float, effort: Effort) -> Run:
-    """So few queries that they hardly meet: the latency of the idle machine."""
-    rate = ceiling * _IDLE_LOAD
-    duration_s = max(effort.most_s, _IDLE_QUERIES / rate)
-    return probe(policy, rate, duration_s, queries=_IDLE_QUERIES)
+        return None
+    size = float(np.percentile(probe.workload.sample_sizes(4096), probe.sla.percentile))
+    rounds: int = math.ceil(math.ceil(size / policy.batch_size) / facts.workers)
+    return rounds * float(facts.service_s(np.array([min(size, policy.batch_size)]))[0])
 
 
 def _ends(runs: Sequence[Run]) -> tuple[float, float]:

@@ -11,16 +11,15 @@ is Student's over the rounds.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from deeprecsys.core import Policy
 from deeprecsys.metrics import ratio_interval
-from deeprecsys.tuning.capacity import Probe, Run
+from deeprecsys.tuning.capacity import DISTURBED, Capacity, Probe, Run
 
 LEAST_ROUNDS, MOST_ROUNDS = 4, 10
 # Enough when every ratio is known to this, up or down.
@@ -77,6 +76,16 @@ class Contestant:
         said = [x for x in self.log_rates if x is not None]
         self.rate_qps = math.exp(sum(said) / len(said))
 
+    def capacity(self, before: Capacity) -> Capacity:
+        """The rounds' own word of the capacity, with Student's interval over them; `before` if
+        they are too few. Their runs come on top of the ones before."""
+        said = np.array([x for x in self.log_rates if x is not None])
+        runs = (*before.runs, *self.runs)
+        if len(said) < LEAST_ROUNDS:
+            return replace(before, runs=runs)
+        rate, lo, hi = ratio_interval(said)
+        return replace(before, rate_qps=rate, interval_qps=(lo, hi), decided=True, runs=runs)
+
 
 def interleave(
     probe: Probe,
@@ -84,7 +93,6 @@ def interleave(
     duration_s: Callable[[float], float],
     *,
     until: float = math.inf,
-    clock: Callable[[], float] = time.monotonic,
 ) -> list[Ratio | None]:
     """Rounds until the ratios of the first contestant over each other one are known.
 
@@ -93,11 +101,14 @@ def interleave(
     ratios: list[Ratio | None] = [None] * (len(contestants) - 1)
     for turn in range(MOST_ROUNDS):
         for contestant in contestants[:: 1 if turn % 2 else -1]:
-            if clock() > until:
+            if probe.clock() > until:
                 return ratios
             rate = contestant.rate_qps
             run = probe(contestant.policy, rate, duration_s(rate), turn=100 + turn, whole=True)
-            contestant.take(run, probe.sla.latency_s)
+            if run.disturbance < DISTURBED:
+                contestant.take(run, probe.sla.latency_s)
+            else:  # no word of this policy in this round
+                contestant.log_rates.append(None)
         ratios = [_ratio(contestants[0], other) for other in contestants[1:]]
         if all(map(_precise, ratios)):
             break

@@ -135,6 +135,7 @@ class _Tuning:
         self.space = Space(system.facts().workers, workload.size_law.largest)
         self.trials: dict[Policy, Trial] = {}
         self.comparisons: list[Comparison] = []
+        self.chosen: Policy | None = None
         self.probe = Probe(
             system,
             workload,
@@ -177,18 +178,25 @@ class _Tuning:
         if best is None:
             return
         self.observer.on_phase("compare")
+        self.chosen = best.policy
         others = {
             "the static baseline": self.space.static,
             "the paper's literal": self.space.literal,
         }
         rivals = {n: p for n, p in others.items() if p != best.policy and self._rate(p) > 0}
         looks = self._effort(FINE)
-        ratios = interleave(
-            self.probe,
-            [self._contestant(policy) for policy in (best.policy, *rivals.values())],
-            lambda rate: looks.duration_s(rate, self.sla),
-            until=self._until(),
-        )
+        entered = [self._contestant(policy) for policy in (best.policy, *rivals.values())]
+        try:
+            ratios = interleave(
+                self.probe,
+                entered,
+                lambda rate: looks.duration_s(rate, self.sla),
+                until=self._until(),
+            )
+        finally:
+            for one in entered:
+                trial = self.trials[one.policy]
+                self.trials[one.policy] = Trial(one.policy, one.capacity(trial.capacity))
         measured = dict(zip(rivals, ratios, strict=True))
         same = Ratio(1.0, (1.0, 1.0), 0)
         self.comparisons = [
@@ -212,6 +220,8 @@ class _Tuning:
             return before
         self.current = list(before.runs) if before else []
         try:
+            # No policy may use up what the others need.
+            until = min(until, time.monotonic() + 6 * effort.most_s)
             capacity = search_rate(
                 self.probe, policy, effort, before=tuple(self.current), until=until
             )
@@ -238,6 +248,9 @@ class _Tuning:
         return trial is not None and trial.capacity.rate_qps == 0
 
     def _best(self) -> Trial | None:
+        """The one chosen for the comparison; before it, the highest rate so far."""
+        if self.chosen is not None:
+            return self.trials[self.chosen]
         able = [t for t in self.trials.values() if t.capacity.rate_qps > 0]
         return max(able, key=lambda t: t.capacity.rate_qps, default=None)
 

@@ -1,0 +1,243 @@
+"""The live engine: answers, failures, deadlines, bounds, closing. No future stays unanswered."""
+
+import sys
+import threading
+import time
+from concurrent.futures import CancelledError
+
+import numpy as np
+import pytest
+from stub_model import StubModel, StubRuntime
+
+from deeprecsys.core import Policy, Schedule, Status, UserError
+from deeprecsys.dispatch import QueueFull
+from deeprecsys.engine import DeadlineExceeded, Engine, EngineClosed
+from deeprecsys.runtimes.stub import FixedTime
+from deeprecsys.service_time import ServiceTime
+
+WAIT_S = 10
+
+
+@pytest.fixture
+def runtime():
+    return StubRuntime()
+
+
+@pytest.fixture
+def engine(runtime):
+    with Engine(StubModel(), 2, runtime, max_queued_items=1000, largest=8) as engine:
+        runtime.executed.clear()
+        yield engine
+        runtime.gate.set()
+
+
+def query(n, value=1.0):
+    return {"dense": np.full((n, 4), value, np.float32)}
+
+
+@pytest.mark.parametrize(("size", "batch"), [(1, 1), (7, 3), (100, 10), (5, 100), (300, 128)])
+def test_scores_are_those_of_the_model_and_requests_those_of_the_policy(
+    engine, runtime, size, batch
+):
+    inputs = StubModel().example(size, np.random.default_rng(0))
+    scores = engine.submit(inputs, Policy(batch)).result(WAIT_S)
+    assert scores.shape == (size, 1)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores[:, 0], inputs["dense"].sum(axis=1), rtol=1e-5)
+    full, rest = divmod(size, batch)
+    assert sorted(runtime.executed) == sorted([batch] * full + ([rest] if rest else []))
+
+
+def test_no_candidates_are_answered_at_once(engine):
+    assert engine.submit(query(0)).result(0).shape == (0, 1)
+
+
+def test_a_failing_request_fails_its_query_alone_and_drops_its_siblings(engine, runtime):
+    runtime.gate.clear()
+    bad = query(400)
+    bad["dense"][0] = 666
+    failing = engine.submit(bad, Policy(1))
+    sound = engine.submit(query(3), Policy(1))
+    runtime.gate.set()
+    with pytest.raises(ValueError, match="beast"):
+        failing.result(WAIT_S)
+    assert sound.result(WAIT_S).tolist() == [[4.0]] * 3
+    assert len(runtime.executed) < 400
+    assert engine.submit(query(2)).result(WAIT_S).tolist() == [[4.0]] * 2
+
+
+def test_a_deadline_is_answered_in_time_though_every_worker_is_busy(engine, runtime):
+    runtime.gate.clear()
+    busy = [engine.submit(query(2), Policy(1)) for _ in range(2)]
+    late = engine.submit(query(500), deadline_s=0.05)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        late.result(WAIT_S)
+    assert time.monotonic() - began < WAIT_S / 2
+    runtime.gate.set()
+    assert all(f.result(WAIT_S).shape == (2, 1) for f in busy)
+    engine._group.wait_quiet()
+    assert sum(runtime.executed) == 4, "an expired query's items must not be executed"
+
+
+def test_a_deadline_that_holds_changes_nothing(engine):
+    assert engine.submit(query(5), deadline_s=WAIT_S).result(WAIT_S).shape == (5, 1)
+
+
+def test_past_the_bound_submit_raises_and_takes_nothing(engine, runtime):
+    runtime.gate.clear()
+    taken = [engine.submit(query(400), Policy(100)) for _ in range(2)]
+    taken.append(engine.submit(query(300), Policy(100)))  # 200 are executing: 900 wait
+    with pytest.raises(QueueFull):
+        engine.submit(query(400), Policy(100))
+    runtime.gate.set()
+    assert [len(f.result(WAIT_S)) for f in taken] == [400, 400, 300]
+
+
+def test_cancelling_a_waiting_query_frees_its_work(engine, runtime):
+    runtime.gate.clear()
+    busy = [engine.submit(query(2), Policy(1)) for _ in range(2)]
+    gone = engine.submit(query(300), Policy(1))
+    assert gone.cancel()
+    runtime.gate.set()
+    assert [f.result(WAIT_S).shape for f in busy] == [(2, 1)] * 2
+    with pytest.raises(CancelledError):
+        gone.result(WAIT_S)
+    engine._group.wait_quiet()
+    assert sum(runtime.executed) == 4
+
+
+def test_closing_drains_and_then_refuses(runtime):
+    runtime.gate.clear()
+    engine = Engine(StubModel(), 2, runtime, largest=1)
+    threading.Timer(0.02, runtime.gate.set).start()  # calibration executes too
+    with engine:
+        runtime.gate.clear()
+        futures = [engine.submit(query(50), Policy(10)) for _ in range(20)]
+        threading.Timer(0.05, runtime.gate.set).start()
+    assert all(f.result(0).shape == (50, 1) for f in futures)
+    with pytest.raises(EngineClosed):
+        engine.submit(query(1))
+
+
+def test_closing_without_draining_answers_every_future(runtime):
+    engine = Engine(StubModel(), 2, runtime, largest=1).__enter__()
+    runtime.gate.clear()
+    futures = [engine.submit(query(50), Policy(10)) for _ in range(20)]
+    threading.Timer(0.1, runtime.gate.set).start()
+    engine.close(drain=False)
+    for future in futures:
+        assert future.done()
+        with pytest.raises((EngineClosed, CancelledError)):
+            future.result(0)
+
+
+def test_many_threads_submitting_at_once_all_get_their_own_scores(engine):
+    wrong = []
+
+    def client(value):
+        for _ in range(50):
+            scores = engine.submit(query(9, value), Policy(4)).result(WAIT_S)
+            if not (scores == 4 * value).all():
+                wrong.append(value)
+
+    threads = [threading.Thread(target=client, args=(float(i),)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({}, "lacks input dense"),
+        ({"dense": np.zeros((3, 5), np.float32)}, r"must be FP32 \[3, 4\], not float32 \[3, 5\]"),
+        ({"dense": np.zeros((3, 4))}, "not float64"),
+        ({"dense": np.zeros((3, 4), np.float32), "x": np.zeros(3)}, "has no input x"),
+    ],
+)
+def test_wrong_inputs_are_refused_in_one_line(engine, inputs, says):
+    with pytest.raises(UserError, match=says):
+        engine.submit(inputs)
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5])
+def test_wrong_numbers_of_workers_are_refused(workers):
+    with pytest.raises(UserError, match="workers"):
+        Engine(StubModel(), workers)
+
+
+def test_settings_of_the_process_are_restored(runtime):
+    before = sys.getswitchinterval()
+    with Engine(StubModel(), 1, runtime, largest=1):
+        assert sys.getswitchinterval() < before
+    assert sys.getswitchinterval() == before
+
+
+def test_a_run_records_every_query_as_scheduled(engine):
+    schedule = Schedule(np.arange(200) / 2000, np.arange(200) % 17)
+    records = engine.run(schedule, Policy(5))
+    assert len(records) == 200
+    np.testing.assert_array_equal(records.arrival_s, schedule.arrival_s)
+    np.testing.assert_array_equal(records.size, schedule.size)
+    assert (records.status == Status.OK).all()
+    assert (records.lag_s >= 0).all()
+    assert (records.start_s >= records.submit_s).all()
+    assert (records.finish_s >= records.start_s).all()
+    busy = records.size > 0
+    assert set(records.worker[busy]) <= {0, 1}
+
+
+def test_an_empty_schedule_gives_empty_records(engine):
+    assert len(engine.run(Schedule(np.array([]), np.array([])), Policy())) == 0
+
+
+def test_a_watch_stops_a_run_and_what_was_under_way_is_cancelled(runtime):
+    slow = FixedTime(ServiceTime.constant(0.02))
+    with Engine(StubModel(), 2, slow, largest=1) as engine:
+        schedule = Schedule(np.arange(1000) / 1000, np.ones(1000))
+        seen = []
+
+        def watch(so_far, now_s):
+            seen.append((len(so_far), now_s))
+            assert set(so_far.status) <= {Status.OK, Status.PENDING}
+            return now_s > 0.25
+
+        records = engine.run(schedule, Policy(), watch=watch)
+        assert 0 < len(records) < 1000
+        assert seen[-1][0] <= len(records)
+        counts = np.bincount(records.status, minlength=6)
+        assert counts[Status.CANCELLED] > 0
+        assert counts[Status.OK] + counts[Status.CANCELLED] == len(records)
+        assert np.isnan(records.finish_s[records.status == Status.CANCELLED]).all()
+        assert len(engine.run(Schedule(np.zeros(1), np.ones(1)), Policy())) == 1
+
+
+def test_an_error_in_a_watch_ends_the_run_and_is_raised(engine):
+    def watch(so_far, now_s):
+        raise RuntimeError("broken watch")
+
+    with pytest.raises(RuntimeError, match="broken watch"):
+        engine.run(Schedule(np.arange(100) / 100, np.ones(100)), Policy(), watch=watch)
+    assert engine.submit(query(1)).result(WAIT_S).shape == (1, 1)
+
+
+def test_beyond_the_bound_a_run_records_rejections():
+    slow = FixedTime(ServiceTime.constant(0.005))
+    with Engine(StubModel(), 1, slow, max_queued_items=20, largest=1) as engine:
+        records = engine.run(Schedule(np.zeros(30), np.full(30, 2)), Policy())
+    counts = np.bincount(records.status, minlength=6)
+    assert counts[Status.REJECTED] > 0
+    assert counts[Status.OK] + counts[Status.REJECTED] == 30
+    assert np.isnan(records.latency_s[records.status == Status.REJECTED]).all()
+
+
+def test_latency_counts_from_the_scheduled_arrival_not_from_the_hand_over():
+    """Every query is due at once: the later ones wait, and the records must say so."""
+    fixed = FixedTime(ServiceTime.constant(0.01))
+    with Engine(StubModel(), 1, fixed, largest=1) as engine:
+        records = engine.run(Schedule(np.zeros(10), np.ones(10)), Policy())
+    assert records.latency_s.min() >= 0.01
+    assert np.sort(records.latency_s)[-1] >= 0.1

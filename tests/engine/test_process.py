@@ -1,0 +1,125 @@
+"""Topology, calibration and the generator, on this machine."""
+
+import os
+import sys
+import time
+
+import numpy as np
+import pytest
+from stub_model import StubModel
+
+from deeprecsys.core import UserError
+from deeprecsys.engine import calibrate, topology
+from deeprecsys.engine.driver import drive
+from deeprecsys.engine.pool import draw_pool
+from deeprecsys.engine.process import Neighbours, generator_priority
+from deeprecsys.models import load_model
+from deeprecsys.runtimes.stub import FixedTime
+from deeprecsys.service_time import ServiceTime
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity and quotas are Linux's")
+
+
+@linux
+def test_usable_cores_are_those_of_the_affinity_mask_and_the_quota(monkeypatch):
+    allowed = sorted(os.sched_getaffinity(0))
+    monkeypatch.setattr(topology, "cpu_quota", lambda: None)
+    assert topology.usable_cores() == allowed
+    monkeypatch.setattr(topology, "cpu_quota", lambda: 0.5)
+    assert topology.usable_cores() == allowed[:1]
+
+
+@pytest.mark.parametrize(("text", "quota"), [("150000 100000", 1.5), ("max 100000", None)])
+def test_a_container_quota_is_read(monkeypatch, text, quota):
+    monkeypatch.setattr(topology, "_read", lambda path: text if path.endswith("cpu.max") else None)
+    assert topology.cpu_quota() == quota
+
+
+def test_the_machine_is_described_for_results():
+    machine = topology.machine()
+    assert machine["cores"] >= 1
+    assert machine["memory_bytes"] > 1 << 28
+    assert {"python", "numpy", "torch"} <= set(topology.versions())
+
+
+def test_the_generator_hands_over_in_order_and_never_early():
+    arrival_s = np.sort(np.random.default_rng(0).uniform(0, 0.2, 100))
+    began = time.perf_counter()
+    seen = []
+    assert drive(arrival_s, began, lambda row, now: seen.append((row, now)), lambda: False) == 100
+    assert [row for row, _ in seen] == list(range(100))
+    assert all(now - began >= at for (_, now), at in zip(seen, arrival_s, strict=True))
+
+
+def test_a_generator_that_is_stopped_hands_over_no_more():
+    seen = []
+    n = drive(
+        np.arange(100.0), time.perf_counter(), lambda row, now: seen.append(row), lambda: seen
+    )
+    assert (n, seen) == (1, [0])
+
+
+def test_the_generators_priority_is_given_back():
+    before = os.sched_getscheduler(0)
+    with generator_priority():
+        pass
+    assert os.sched_getscheduler(0) == before
+
+
+def test_work_of_this_process_is_no_disturbance():
+    neighbours = Neighbours(1)
+    until = time.perf_counter() + 0.3
+    while time.perf_counter() < until:
+        pass
+    assert 0.0 <= neighbours.share() <= 1.0
+
+
+def test_the_calibrated_service_time_is_the_runtimes():
+    law = ServiceTime.linear(2e-3, 1e-5)
+    found = calibrate.service_time(FixedTime(law), StubModel(), [None, None], 64)
+    for items in (1.0, 16.0, 64.0):
+        expected = law(np.array([items]))[0]
+        assert found(np.array([items]))[0] == pytest.approx(expected, rel=0.5)
+        assert found(np.array([items]))[0] >= expected
+
+
+def test_an_error_on_one_core_is_raised_and_the_others_do_not_wait_for_it():
+    def task(worker):
+        raise RuntimeError(f"no core for {worker}")
+
+    with pytest.raises(RuntimeError, match="no core"):
+        calibrate.on_cores([None, None], lambda: None, task)
+
+
+def test_auto_leaves_out_a_runtime_that_cannot_take_the_model(monkeypatch):
+    model = load_model("ncf", scale=1e-3)
+
+    def broken(model):
+        raise RuntimeError("cannot trace\nlong story")
+
+    monkeypatch.setitem(calibrate.RUNTIMES, "torchscript", broken)
+    runtime, choice = calibrate.choose("auto", model, [None])
+    assert runtime.name == "eager"
+    assert choice["torchscript"] == "cannot trace"
+    with pytest.raises(UserError, match="runtime torchscript cannot take ncf: cannot trace"):
+        calibrate.choose("torchscript", model, [None])
+
+
+def test_the_pool_touches_ten_caches_or_every_row_and_says_so():
+    model = load_model("dlrm-rmc3", scale=0.01)
+    pool = draw_pool(model, "uniform", 700, cache_bytes=1 << 20)
+    assert pool.touched_bytes >= 10 << 20 or pool.every_row
+    small = draw_pool(load_model("ncf", scale=1e-3), "uniform", 700, cache_bytes=1 << 30)
+    assert small.every_row
+    assert small.items >= 1400
+
+
+def test_windows_of_the_pool_are_views_within_it():
+    model = load_model("ncf", scale=1e-3)
+    pool = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 16)
+    sizes = np.random.default_rng(0).integers(1, 700, 500)
+    for offset, size in zip(pool.offsets(sizes), sizes, strict=True):
+        window = pool.window(int(offset), int(size))
+        assert all(len(a) == size and a.base is not None for a in window.values())
+    same = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 16)
+    np.testing.assert_array_equal(pool.inputs["user"], same.inputs["user"])

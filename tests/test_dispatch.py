@@ -1,0 +1,93 @@
+"""The pure dispatcher: conservation, order, deadlines."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deeprecsys.core import Policy
+from deeprecsys.dispatch import Dispatcher, QueueFull, requests
+
+sizes = st.lists(st.integers(1, 500), min_size=1, max_size=20)
+batch = st.integers(1, 600)
+
+
+def drain(rules: Dispatcher) -> list[tuple[int, int, int]]:
+    pulled = []
+    while slices := rules.pull(0, 0.0):
+        pulled += slices
+    return pulled
+
+
+@given(sizes, batch)
+def test_splitting_conserves_items_in_order_and_no_request_exceeds_the_batch_size(sizes, batch):
+    rules, policy = Dispatcher(), Policy(batch)
+    for query, size in enumerate(sizes):
+        rules.add(query, size, policy)
+    assert rules.queued_items == sum(sizes)
+    pulled = drain(rules)
+    expected = [(q, lo, hi) for q, n in enumerate(sizes) for lo, hi in requests(n, policy)]
+    assert pulled == expected
+    assert all(0 < hi - lo <= batch for _, lo, hi in pulled)
+    assert rules.queued_items == 0
+
+
+@given(sizes, batch, st.randoms(use_true_random=False))
+def test_a_query_finishes_once_and_with_its_last_request_in_whatever_order_they_end(
+    sizes, batch, random
+):
+    rules = Dispatcher()
+    for query, size in enumerate(sizes):
+        rules.add(query, size, Policy(batch))
+    pulled = drain(rules)
+    random.shuffle(pulled)
+    done = [q for q, lo, hi in pulled if rules.finish(q, hi - lo)]
+    assert sorted(done) == list(range(len(sizes)))
+    assert len(rules) == 0
+
+
+@given(sizes, batch, st.data())
+def test_dropping_forgets_what_nobody_started_and_nothing_else(sizes, batch, data):
+    rules, policy = Dispatcher(), Policy(batch)
+    for query, size in enumerate(sizes):
+        rules.add(query, size, policy)
+    started = [
+        rules.pull(0, 0.0)[0] for _ in range(data.draw(st.integers(0, 3))) if rules.queued_items
+    ]
+    victim = data.draw(st.sampled_from(range(len(sizes))))
+    taken = sum(hi - lo for q, lo, hi in started if q == victim)
+    before = rules.queued_items
+    assert rules.drop(victim)
+    assert rules.queued_items == before - (sizes[victim] - taken)
+    assert not rules.drop(victim)
+    rest = drain(rules)
+    assert all(q != victim for q, _, _ in rest)
+    others = sum(n for q, n in enumerate(sizes) if q != victim)
+    assert sum(hi - lo for q, lo, hi in started + rest if q != victim) == others
+    for q, lo, hi in started:
+        assert not (rules.finish(q, hi - lo) and q == victim)
+
+
+def test_deadlines_expire_open_queries_only_and_at_their_time():
+    rules = Dispatcher()
+    for query, deadline in enumerate([5.0, 1.0, math.inf, 3.0]):
+        rules.add(query, 10, Policy(10), deadline)
+    assert rules.next_deadline_s() == 1.0
+    assert rules.expire(0.5) == []
+    assert rules.expire(3.0) == [1, 3]
+    assert rules.pull(0, 3.0) == [(0, 0, 10)]
+    assert rules.finish(0, 10)
+    assert rules.next_deadline_s() == math.inf
+    assert rules.expire(9.0) == []
+    assert rules.pull(0, 9.0) == [(2, 0, 10)]
+
+
+def test_the_bound_refuses_whole_queries_but_never_the_only_one():
+    rules = Dispatcher(max_queued_items=100)
+    rules.add(0, 1000, Policy(10))
+    with pytest.raises(QueueFull, match="1000 items wait"):
+        rules.add(1, 1, Policy(10))
+    assert rules.queued_items == 1000
+    drain(rules)
+    rules.add(2, 100, Policy(10))

@@ -1,0 +1,137 @@
+"""The capacity search against machines in virtual time, whose capacity theory knows."""
+
+import math
+
+import numpy as np
+import pytest
+
+from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.service_time import ServiceTime, query_work_s
+from deeprecsys.tuning import Effort, find_capacity
+from deeprecsys.tuning.capacity import Probe, Run, search_rate
+from deeprecsys.workload import Workload
+from toy import ToyMachine
+
+EFFORT = Effort(tolerance=0.03, queries=2000, least_s=5.0, most_s=30.0)
+
+
+class Clock:
+    """Virtual: a run takes as long as its records say."""
+
+    def __init__(self, machine):
+        self.machine = machine
+        self.slept = 0.0
+
+    def __call__(self):
+        return self.machine.now_s + self.slept
+
+    def pause(self, seconds):
+        self.slept += seconds
+
+
+def search(machine, sla, policy=None, *, workload=None, effort=EFFORT, until=math.inf, **kw):
+    clock = Clock(machine)
+    probe = Probe(machine, workload or Workload(), sla, clock=clock, pause=clock.pause, **kw)
+    return search_rate(probe, policy or Policy(batch_size=100), effort, until=until)
+
+
+def linear(n):
+    return 2e-4 + 1.5e-5 * n
+
+
+def saturation(batch_size, workers=2):
+    sizes = Workload().sample_sizes(20_000)
+    work = query_work_s(ServiceTime.linear(2e-4, 1.5e-5), sizes, Policy(batch_size=batch_size))
+    return workers / work.mean()
+
+
+@pytest.mark.parametrize("hint", [True, False])
+def test_under_a_lax_target_the_capacity_is_the_saturation_rate(hint):
+    found = search(ToyMachine(linear, hint=hint), SLA(1.0))
+    assert 0.93 <= found.rate_qps / saturation(100) <= 1.02
+    lo, hi = found.interval_qps
+    assert lo <= found.rate_qps <= hi
+
+
+def test_a_tight_target_costs_rate_and_the_search_finds_where():
+    """M/M/1 by queries of one item: p95 of the sojourn is ln(20) / (mu - lambda)."""
+    machine = ToyMachine(lambda n: 0.005, workers=1)
+    rng = np.random.default_rng(5)
+    machine.service_s = lambda n: rng.exponential(0.005)
+    machine.hint = False
+    sla = SLA(0.05)
+    truth = 200 - math.log(20) / sla.latency_s
+    longer = Effort(tolerance=0.03, queries=12_000, least_s=60, most_s=100)
+    found = search(machine, sla, workload=Workload(sizes="fixed:1"), effort=longer)
+    assert found.rate_qps == pytest.approx(truth, rel=0.08)
+
+
+def test_a_target_that_the_idle_machine_misses_has_no_rate_and_says_what_idle_gives():
+    found = search(ToyMachine(linear), SLA(0.002))
+    assert found.rate_qps == 0.0
+    assert found.decided
+    assert found.idle_p95_s > 0.002
+    assert len(found.runs) == 1
+
+
+def test_without_a_hint_an_unreachable_target_is_found_out_too():
+    found = search(ToyMachine(linear, hint=False), SLA(0.002))
+    assert found.rate_qps == 0.0
+
+
+def test_time_that_runs_out_leaves_an_open_interval_and_says_undecided():
+    machine = ToyMachine(linear)
+    found = search(machine, SLA(0.1), until=3.0)
+    assert not found.decided
+    assert machine.now_s < 10
+
+
+def test_runs_are_stopped_as_soon_as_they_are_decided():
+    machine = ToyMachine(linear)
+    clock = Clock(machine)
+    probe = Probe(machine, Workload(), SLA(0.1), clock=clock)
+    slow = probe(Policy(100), 3 * saturation(100), 30.0)
+    assert slow.summary.meets_sla is False
+    assert slow.stopped_early
+    easy = probe(Policy(100), 0.3 * saturation(100), 30.0)
+    assert easy.summary.meets_sla is True
+    assert easy.stopped_early
+    assert machine.now_s < 20
+
+
+def test_a_failed_run_that_others_disturbed_is_repeated():
+    """While a neighbour holds half of the cores for the first 4 runs, nothing is concluded."""
+    machine = ToyMachine(linear, disturbed=lambda run: 0.5 if run <= 3 else 0.0)
+    found = search(machine, SLA(0.1))
+    assert found.rate_qps > 0.9 * saturation(100)
+
+
+def test_the_owner_can_stop_it_and_every_run_was_told():
+    from deeprecsys.tuning import Interrupted
+
+    told: list[Run] = []
+    machine = ToyMachine(linear)
+    with pytest.raises(Interrupted):
+        search(
+            machine,
+            SLA(0.1),
+            stop=lambda: len(told) >= 2,
+            on_run=lambda policy, run: told.append(run),
+        )
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize("budget_s", [0, -1.0])
+def test_a_budget_must_be_positive(budget_s):
+    with pytest.raises(UserError, match="budget"):
+        find_capacity(ToyMachine(linear), Workload(), SLA(0.1), budget_s=budget_s)
+
+
+def test_the_reported_capacity_holds_below_and_breaks_above():
+    machine = ToyMachine(linear, noise=0.2)
+    found = search(machine, SLA(0.1))
+    probe = Probe(machine, Workload(seed=77), SLA(0.1), clock=Clock(machine))
+    below = [probe(Policy(100), 0.95 * found.rate_qps, 20, turn=t).passed for t in range(5)]
+    above = [probe(Policy(100), 1.2 * found.rate_qps, 20, turn=t).passed for t in range(5)]
+    assert sum(below) >= 4
+    assert not any(above)

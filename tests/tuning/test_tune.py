@@ -1,0 +1,167 @@
+"""Searches and the study, on machines in virtual time with a known best batch size."""
+
+import dataclasses
+
+import pytest
+
+from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.tuning import SEARCHES, Capacity, Observer, study, tune
+from deeprecsys.tuning.binds import what_binds
+from deeprecsys.tuning.searches import Space, contenders, exhaustive, hill_climb
+from deeprecsys.workload import Workload
+from toy import ToyMachine
+
+SPACE = Space(workers=2, largest=700)
+
+
+def measured(curve, width=0.05):
+    """A `measure` that answers from a curve {batch size: rate}, and the sizes it was asked."""
+    asked = []
+
+    def measure(policy):
+        asked.append(policy.batch_size)
+        rate = curve(policy.batch_size)
+        return Capacity(rate, (rate * (1 - width), rate * (1 + width)), True)
+
+    return measure, asked
+
+
+@pytest.fixture(autouse=True)
+def virtual_time(monkeypatch):
+    """`tune` on a toy machine takes no real time: its clock is the machine's."""
+    machines = []
+    real = study.Probe
+
+    def probe(system, *args, **kw):
+        machines.append(system)
+        return real(system, *args, clock=lambda: system.now_s, pause=lambda s: None, **kw)
+
+    monkeypatch.setattr(study, "Probe", probe)
+    monkeypatch.setattr(study.time, "monotonic", lambda: machines[-1].now_s if machines else 0.0)
+
+
+def overhead(n):
+    """A high fixed cost: small batches lose."""
+    return 1e-3 + 1e-5 * n
+
+
+def cache_cliff(n):
+    """Beyond 64 items an item costs three times as much: large batches lose."""
+    return 1e-4 + (1e-5 * n if n <= 64 else 3e-5 * n)
+
+
+def test_the_space_reaches_the_batch_that_leaves_the_largest_query_whole():
+    assert SPACE.batch_sizes == [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    assert SPACE.static == Policy(batch_size=500)
+    assert Space(40, 700).static == Policy(batch_size=25)
+    assert Space(3, 700).static == Policy(batch_size=334)
+
+
+def test_the_climb_stops_after_two_sizes_that_are_surely_worse():
+    measure, asked = measured(lambda b: 100 - abs(b - 16))
+    hill_climb(measure, SPACE)
+    assert asked == [1, 2, 4, 8, 16, 32, 64]
+
+
+def test_a_plateau_does_not_stop_the_climb():
+    measure, asked = measured(lambda b: 100.0)
+    hill_climb(measure, SPACE)
+    assert asked == SPACE.batch_sizes
+
+
+def test_a_dip_within_the_noise_does_not_stop_the_climb():
+    rates = {1: 50, 2: 80, 4: 78, 8: 77, 16: 79, 32: 120, 64: 119, 128: 60, 256: 50}
+    measure, asked = measured(lambda b: rates[b])
+    hill_climb(measure, SPACE)
+    assert asked == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+
+
+def test_the_exhaustive_search_looks_at_both_baselines_and_between():
+    measure, asked = measured(lambda b: 1.0)
+    exhaustive(measure, SPACE)
+    assert {25, 500, 96, 192}.issubset(asked)
+    assert asked == sorted(set(asked))
+
+
+def test_contenders_are_those_that_can_still_be_best():
+    def trial(b, rate, lo, hi):
+        return Policy(batch_size=b), Capacity(rate, (lo, hi), True)
+
+    trials = [trial(1, 10, 9, 11), trial(2, 95, 90, 101), trial(4, 100, 98, 104)]
+    assert [p.batch_size for p in contenders(trials)] == [4, 2]
+    assert contenders([trial(1, 0, 0, 5)]) == []
+
+
+@pytest.mark.parametrize("method", ["hill-climb", "exhaustive"])
+@pytest.mark.parametrize(("service", "best"), [(overhead, range(256, 1025)), (cache_cliff, (64,))])
+def test_the_best_batch_size_is_found(method, service, best):
+    found = tune(ToyMachine(service), Workload(), SLA(0.1), method, budget_s=400)
+    assert found.best.policy.batch_size in best
+    assert found.speedup is not None
+    assert {t.policy.batch_size for t in found.trials} >= {500}
+
+
+def test_the_ratio_to_the_baseline_is_right_and_significant_when_it_is():
+    found = tune(ToyMachine(cache_cliff, noise=0.1), Workload(), SLA(0.2), budget_s=400)
+    # 270 items in requests of 64 against one or two requests of up to 500
+    per_item = {b: cache_cliff(b) / b for b in (64, 500)}
+    lo, hi = found.speedup.interval
+    assert found.speedup.significant
+    assert lo > 1.5
+    assert found.speedup.ratio == pytest.approx(per_item[500] / per_item[64], rel=0.2)
+    assert hi / lo < 1.2
+
+
+def test_a_flat_curve_is_reported_as_no_significant_gain():
+    flat = ToyMachine(lambda n: 1e-5 * n, noise=0.05)
+    found = tune(flat, Workload(), SLA(0.2), "static", budget_s=400)
+    lo, hi = found.speedup.interval
+    assert lo < 1.03
+    assert hi > 0.97
+
+
+def test_the_static_method_searches_nothing():
+    found = tune(ToyMachine(overhead), Workload(), SLA(0.1), "static", budget_s=200)
+    assert {t.policy.batch_size for t in found.trials} == {25, 500}
+
+
+def test_a_target_out_of_reach_gives_no_best_and_the_idle_latency():
+    found = tune(ToyMachine(overhead), Workload(), SLA(0.001), budget_s=100)
+    assert found.best is None
+    assert found.idle_p95_s > 0.001
+
+
+def test_a_small_budget_is_kept_and_what_is_left_is_undecided():
+    machine = ToyMachine(overhead)
+    found = tune(machine, Workload(), SLA(0.1), budget_s=5)
+    assert machine.now_s < 10
+    assert found.trials
+
+
+def test_stopping_keeps_what_was_measured():
+    done = []
+    machine = ToyMachine(overhead)
+    observer = Observer(stop=lambda: len(done) >= 3, on_trial=done.append)
+    found = tune(machine, Workload(), SLA(0.1), budget_s=400, observer=observer)
+    assert found.interrupted
+    assert len(found.trials) >= 3
+    assert found.best is not None
+
+
+def test_an_unknown_method_is_refused_by_name():
+    with pytest.raises(UserError, match=r"unknown method 'nope'; known: hill-climb"):
+        tune(ToyMachine(overhead), Workload(), SLA(0.1), "nope")
+    assert set(SEARCHES) == {"hill-climb", "exhaustive", "static"}
+
+
+def test_what_binds_is_the_tail_when_cores_are_idle_at_capacity():
+    machine = ToyMachine(overhead)
+    sizes = Workload().sample_sizes(1000)
+    facts = machine.facts()
+    idle = what_binds(facts, Policy(512), 50.0, sizes, SLA(0.01), [])
+    assert idle.kind == "tail"
+    busy = what_binds(facts, Policy(512), 560.0, sizes, SLA(0.01), [])
+    assert busy.kind == "compute"
+    assert "100% busy" in busy.sentence
+    unknown = what_binds(dataclasses.replace(facts, service_s=None), Policy(), 1, sizes, SLA(1), [])
+    assert unknown.kind == "unknown"
