@@ -52,10 +52,6 @@ class Run:
             return bool(self.summary.percentile_s <= self.summary.target_s)
         return self.summary.meets_sla
 
-    @property
-    def decided(self) -> bool:
-        return self.summary.meets_sla is not None
-
     def to_dict(self) -> dict[str, Any]:
         summary = self.summary.to_dict()
         kept = ("p50_s", "p95_s", "p99_s", "p95_interval_s", "meets_sla", "queries", "duration_s")
@@ -74,11 +70,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """rate_qps: the highest rate that passed and was confirmed; 0 if none did.
+    """rate_qps: the highest rate at which the target held; 0 if there is none.
 
-    interval_qps: from the highest rate established to pass to the lowest established to fail
-    (infinity if none was); what lies between was not decided. decided: the interval is as
-    narrow as asked for. idle_p95_s: latency percentile of the idle machine, where it was asked.
+    interval_qps: from a search, the bracket between that rate and the lowest that failed
+    (infinity if none did); from rounds (`interleave.py`), a 95 % interval. decided: as narrow
+    as asked for, in the time there was. idle_p95_s: latency percentile of the idle machine,
+    where the search had to ask.
     """
 
     rate_qps: float
@@ -331,55 +328,23 @@ def _alone_s(probe: Probe, policy: Policy) -> float | None:
 
 
 def _ends(runs: Sequence[Run]) -> tuple[float, float]:
-    """(highest rate that passed below any failure, lowest rate that failed).
+    """(highest rate that passed, lowest that failed) on either side of the best split.
 
-    Where a rate was tried twice the later run counts.
+    The split contradicts the fewest runs. Of equals the highest: on a shared machine a
+    neighbour fails runs that should pass, and nothing passes runs that should fail. A failure
+    while others used the cores does not count if it was repeated.
     """
-    last = {r.rate_qps: r for r in runs}.values()
-    fail = min((r.rate_qps for r in last if not r.passed), default=math.inf)
-    return max((r.rate_qps for r in last if r.passed and r.rate_qps < fail), default=0.0), fail
-
-
-def _next_rate(runs: Sequence[Run], ceiling: float, tolerance: float) -> float | None:
-    """The rate to try next, or None when the bracket is narrow enough."""
-    lo, hi = _ends(runs)
-    if not runs:
-        return 0.92 * ceiling
-    if math.isinf(hi):
-        return lo * (1.06 if lo > 0.8 * ceiling else 1.6) if lo < 0.8 * ceiling else lo * 1.06
-    if lo == 0:
-        return hi * (0.8 if hi > 0.6 * ceiling else 0.5)
-    if hi <= lo * (1 + tolerance):
-        return None
-    return math.sqrt(lo * hi)
-
-
-def _confirm(
-    probe: Probe,
-    policy: Policy,
-    effort: Effort,
-    runs: list[Run],
-    until: float,
-    clock: Callable[[], float],
-) -> None:
-    """Repeats the best rate on fresh seeds, stepping down where the repetition fails."""
-    for turn in range(1, _CONFIRMATIONS + 1):
-        lo, _ = _ends(runs)
-        if lo == 0 or clock() >= until:
-            return
-        runs.append(probe(policy, lo, effort.duration_s(lo, probe.sla), turn=turn))
-        if runs[-1].passed:
-            return
-        step = lo * (1 - effort.tolerance)
-        if not any(r.passed and r.rate_qps >= step * 0.99 for r in runs if r.rate_qps < lo):
-            runs.append(probe(policy, step, effort.duration_s(step, probe.sla), turn=turn))
+    last = {run.rate_qps: run for run in runs}
+    runs = [r for r in runs if r.passed or r.disturbance < DISTURBED or r is last[r.rate_qps]]
+    splits = [0.0, *sorted({run.rate_qps for run in runs})]
+    split = min(reversed(splits), key=lambda s: sum((r.rate_qps <= s) != r.passed for r in runs))
+    lo = max((r.rate_qps for r in runs if r.passed and r.rate_qps <= split), default=0.0)
+    hi = min((r.rate_qps for r in runs if not r.passed and r.rate_qps > split), default=math.inf)
+    return lo, hi
 
 
 def capacity_of(runs: Sequence[Run], tolerance: float, idle_s: float | None) -> Capacity:
     """What the runs of one policy say together; see `Capacity`."""
-    rate, above = _ends(runs)
-    last = {r.rate_qps: r for r in runs}.values()
-    fail = min((r.rate_qps for r in last if r.decided and r.rate_qps >= above), default=math.inf)
-    sure = max((r.rate_qps for r in last if r.decided and r.rate_qps <= rate), default=0.0)
-    decided = fail <= sure * (1 + 3 * tolerance) if rate else math.isfinite(fail)
-    return Capacity(rate, (sure, fail), decided, tuple(runs), idle_s)
+    lo, hi = _ends(runs)
+    decided = hi <= lo * (1 + 2 * tolerance) if lo else math.isfinite(hi) and idle_s is not None
+    return Capacity(lo, (lo, hi), decided, tuple(runs), idle_s)
