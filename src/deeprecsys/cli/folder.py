@@ -52,16 +52,9 @@ def write_run(
 
 def read_summary(folder: str) -> dict[str, Any]:
     """UserError in one line where the folder is none of a run, or its summary is damaged."""
-    path = Path(folder) / "summary.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is no run folder: it has no summary.json")
-    try:
-        summary = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(summary, dict) or "verb" not in summary:
-        raise UserError(f"{path} is not a run's summary")
-    return summary
+    from deeprecsys.report import read_run
+
+    return read_run(Path(folder))[0]
 
 
 def provenance(verb: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from deeprecsys.core import SLA, Policy, Records
 from deeprecsys.metrics import percentile
+from deeprecsys.report.text import interval, ms, rate
 
 
 def console(json_target: str | None) -> Console:
@@ -96,21 +97,6 @@ class Progress:
         return f"{passed:.0f} s, at most {max(0.0, self._seconds - passed):.0f} s left"
 
 
-def ms(seconds: float | None) -> str:
-    return "–" if seconds is None or not np.isfinite(seconds) else f"{seconds * 1e3:.3g}"
-
-
-def rate(value: float | None) -> str:
-    """Three digits, whole from 100 on."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def interval(bounds: Any, show: Any) -> str:
-    return f"[{show(bounds[0])}, {show(bounds[1])}]"
-
-
 def trials_table(summary: dict[str, Any]) -> Table:
     """The trials of a tuning, by batch size; the best is marked."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -132,3 +118,6 @@ def trials_table(summary: dict[str, Any]) -> Table:
             style="bold green" if policy == best else None,
         )
     return table
+
+
+__all__ = ["Progress", "console", "interruptible", "interval", "ms", "rate", "trials_table"]

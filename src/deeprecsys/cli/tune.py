@@ -184,12 +184,13 @@ def _chosen(trial: Trial) -> dict[str, Any]:
 
 
 def _records(study: Study) -> Records | None:
-    """Of the best policy's last run at its capacity."""
+    """Of the best policy's run nearest its capacity that held the target."""
     if study.best is None:
         return None
     capacity = study.best.capacity
-    at = [r for r in capacity.runs if r.rate_qps == capacity.rate_qps and r.records is not None]
-    return at[-1].records if at else None
+    runs = [r for r in capacity.runs if r.records is not None and r.passed]
+    nearest = min(runs, key=lambda r: abs(r.rate_qps - capacity.rate_qps), default=None)
+    return nearest.records if nearest else None
 
 
 def _write_policy(folder: Path, summary: dict[str, Any]) -> None:

@@ -1,0 +1,240 @@
+"""The report as one HTML page: the verdict first, then figures, trials, and where it comes from.
+
+Self-contained: style, data and the installed package's plotly.js are in the file; it opens
+offline, in light and dark, on a phone and in print. Everything from a summary is escaped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from deeprecsys.core import Records
+from deeprecsys.report import figures, text
+
+Fact = tuple[str, ...]  # name, value, remarks
+Section = tuple[str, str, figures.Figure | None]  # heading, what it shows, figure
+
+
+def page(summary: dict[str, Any], records: Records | None) -> str:
+    """The whole document."""
+    tuning = summary["verb"] == "tune"
+    body = _tune(summary, records) if tuning else _bench(summary, records)
+    return _document(f"{summary['verb']} {summary.get('model', '')}", body, _shown(body))
+
+
+def _tune(summary: dict[str, Any], records: Records | None) -> list[Any]:
+    best, sla = summary.get("best"), summary["sla"]
+    facts: list[Fact] = [("target", text.target(sla)), ("method", summary.get("method", "–"))]
+    if best:
+        capacity = best["capacity"]
+        bounds = text.interval(capacity["interval_qps"], text.rate)
+        facts = [
+            ("capacity", f"{text.rate(capacity['rate_qps'])} queries/s", bounds),
+            ("batch size", str(best["policy"]["batch_size"]), "items a request, at most"),
+            *_ratios(summary),
+            *facts,
+        ]
+    return [
+        _head(summary, summary.get("verdict", ""), facts, summary.get("binds")),
+        ("Capacity by batch size",
+         "Highest rate that holds the target; bars are brackets of the search, or 95 % intervals "
+         "where rounds were run.", figures.capacity_by_batch(summary)),
+        ("Latency by rate", "The best policy's runs: filled meets, open undecided, cross misses.",
+         figures.latency_by_rate(summary)),
+        *_of_records(summary, records, "The best policy at its capacity."),
+        _trials(summary),
+        _provenance(summary),
+    ]  # fmt: skip
+
+
+def _bench(summary: dict[str, Any], records: Records | None) -> list[Any]:
+    meets = text.meets(summary.get("meets_sla"))
+    verdict = (
+        f"batch size {summary['policy']['batch_size']} at {text.rate(summary['rate_qps'])} "
+        f"queries/s: p95 {text.ms(summary['p95_s'])} ms "
+        f"{text.interval(summary['p95_interval_s'], text.ms)}; "
+        f"{meets} {text.target(summary['sla'])}"
+    )
+    facts: list[Fact] = [
+        ("throughput", f"{text.rate(summary['throughput_qps'])} queries/s"),
+        *[(f"p{p}", f"{text.ms(summary.get(f'p{p}_s'))} ms",
+           text.interval(summary.get(f"p{p}_interval_s"), text.ms)) for p in (50, 95, 99)],
+        ("generator lag p99", f"{text.ms(summary.get('generator_lag_p99_s'))} ms"),
+    ]  # fmt: skip
+    over = ("Latency over time", "Every query at its arrival.",
+            figures.latency_over_time(summary, records))  # fmt: skip
+    return [
+        _head(summary, verdict, facts, None),
+        *_of_records(summary, records, ""),
+        over,
+        _provenance(summary),
+    ]
+
+
+def _of_records(
+    summary: dict[str, Any], records: Records | None, which: str
+) -> tuple[Section, Section]:
+    return (
+        ("Latency distribution", f"{which} Share of the queries slower than a latency.".strip(),
+         figures.latency_distribution(summary, records)),
+        ("Latency by query size",
+         f"{which} Median, quartiles, and whiskers from p5 to p95.".strip(), figures.latency_by_size(summary, records)),
+    )  # fmt: skip
+
+
+def _ratios(summary: dict[str, Any]) -> list[Fact]:
+    best = summary["best"]["policy"]
+    return [
+        (f"over {c['name']} of {c['policy']['batch_size']}", *_split(text.ratio(c)))
+        for c in summary.get("comparisons", [])
+        if c["policy"] != best
+    ]
+
+
+def _split(words: str) -> tuple[str, ...]:
+    first, _, rest = words.partition(" ")
+    return (first, rest) if first.endswith("×") else (words,)
+
+
+def _head(summary: dict[str, Any], verdict: str, facts: Sequence[Fact], binds: str | None) -> str:
+    cards = "".join(
+        f"<div class=card><dt>{escape(name)}</dt><dd>{escape(value)}"
+        f"<small>{escape(' '.join(rest))}</small></dd></div>"
+        for name, value, *rest in facts
+    )
+    stopped = "<p class=note>Interrupted: what was measured until then.</p>"
+    what = f"{summary['verb']} · {summary.get('model', '')}"
+    scale = summary.get("scale", 1)
+    if scale != 1:
+        what += f" · tables scaled by {scale:g}"
+    return (
+        f"<header><p class=kicker>deeprecsys · {escape(what)}</p><h1>{escape(verdict)}</h1>"
+        f"{stopped if summary.get('interrupted') else ''}<dl class=cards>{cards}</dl>"
+        f"{f'<p class=binds>What binds: {escape(binds)}.</p>' if binds else ''}</header>"
+    )
+
+
+def _trials(summary: dict[str, Any]) -> str:
+    best = (summary.get("best") or {}).get("policy")
+    rows = "".join(_trial(t, t["policy"] == best) for t in summary["trials"])
+    return (
+        "<section><h2>Trials</h2><p>Every policy that was tried; open a row for its runs.</p>"
+        f"<div class=trials>{rows}</div></section>"
+    )
+
+
+def _trial(trial: dict[str, Any], best: bool) -> str:
+    capacity = trial["capacity"]
+    doubt = "" if capacity.get("decided", True) else " · undecided"
+    head = (
+        f"<b>batch size {trial['policy']['batch_size']}</b>"
+        f"<span>{text.rate(capacity['rate_qps'])} queries/s "
+        f"{text.interval(capacity['interval_qps'], text.rate)}{doubt}</span>"
+        f"<span>{len(trial['runs'])} runs{' · best' if best else ''}</span>"
+    )
+    names = ("queries/s", "p50 ms", "p95 ms", "95 % interval", "target", "queries", "s",
+             "lag p99 ms", "seed")  # fmt: skip
+    heads = "".join(f"<th>{name}</th>" for name in names)
+    rows = "".join(_run(run) for run in trial["runs"])
+    return (
+        f"<details{' class=best' if best else ''}><summary>{head}</summary>"
+        f"<div class=wide><table><tr>{heads}</tr>{rows}</table></div></details>"
+    )
+
+
+def _run(run: dict[str, Any]) -> str:
+    early = " early" if run.get("stopped_early") else ""
+    others = run.get("disturbance") or 0
+    note = f" ({others:.0%} of the cores used by others)" if others >= 0.05 else ""
+    cells = (
+        text.rate(run["rate_qps"]),
+        text.ms(run.get("p50_s")),
+        text.ms(run.get("p95_s")),
+        text.interval(run.get("p95_interval_s"), text.ms),
+        text.meets(run.get("meets_sla")) + note,
+        f"{run['queries']:,}",
+        f"{run['duration_s']:.1f}{early}",
+        text.ms(run.get("generator_lag_p99_s")),
+        str(run.get("seed", "")),
+    )
+    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _provenance(summary: dict[str, Any]) -> str:
+    """Machine, versions, workload, seed, and the command that repeats it."""
+    notes = summary.get("workload", {}).get("notes", {})
+    machine = {k: v for k, v in summary.get("machine", {}).items() if v is not None}
+    for name in ("last_level_cache_bytes", "memory_bytes"):
+        if name in machine:
+            machine[name] = f"{machine[name] / 2**20:,.0f} MiB"
+    groups = {
+        "Machine": machine,
+        "Versions": summary.get("versions", {}),
+        "Workload": {**notes, "seed": summary.get("seed")},
+        "Set-up": {
+            "workers": summary.get("workers"),
+            "runtime": summary.get("runtime") or summary.get("engine", {}).get("runtime"),
+            "variant": summary.get("variant"),
+            "date": summary.get("date"),
+            "inputs": "; ".join(map(_pool, summary.get("input_pools", {}).values())) or None,
+        },
+    }
+    lists = "".join(
+        f"<div><h3>{title}</h3><dl>"
+        + "".join(f"<dt>{escape(str(k).replace('_', ' '))}</dt><dd>{escape(str(v))}</dd>"
+                  for k, v in group.items() if v is not None)
+        + "</dl></div>"
+        for title, group in groups.items()
+    )  # fmt: skip
+    command = escape(summary.get("command", ""))
+    return (
+        f"<section><h2>Where this comes from</h2><div class=facts>{lists}</div>"
+        f"<p>To repeat it:</p><pre>{command}</pre></section>"
+    )
+
+
+def _pool(pool: dict[str, Any]) -> str:
+    every = ", every row of the tables" if pool.get("every_row") else ""
+    return (
+        f"pool of {pool['items']:,} items touching {pool['touched_bytes'] / 2**20:,.0f} MiB{every}"
+    )
+
+
+def _shown(body: Sequence[Any]) -> list[figures.Figure]:
+    return [part[2] for part in body if isinstance(part, tuple) and part[2] is not None]
+
+
+def _document(title: str, body: Sequence[Any], shown: Sequence[figures.Figure]) -> str:
+    style = (files("deeprecsys.report") / "style.css").read_text(encoding="utf-8")
+    script = (files("deeprecsys.report") / "page.js").read_text(encoding="utf-8")
+    numbers = iter(range(len(shown)))
+    html = "".join(part if isinstance(part, str) else _section(part, numbers) for part in body)
+    # "</" inside a script would end it, whatever the data says.
+    data = json.dumps(list(shown), allow_nan=False).replace("</", "<\\/")
+    return (
+        f"<!doctype html><html lang=en><head><meta charset=utf-8>"
+        f"<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f"<link rel=icon href='data:,'><title>{escape(title)}</title><style>{style}</style></head>"
+        f"<body><main>{html}</main><script>{_plotly()}</script>"
+        f"<script>const FIGURES = {data};\n{script}</script></body></html>\n"
+    )
+
+
+def _section(section: Section, numbers: Any) -> str:
+    heading, caption, figure = section
+    if figure is None:
+        return ""
+    return (
+        f"<section><h2>{escape(heading)}</h2><p>{escape(caption)}</p>"
+        f"<div class=figure id=figure-{next(numbers)}></div></section>"
+    )
+
+
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())

@@ -1,0 +1,43 @@
+"""Numbers as a person reads them: shared by terminal and HTML. Milliseconds only here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Number = float | None
+
+
+def rate(value: Number) -> str:
+    """Queries per second: three digits, whole from 100 on; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def ms(seconds: Number) -> str:
+    """Milliseconds: three digits, whole from 100 on; a dash where there is none."""
+    return rate(None if seconds is None else seconds * 1e3)
+
+
+def interval(bounds: Sequence[Number] | None, show: Callable[[Number], str]) -> str:
+    lo, hi = bounds or (None, None)
+    return f"[{show(lo)}, {show(hi)}]"
+
+
+def ratio(comparison: dict[str, Any]) -> str:
+    """`1.24× [1.20, 1.29]`, and whether that is significant."""
+    if comparison.get("ratio") is None:
+        return "not measured"
+    lo, hi = comparison["interval"]
+    doubt = "" if comparison.get("significant") else ", not significant"
+    return f"{comparison['ratio']:.2f}× [{lo:.2f}, {hi:.2f}]{doubt}"
+
+
+def target(sla: dict[str, Any]) -> str:
+    return f"p{sla['percentile']:g} ≤ {sla['latency_s'] * 1e3:g} ms"
+
+
+def meets(value: bool | None) -> str:
+    return {True: "meets", False: "misses", None: "undecided"}[value]
