@@ -167,6 +167,10 @@ class Engine:
         """The share of the machine's cores that other processes used during the last run."""
         return self._disturbance
 
+    def requests_executed(self) -> int:
+        """Requests that the workers have executed since entering."""
+        return sum(self._open_group().executed)
+
     def pool_facts(self) -> dict[str, Any]:
         """Size of the input pools drawn so far, by index law."""
         return {law: pool.facts() for law, pool in self._pools.items()}

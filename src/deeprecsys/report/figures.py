@@ -6,6 +6,7 @@ Colours are the page's (`page.py` paints text and grid for light and dark).
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def latency_by_rate(summary: dict[str, Any]) -> Figure | None:
                 "marker": {
                     "color": colour,
                     "size": 8,
-                    "symbol": [_symbol(r["meets_sla"]) for r in runs],
+                    "symbol": symbols,
                 },
                 "hovertemplate": "%{x:.0f} queries/s: %{y:.1f} ms",
             }
@@ -142,7 +143,7 @@ def _trace(
     return {
         "type": "scatter",
         "mode": "lines+markers" if lines else "markers",
-        "name": name,
+        "name": escape(name),  # Plotly reads markup in names
         "x": x,
         "y": y,
         "error_y": {**_errors(trials), "color": colour},

@@ -15,6 +15,9 @@ from typing import Any
 from deeprecsys.core import Records
 from deeprecsys.report import figures, text
 
+# The browser itself refuses whatever would leave the file, and says so on its console.
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+
 Fact = tuple[str, ...]  # name, value, remarks
 Section = tuple[str, str, figures.Figure | None]  # heading, what it shows, figure
 
@@ -78,12 +81,20 @@ def _bench(summary: dict[str, Any], records: Records | None) -> list[Any]:
 def _of_records(
     summary: dict[str, Any], records: Records | None, which: str
 ) -> tuple[Section, Section]:
+    spread = "Median, quartiles, and whiskers from p5 to p95."
+    tail = "Share of the queries slower than a latency."
     return (
-        ("Latency distribution", f"{which} Share of the queries slower than a latency.".strip(),
-         figures.latency_distribution(summary, records)),
-        ("Latency by query size",
-         f"{which} Median, quartiles, and whiskers from p5 to p95.".strip(), figures.latency_by_size(summary, records)),
-    )  # fmt: skip
+        (
+            "Latency distribution",
+            f"{which} {tail}".strip(),
+            figures.latency_distribution(summary, records),
+        ),
+        (
+            "Latency by query size",
+            f"{which} {spread}".strip(),
+            figures.latency_by_size(summary, records),
+        ),
+    )
 
 
 def _ratios(summary: dict[str, Any]) -> list[Fact]:
@@ -213,11 +224,12 @@ def _document(title: str, body: Sequence[Any], shown: Sequence[figures.Figure]) 
     script = (files("deeprecsys.report") / "page.js").read_text(encoding="utf-8")
     numbers = iter(range(len(shown)))
     html = "".join(part if isinstance(part, str) else _section(part, numbers) for part in body)
-    # "</" inside a script would end it, whatever the data says.
-    data = json.dumps(list(shown), allow_nan=False).replace("</", "<\\/")
+    # No "<" in the script: a name from the summary must not end it.
+    data = json.dumps(list(shown), allow_nan=False).replace("<", "\\u003c")
     return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width, initial-scale=1'>"
+        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">'
         f"<link rel=icon href='data:,'><title>{escape(title)}</title><style>{style}</style></head>"
         f"<body><main>{html}</main><script>{_plotly()}</script>"
         f"<script>const FIGURES = {data};\n{script}</script></body></html>\n"

@@ -27,7 +27,7 @@ TOLERANCE = 0.03
 _FLOOR = 1 / 64
 # So many queries, each this many times its own length after the one before.
 _IDLE_QUERIES, _IDLE_GAP = 80, 4.0
-_CONFIRMATIONS = 3
+_CONFIRMATIONS = 6
 _RETRY = 50  # the turn (seed) of a second try
 # With more of the cores used by others than this, a failed run is repeated a little later.
 DISTURBED = 0.05
@@ -229,8 +229,10 @@ class _Search:
 
     def find(self) -> Capacity:
         tight = self.alone_s is not None and self.alone_s > 0.5 * self.probe.sla.latency_s
-        if (not tight or self.runs or self._idle_passes()) and self._bisect():
-            self._confirm()
+        if not tight or self.runs or self._idle_passes():
+            turn = 1
+            while self._bisect() and not self._confirmed(turn) and self._in_time():
+                turn += 1
         return capacity_of(self.runs, self.effort.tolerance, self.idle_s)
 
     def _bisect(self) -> bool:
@@ -257,16 +259,12 @@ class _Search:
             self.probe.pause(_PAUSE_S * (attempt + 1))
         return run
 
-    def _confirm(self) -> None:
-        """Repeats the best rate on fresh seeds, stepping down where the repetition fails."""
-        for turn in range(1, _CONFIRMATIONS + 1 if self.effort.confirm else 0):
-            lo, _ = _ends(self.runs)
-            if lo == 0 or not self._in_time() or self._run(lo, turn=turn).passed:
-                return
-            below, _ = _ends(self.runs)
-            step = lo / (1 + self.effort.tolerance)
-            if below < 0.99 * step and self._in_time():
-                self._run(step, turn=turn)
+    def _confirmed(self, turn: int) -> bool:
+        """Does the best rate pass again, on a fresh seed? If not, the bracket has moved."""
+        lo, _ = _ends(self.runs)
+        if not self.effort.confirm or lo == 0 or turn > _CONFIRMATIONS or not self._in_time():
+            return True
+        return self._run(lo, turn=turn).passed
 
     def _idle_passes(self) -> bool:
         """So few queries that they hardly meet: does the idle machine hold the target?"""
@@ -286,7 +284,7 @@ class _Search:
         if math.isinf(hi):
             return max(lo * 1.06, min(lo * 2, 0.8 * self.ceiling))
         if lo == 0:
-            return hi * (0.8 if hi > 0.6 * self.ceiling else 0.5)
+            return hi * (1 - 2 * self.effort.tolerance if hi > 0.6 * self.ceiling else 0.5)
         return math.sqrt(lo * hi) if hi > lo * (1 + self.effort.tolerance) else None
 
     def _surprising(self, run: Run) -> bool:

@@ -1,0 +1,263 @@
+"""The command line as a user meets it: exit codes, one-line errors, files, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from deeprecsys.cli.main import call
+from deeprecsys.core import Records
+
+SMALL = ["--scale", "0.001", "--workers", "2"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def bench_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "bench"
+    arguments = ["bench", "ncf", "--qps", "200", "--duration-s", "1", *SMALL]
+    assert call([*arguments, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tune_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tune"
+    arguments = ["tune", "ncf", "--budget-s", "10", "--sla-ms", "50", "--method", "static"]
+    assert call([*arguments, *SMALL, "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["bench", "nosuch", "--qps", "1"], "unknown model 'nosuch'; known: ncf"),
+        (["bench", "ncf"], "give --qps"),
+        (["bench", "ncf", "--qps", "0"], "must be a positive"),
+        (["bench", "ncf", "--qps", "-3"], "must be a positive"),
+        (["bench", "ncf", "--qps", "nan"], "must be a positive"),
+        (["bench", "ncf", "--qps", "many"], "--qps"),
+        (["bench", "ncf", "--qps", "1", "--duration-s", "0"], "duration_s must be"),
+        (["bench", "ncf", "--qps", "1", "--queries", "0"], "queries must be"),
+        (["bench", "ncf", "--qps", "1", "--batch-size", "0"], "batch_size must be"),
+        (["bench", "ncf", "--qps", "1", "--scale", "0"], "scale must be"),
+        (["bench", "ncf", "--qps", "1", "--scale", "-1"], "scale must be"),
+        (["bench", "ncf", "--qps", "1", "--workers", "0"], "--workers must be positive"),
+        (["bench", "ncf", "--qps", "1", "--sla-ms", "-5"], "SLA latency must be positive"),
+        (["bench", "ncf", "--qps", "1", "--percentile", "100"], "percentile must lie"),
+        (["bench", "ncf", "--qps", "1", "--sizes", "nosuch"], "sizes"),
+        (["bench", "ncf", "--qps", "1", "--sizes", "fixed:-4"], "-4"),
+        (["bench", "ncf", "--qps", "1", "--arrivals", "sometimes"], "arrivals"),
+        (["bench", "ncf", "--qps", "1", "--arrivals", "replay:none.csv"], "none.csv"),
+        (["bench", "ncf", "--qps", "1", "--indices", "zipf:x"], "zipf"),
+        (["bench", "ncf", "--qps", "1", "--variant", "mine"], "variant"),
+        (["bench", "ncf", "--qps", "1", "--runtime", "abacus"], "unknown runtime 'abacus'"),
+        (["bench", "ncf", "--qps", "1", "--json", "no/such/dir.json"], "no such folder"),
+        (["bench", "ncf", "--qps", "1", "--out", "/proc/nowhere"], "choose another --out"),
+        (["tune", "ncf", "--method", "guess"], "unknown method 'guess'; known: hill-climb"),
+        (["tune", "ncf", "--budget-s", "0"], "--budget-s must be positive"),
+        (["tune", "ncf", "--nonsense"], "--nonsense"),
+        (["report", "nowhere"], "nowhere is no run folder"),
+        (["compare", "nowhere", "nowhere"], "nowhere is no run folder"),
+        (["nosuchverb"], "nosuchverb"),
+    ],
+)
+def test_a_wrong_request_gets_one_line_and_exit_code_2(arguments, says, capsys):
+    assert call(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("deeprecsys: ")
+    assert says in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("arrival_s\n0.1\n", "size"),
+        ("arrival_s,size\n0.2,5\n0.1,5\n", "row 2: arrival_s must not precede"),
+        ("arrival_s,size\n-1,5\n", "row 1: arrival_s must be 0 s or later"),
+    ],
+)
+def test_a_damaged_trace_is_refused_saying_where(tmp_path, text, says, capsys):
+    (tmp_path / "trace.csv").write_text(text)
+    assert call(["bench", "ncf", "--arrivals", f"replay:{tmp_path}/trace.csv", *SMALL]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_too_little_memory_is_said_before_loading_with_the_scale_that_fits(monkeypatch, capsys):
+    from deeprecsys.models import model
+
+    monkeypatch.setattr(model, "available_bytes", lambda: 2_000_000_000)
+    assert call(["bench", "dlrm-rmc1", "--qps", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "needs 4.6 GB" in said
+    assert "2.0 GB are free" in said
+    assert "largest scale that fits is 0.3" in said
+
+
+def test_bench_writes_summary_records_and_report(bench_folder):
+    summary = json.loads((bench_folder / "summary.json").read_text())
+    promised = {
+        "rate_qps", "policy", "queries", "duration_s", "throughput_qps", "items_per_s", "p50_s",
+        "p95_s", "p99_s", "p95_interval_s", "by_size", "meets_sla", "errors",
+        "generator_lag_p99_s", "machine", "versions", "seed", "workload", "command",
+    }  # fmt: skip
+    assert promised <= set(summary)
+    records = Records.load(bench_folder / "records.parquet")
+    assert len(records) == summary["queries"]
+    assert np.nanmax(records.latency_s) < 10
+    assert (bench_folder / "report.html").stat().st_size > 1e6
+
+
+def test_json_on_standard_output_is_all_that_is_there(capsys, tmp_path):
+    arguments = ["bench", "ncf", "--qps", "100", "--duration-s", "0.5", *SMALL, "--json", "-"]
+    assert call([*arguments, "--out", str(tmp_path / "x")]) == 0
+    assert json.loads(capsys.readouterr().out)["policy"] == {
+        "batch_size": 128,
+        "offload_threshold": None,
+    }
+
+
+def test_bench_answers_no_when_the_target_asked_for_is_missed(tmp_path):
+    arguments = ["bench", "ncf", "--qps", "300", "--duration-s", "2", "--sla-ms", "0.001", *SMALL]
+    assert call([*arguments, "--out", str(tmp_path / "x")]) == 1
+
+
+def test_a_trace_is_replayed_at_its_own_times(tmp_path):
+    (tmp_path / "trace.csv").write_text("arrival_s,size\n0.1,5\n0.2,7\n0.2,9\n")
+    folder = tmp_path / "x"
+    trace = f"replay:{tmp_path}/trace.csv"
+    assert call(["bench", "ncf", "--arrivals", trace, *SMALL, "--out", str(folder)]) == 0
+    records = Records.load(folder / "records.parquet")
+    assert records.arrival_s.tolist() == [0.1, 0.2, 0.2]
+    assert records.size.tolist() == [5, 7, 9]
+
+
+def test_tune_writes_what_the_design_promises(tune_folder):
+    summary = json.loads((tune_folder / "summary.json").read_text())
+    promised = {
+        "model", "sla", "workload", "machine", "versions", "seed", "accelerator", "baseline",
+        "best", "speedup", "binds", "trials", "elapsed_s",
+    }  # fmt: skip
+    assert promised <= set(summary)
+    assert summary["baseline"]["policy"]["batch_size"] == 500
+    run = summary["trials"][0]["runs"][0]
+    assert {
+        "rate_qps",
+        "p95_s",
+        "meets_sla",
+        "queries",
+        "duration_s",
+        "generator_lag_p99_s",
+    } <= set(run)
+    policy = json.loads((tune_folder / "policy.json").read_text())
+    assert set(policy) == {"policy", "model", "sla", "machine", "runtime"}
+    assert "queries/s" in summary["verdict"]
+    assert (tune_folder / "report.html").is_file()
+
+
+def test_tune_answers_no_when_no_rate_meets_the_target(tmp_path, capsys):
+    folder = tmp_path / "x"
+    arguments = ["tune", "ncf", "--sla-ms", "0.01", "--budget-s", "10", "--method", "static"]
+    assert call([*arguments, *SMALL, "--out", str(folder)]) == 1
+    assert (
+        "no rate meets p95 ≤ 0.01 ms; the idle machine already gives p95 "
+        in capsys.readouterr().out
+    )
+    assert json.loads((folder / "summary.json").read_text())["best"] is None
+    assert not (folder / "policy.json").exists()
+
+
+def test_report_rebuilds_the_report(bench_folder, capsys):
+    target = bench_folder / "report.html"
+    before = target.read_bytes()
+    target.unlink()
+    assert call(["report", str(bench_folder)]) == 0
+    assert target.read_bytes() == before
+
+
+def test_a_damaged_summary_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "summary.json").write_text("{")
+    assert call(["report", str(tmp_path)]) == 2
+    assert "cannot read" in capsys.readouterr().err
+
+
+def test_a_run_compared_with_itself_is_not_significant(bench_folder, tune_folder, capsys):
+    assert call(["compare", str(bench_folder), str(bench_folder)]) == 0
+    assert "1.00×" in capsys.readouterr().out
+    assert call(["compare", str(tune_folder), str(tune_folder)]) == 0
+    assert "not significant" in capsys.readouterr().out
+    assert call(["compare", str(bench_folder), str(tune_folder)]) == 2
+
+
+@pytest.mark.parametrize(("factor", "code"), [(0.5, 1), (2.0, 0)])
+def test_a_clear_difference_is_significant_and_a_worse_second_fails(
+    tmp_path, tune_folder, factor, code
+):
+    summary = json.loads((tune_folder / "summary.json").read_text())
+    capacity = summary["best"]["capacity"]
+    rate = capacity["rate_qps"]
+    capacity["interval_qps"] = [0.99 * rate, 1.01 * rate]
+    for name, scale in (("a", 1.0), ("b", factor)):
+        (tmp_path / name).mkdir()
+        capacity["rate_qps"] = scale * rate
+        capacity["interval_qps"] = [0.99 * scale * rate, 1.01 * scale * rate]
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    result = tmp_path / "result.json"
+    assert (
+        call(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(result)]) == code
+    )
+    found = json.loads(result.read_text())
+    assert found["significant"]
+    assert found["ratio"] == pytest.approx(factor)
+
+
+def test_models_lists_the_zoo_with_sources(capsys, tmp_path):
+    assert call(["models", "--sources", "--json", str(tmp_path / "m.json")]) == 0
+    said = capsys.readouterr().out
+    models = json.loads((tmp_path / "m.json").read_text())
+    assert len(models) == 8
+    for model in models:
+        assert model["model"] in said
+        assert model["sources"]
+        assert model["can_meet"] in (True, False)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a process is POSIX")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "ncf", "--qps", "100", "--duration-s", "60"],
+        ["tune", "ncf", "--budget-s", "60"],
+    ],
+)
+def test_ctrl_c_keeps_what_was_measured(tmp_path, arguments):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "deeprecsys", *arguments, *SMALL, "--out", str(folder)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    lines = []
+    while "workers" not in (line := process.stdout.readline()):
+        lines.append(line)
+        assert line, process.stderr.read()
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted: what was measured until then is kept" in out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["interrupted"] is True
+    measured = summary.get("queries") or summary["trials"][0]["runs"][0]["queries"]
+    assert measured > 0
+    assert (folder / "report.html").is_file()

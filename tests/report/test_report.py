@@ -1,0 +1,182 @@
+"""The report: complete, safe, offline; drawn by a real browser without errors or requests."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from deeprecsys.core import Records, UserError
+from deeprecsys.report import write_report
+from deeprecsys.report.text import interval, ms, rate, ratio
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def run(qps, p95, meets, **more):
+    return {
+        "rate_qps": qps, "p50_s": 0.01, "p95_s": p95, "p99_s": p95 and 1.3 * p95,
+        "p95_interval_s": [p95 and 0.9 * p95, None], "meets_sla": meets, "queries": 1200,
+        "duration_s": 4.0, "generator_lag_p99_s": 2e-4, "seed": 0, "stopped_early": False, **more,
+    }  # fmt: skip
+
+
+def trial(batch_size, qps, lo, hi, runs=(), decided=True):
+    return {
+        "policy": {"batch_size": batch_size, "offload_threshold": None},
+        "capacity": {"rate_qps": qps, "interval_qps": [lo, hi], "decided": decided},
+        "runs": list(runs),
+    }
+
+
+def tune_summary():
+    best = trial(256, 871.0, 853.0, 889.0, [run(850, 0.08, True), run(900, 0.15, False),
+                                            run(870, 0.099, None, disturbance=0.3)])  # fmt: skip
+    static = trial(500, 860.0, 840.0, 880.0, [run(860, 0.09, None)])
+    hopeless = trial(1, 0.0, 0.0, None, [run(20, None, False)], decided=False)
+    chosen = {name: best[name] for name in ("policy", "capacity")}
+    return {
+        "verb": "tune", "model": "dlrm-rmc1", "variant": "paper", "scale": 1.0, "seed": 0,
+        "method": "hill-climb", "sla": {"percentile": 95, "latency_s": 0.1},
+        "verdict": "batch size 256: 871 queries/s", "binds": "memory: rows", "best": chosen,
+        "baseline": {name: static[name] for name in ("policy", "capacity")},
+        "speedup": {"ratio": 1.01, "interval": [0.98, 1.04], "significant": False},
+        "comparisons": [
+            {"name": "the static baseline", "policy": static["policy"], "ratio": 1.01,
+             "interval": [0.98, 1.04], "significant": False},
+            {"name": "the paper's literal", "policy": trial(25, 1, 1, 1)["policy"], "ratio": None,
+             "interval": [None, None], "significant": None},
+        ],
+        "trials": [hopeless, best, static], "workload": {"notes": {"sizes": "production"}},
+        "machine": {"cpu": "some cpu", "memory_bytes": 2**34}, "versions": {"python": "3"},
+        "command": "deeprecsys tune dlrm-rmc1", "interrupted": True, "elapsed_s": 100.0,
+    }  # fmt: skip
+
+
+def no_answer():
+    """A target that no rate meets."""
+    return tune_summary() | {
+        "best": None, "comparisons": [], "speedup": {"ratio": None, "interval": [None, None],
+        "significant": None}, "trials": [trial(1, 0.0, 0.0, None)],
+        "verdict": "no rate meets p95 ≤ 0.1 ms",
+    }  # fmt: skip
+
+
+def bench_summary():
+    return {
+        "verb": "bench", "model": "wnd", "rate_qps": 50.0, "policy": {"batch_size": 128},
+        "queries": 500, "duration_s": 10.0, "throughput_qps": 50.1, "items_per_s": 13_000.0,
+        "p50_s": 0.007, "p95_s": 0.02, "p99_s": 0.03, "p50_interval_s": [0.006, 0.008],
+        "p95_interval_s": [0.018, 0.022], "p99_interval_s": [0.02, None], "by_size": [],
+        "meets_sla": None, "errors": {}, "generator_lag_p99_s": 1e-4,
+        "sla": {"percentile": 95, "latency_s": 0.025}, "machine": {}, "versions": {},
+        "workload": {}, "seed": 0, "command": "deeprecsys bench wnd",
+    }  # fmt: skip
+
+
+def records(n=5000):
+    rng = np.random.default_rng(0)
+    arrival = np.sort(rng.uniform(0, 10, n))
+    finish = arrival + rng.lognormal(-4, 1, n)
+    finish[:5] = np.nan
+    size = rng.integers(1, 700, n)
+    return Records.from_columns({"arrival_s": arrival, "finish_s": finish, "size": size})
+
+
+@pytest.fixture(params=["tune", "no-answer", "bench", "bench-without-records"])
+def folder(request, tmp_path):
+    kind = request.param
+    make = {"tune": tune_summary, "no-answer": no_answer}.get(kind, bench_summary)
+    (tmp_path / "summary.json").write_text(json.dumps(make()))
+    if kind in ("tune", "bench"):
+        records().save(tmp_path / "records.parquet")
+    return tmp_path
+
+
+def own_part(html):
+    """The page without the inlined library."""
+    return re.sub(r"<script>/\*\*.*?</script>", "", html, flags=re.DOTALL)
+
+
+def test_the_report_is_one_file_of_at_most_6_mb_that_loads_nothing(folder):
+    path = write_report(folder)
+    assert path.stat().st_size <= 6e6
+    page = own_part(path.read_text())
+    assert len(page) < 1e6
+    assert not re.findall(r"(?:src|href)\s*=\s*['\"]?(?!data:)[^#>\s]*//", page)
+
+
+def test_the_verdict_comes_first_and_the_command_to_repeat_it_is_there(folder):
+    html = own_part(write_report(folder).read_text())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert html.index("<h1>") < html.index("<h2>")
+    assert summary["command"] in html
+    assert f"p95 ≤ {summary['sla']['latency_s'] * 1e3:g} ms" in html
+
+
+def test_what_a_summary_says_cannot_become_markup(tmp_path):
+    summary = tune_summary()
+    attack = "</script><script>alert(1)</script><img src=x>"
+    summary |= {"verdict": attack, "command": attack, "binds": attack, "model": attack}
+    summary["comparisons"][0]["name"] = attack
+    summary["machine"] = {"cpu": attack, attack: 1}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    html = own_part(write_report(tmp_path).read_text())
+    assert "<script>alert" not in html
+    assert "<img" not in html
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"verb": "dance"}'])
+def test_a_damaged_summary_is_refused(tmp_path, text):
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UserError):
+        write_report(tmp_path)
+
+
+def test_a_folder_without_a_summary_is_no_run_folder(tmp_path):
+    with pytest.raises(UserError, match="is no run folder: it has no summary"):
+        write_report(tmp_path)
+
+
+def test_numbers_read_as_a_person_writes_them():
+    assert [rate(v) for v in (871.4, 12.34, 1234.5, None)] == ["871", "12.3", "1,234", "–"]
+    assert [ms(v) for v in (0.1234, 0.00567, float("inf"))] == ["123", "5.67", "–"]
+    assert interval([1.0, None], rate) == "[1, –]"
+    assert (
+        ratio({"ratio": 1.2, "interval": [1.1, 1.3], "significant": True}) == "1.20× [1.10, 1.30]"
+    )
+    assert ratio({"ratio": None}) == "not measured"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
+def test_a_browser_draws_every_figure_without_errors_or_requests(folder, tmp_path):
+    page = write_report(folder)
+    dom, console = browse(page, tmp_path)
+    assert console == []
+    figures = own_part(page.read_text()).count("class=figure")
+    assert dom.count('class="main-svg"') >= 2 * figures
+
+
+def browse(page, tmp_path):
+    """The document as a browser left it, and what it said on its console."""
+    command = [
+        CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+        "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
+def test_a_request_would_be_seen(tmp_path):
+    """The page's policy turns any request into an error on the console: the test above sees it."""
+    (tmp_path / "summary.json").write_text(json.dumps(bench_summary()))
+    page = write_report(tmp_path)
+    page.write_text(page.read_text().replace("<main>", "<main><img src=http://127.0.0.1:9/x.png>"))
+    assert "Content Security Policy" in "".join(browse(page, tmp_path)[1])
