@@ -48,7 +48,7 @@ class ToyMachine:
         idle = list(range(self.workers))
         arrivals = schedule.arrival_s.tolist()
         sizes = schedule.size.tolist()
-        row, look_s, stopped_s = 0, 0.1, math.inf
+        row, look_s, stopped_s, began_s = 0, 0.1, math.inf, self.now_s
 
         def records(rows: int, now: float) -> Records:
             done = finish[:rows] <= now
@@ -68,6 +68,7 @@ class ToyMachine:
             now = min(arrives, events[0][0] if events else math.inf)
             if watch is not None and now >= look_s:
                 look_s = now + 0.1
+                self.now_s = began_s + now
                 if watch(records(row, now), now):
                     stopped_s = now
                     break
@@ -88,7 +89,7 @@ class ToyMachine:
                     if self.noise:
                         seconds *= rng.lognormal(0.0, self.noise)
                     heapq.heappush(events, (now + seconds, free, query, hi - lo))
-        self.now_s += min(stopped_s, float(np.nanmax(finish, initial=0.0)))
+        self.now_s = began_s + min(stopped_s, float(np.nanmax(finish, initial=0.0)))
         partial = records(row, stopped_s)
         status = np.where(partial.status == Status.PENDING, Status.CANCELLED, partial.status)
         columns = {name: getattr(partial, name) for name in ("arrival_s", "start_s", "finish_s")}

@@ -65,6 +65,7 @@ def tune_folder(tmp_path_factory):
         (["bench", "ncf", "--qps", "1", "--out", "/proc/nowhere"], "choose another --out"),
         (["tune", "ncf", "--method", "guess"], "unknown method 'guess'; known: hill-climb"),
         (["tune", "ncf", "--budget-s", "0"], "--budget-s must be positive"),
+        (["tune", "ncf", "--duration-s", "-1"], "--duration-s must be positive"),
         (["tune", "ncf", "--nonsense"], "--nonsense"),
         (["report", "nowhere"], "nowhere is no run folder"),
         (["compare", "nowhere", "nowhere"], "nowhere is no run folder"),

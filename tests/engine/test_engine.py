@@ -86,12 +86,14 @@ def test_a_deadline_that_holds_changes_nothing(engine):
 
 def test_past_the_bound_submit_raises_and_takes_nothing(engine, runtime):
     runtime.gate.clear()
-    taken = [engine.submit(query(400), Policy(100)) for _ in range(2)]
-    taken.append(engine.submit(query(300), Policy(100)))  # 200 are executing: 900 wait
-    with pytest.raises(QueueFull):
-        engine.submit(query(400), Policy(100))
+    taken = [engine.submit(query(100), Policy(100)) for _ in range(2)]
+    while engine._group.queued_items:  # both workers are held at the gate
+        time.sleep(0.001)
+    taken += [engine.submit(query(500), Policy(100)) for _ in range(2)]
+    with pytest.raises(QueueFull, match="1000 items wait already"):
+        engine.submit(query(1), Policy(100))
     runtime.gate.set()
-    assert [len(f.result(WAIT_S)) for f in taken] == [400, 400, 300]
+    assert [len(f.result(WAIT_S)) for f in taken] == [100, 100, 500, 500]
 
 
 def test_cancelling_a_waiting_query_frees_its_work(engine, runtime):

@@ -42,7 +42,9 @@ Out = Annotated[
 Json = Annotated[
     str | None, typer.Option(help="Also write the summary to this file; - for standard output.")
 ]
-DurationS = Annotated[float | None, typer.Option(help="Length of a run, s.")]
+DurationS = Annotated[
+    float | None, typer.Option(help="Length of a run, s.  [default: as needed; bench 10]")
+]
 
 
 def target(model_target: SLA, sla_ms: float | None, percentile: float | None) -> SLA:

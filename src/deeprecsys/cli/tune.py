@@ -36,6 +36,7 @@ def run(
         float | None,
         typer.Option(help="Bound on the search's time, s.  [default: 230; exhaustive 480]"),
     ] = None,
+    duration_s: opt.DurationS = None,
     sla_ms: opt.SlaMs = None,
     percentile: opt.Percentile = None,
     workers: opt.Workers = None,
@@ -55,6 +56,7 @@ def run(
     if method not in SEARCHES:
         raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
     opt.positive("--budget-s", budget_s)
+    opt.positive("--duration-s", duration_s)
     sla = opt.target(spec.target, sla_ms, percentile)
     workload = opt.workload(sizes, arrivals, indices, seed)
     files.check_json(json_file)
@@ -78,6 +80,7 @@ def run(
                 sla,
                 method,
                 budget_s=budget,
+                run_s=duration_s,
                 observer=Observer(
                     stop=interrupted.is_set,
                     on_phase=progress.phase,

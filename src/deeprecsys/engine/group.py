@@ -25,6 +25,11 @@ from deeprecsys.runtimes import Runtime, Scores
 
 clock = time.perf_counter
 
+# What a worker did before it asks for more.
+_BUSY, _HOT, _WOKEN = 0, 1, 2
+# Waking a thread costs about this much, two context switches and a wait for the GIL.
+_WAKE_S = 30e-6
+
 
 class DeadlineExceeded(TimeoutError):
     """The deadline passed before the query was finished; its remaining items were dropped."""
@@ -95,11 +100,13 @@ class Group:
         self._gates = [threading.Lock() for _ in cores]
         self._idle: list[int] = []
         # Workers woken that have not pulled yet. Each that pulls wakes the next while items wait,
-        # so a few at a time suffice, and short requests do not wake workers that find nothing:
-        # on 2 cores 16 workers executed N thousand empty requests a second with this bound, 10
-        # without.
+        # so a few at a time suffice, and short requests do not wake workers that find nothing.
         self._waking = 0
         self._most_waking = max(2, len(usable_cores()) // 4)
+        # Workers that found nothing and look once more before they sleep: they will take what
+        # comes next without being woken, which costs two context switches.
+        self._hot = 0
+        self._typical_s = math.inf  # how long requests took lately
         self._quiet = threading.Condition(self._lock)  # notified when no query is open
         self._waiting_for_quiet = 0
         self._reaper = _Reaper(self)
@@ -187,8 +194,15 @@ class Group:
         self._reaper.stop()
 
     def _wake(self) -> int | None:
-        """Whose gate to open once the lock is released."""
-        if self._idle and self._waking < self._most_waking and self._rules.queued_items:
+        """Whose gate to open once the lock is released.
+
+        Nobody's while a worker is about to look again; nor, where requests are shorter than
+        waking someone takes, while anybody is awake at all.
+        """
+        awake = len(self._threads) - len(self._idle)
+        brief = awake > 0 and self._typical_s < _WAKE_S
+        enough = brief or self._hot or self._waking >= self._most_waking
+        if self._idle and not enough and self._rules.queued_items:
             self._waking += 1
             return self._idle.pop()
         return None
@@ -204,21 +218,29 @@ class Group:
         """A worker's life: pull, execute, finish, until the engine closes with nothing left."""
         pin_thread(core)
         self.runtime.enter_thread()
-        gate, woken = self._gates[worker], False
-        while (slices := self._next(worker, woken)) is not None:
-            woken = not slices
-            if woken:
+        gate, state = self._gates[worker], _BUSY
+        while (slices := self._next(worker, state)) is not None:
+            if slices:
+                state = _BUSY
+                for piece in slices:
+                    self._execute(worker, piece)
+            elif state == _BUSY:
+                state = _HOT
+                time.sleep(0)  # lets whoever waits for the GIL run: most likely the generator
+            else:
+                state = _WOKEN
                 gate.acquire()
-            for piece in slices:
-                self._execute(worker, piece)
 
-    def _next(self, worker: int, woken: bool) -> list[Slice] | None:
-        """What to execute; empty: sleep until woken; None: go home."""
+    def _next(self, worker: int, state: int) -> list[Slice] | None:
+        """What to execute; empty: look again (was busy), or sleep until woken; None: go home."""
         expired: list[Query] = []
         other: int | None = None
         with self._lock:
             now = clock()
-            self._waking -= woken
+            if state == _HOT:
+                self._hot -= 1
+            elif state == _WOKEN:
+                self._waking -= 1
             if self._rules.has_deadlines:
                 expired = self._expire(now)
             slices = self._rules.pull(worker, now)
@@ -226,6 +248,8 @@ class Group:
                 other = self._wake()
             elif self._closing:
                 return None
+            elif state == _BUSY:
+                self._hot += 1
             else:
                 self._idle.append(worker)
                 self._notify_quiet()
@@ -246,6 +270,7 @@ class Group:
                 self.drop([id], Status.CANCELLED)
                 return
             ledger.start_s[row] = clock()
+        began = clock()
         try:
             self.runtime.execute(query.prepared, lo, hi)
         except BaseException as error:  # whatever a model raises concerns its own query only
@@ -253,6 +278,7 @@ class Group:
             return
         now = clock()
         self.executed[worker] += 1
+        self._typical_s = 0.8 * min(self._typical_s, 1.0) + 0.2 * (now - began)
         with self._lock:
             finished = self._rules.finish(id, hi - lo)
             if finished:

@@ -64,13 +64,13 @@ class SumPooled(nn.Module):
     def __init__(self, tables: Tables, names: Sequence[str], lookups: int) -> None:
         super().__init__()
         self.weight, self.lookups, self.count = tables.weight, lookups, len(names)
-        self.register_buffer("starts", tables.starts(names).repeat_interleave(lookups))
+        self.register_buffer("starts", tables.starts(names).view(-1, 1, 1))
 
     def forward(self, ids: list[Tensor]) -> Tensor:
-        rows = (torch.cat(ids, 1) + self.starts).view(-1, self.lookups)
-        return F.embedding_bag(rows, self.weight, mode="sum").view(
-            -1, self.count, self.weight.shape[1]
-        )
+        # Stacked table by table: contiguous copies, and the shift in place.
+        rows = torch.stack(ids).to(self.starts.dtype).add_(self.starts).view(-1, self.lookups)
+        bags = F.embedding_bag(rows, self.weight, mode="sum")
+        return bags.view(self.count, -1, self.weight.shape[1]).transpose(0, 1)
 
 
 class Behaviours(nn.Module):

@@ -96,10 +96,12 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How long to measure: a run lasts `least_s` to `most_s`, aiming at `queries` queries."""
+    """How long to measure: a run lasts `least_s` to `most_s`, aiming at `queries` queries; longer
+    where that gave fewer than `least_queries`, from which no percentile can be told."""
 
     tolerance: float = TOLERANCE
     queries: int = 1500
+    least_queries: int = 100
     least_s: float = 3.0
     most_s: float = 20.0
     confirm: bool = True
@@ -107,7 +109,8 @@ class Effort:
     def duration_s(self, rate_qps: float, sla: SLA) -> float:
         """Long enough for the queries asked for and, so that a queue can build up, 50 targets."""
         wanted = max(self.queries / rate_qps, 50 * sla.latency_s)
-        return min(self.most_s, max(self.least_s, wanted))
+        lasting = min(self.most_s, max(self.least_s, wanted))
+        return max(lasting, self.least_queries / rate_qps)
 
 
 # A first look at every policy, then a careful one at those that can still be the best.

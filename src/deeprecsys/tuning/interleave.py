@@ -101,10 +101,11 @@ def interleave(
     ratios: list[Ratio | None] = [None] * (len(contestants) - 1)
     for turn in range(MOST_ROUNDS):
         for contestant in contestants[:: 1 if turn % 2 else -1]:
-            if probe.clock() > until:
-                return ratios
             rate = contestant.rate_qps
-            run = probe(contestant.policy, rate, duration_s(rate), turn=100 + turn, whole=True)
+            lasts_s = duration_s(rate)
+            if probe.clock() + lasts_s > until:
+                return ratios
+            run = probe(contestant.policy, rate, lasts_s, turn=100 + turn, whole=True)
             if run.disturbance < DISTURBED:
                 contestant.take(run, probe.sla.latency_s)
             else:  # no word of this policy in this round

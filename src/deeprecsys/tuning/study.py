@@ -106,14 +106,21 @@ def tune(
     method: str = "hill-climb",
     *,
     budget_s: float | None = None,
+    run_s: float | None = None,
     observer: Observer | None = None,
 ) -> Study:
-    """Finds the policy with the highest capacity; `budget_s` bounds the time it may take."""
+    """Finds the policy with the highest capacity.
+
+    budget_s bounds the time it may take; run_s is the length of every run (default: as the
+    rate, the target and the budget ask). Raises UserError for a wrong method, budget or length.
+    """
     if method not in SEARCHES:
         raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
     if budget_s is not None and not (budget_s > 0 and math.isfinite(budget_s)):
         raise UserError(f"the time budget must be positive, not {budget_s:g} s")
-    return _Tuning(system, workload, sla, method, budget_s, observer or Observer()).run()
+    if run_s is not None and not (run_s > 0 and math.isfinite(run_s)):
+        raise UserError(f"the length of a run must be positive, not {run_s:g} s")
+    return _Tuning(system, workload, sla, method, budget_s, run_s, observer or Observer()).run()
 
 
 class _Tuning:
@@ -126,10 +133,11 @@ class _Tuning:
         sla: SLA,
         method: str,
         budget_s: float | None,
+        run_s: float | None,
         observer: Observer,
     ) -> None:
         self.system, self.workload, self.sla, self.method = system, workload, sla, method
-        self.observer = observer
+        self.observer, self.run_s = observer, run_s
         self.began = time.monotonic()
         self.budget_s = math.inf if budget_s is None else budget_s
         self.space = Space(system.facts().workers, workload.size_law.largest)
@@ -220,8 +228,7 @@ class _Tuning:
             return before
         self.current = list(before.runs) if before else []
         try:
-            # No policy may use up what the others need.
-            until = min(until, time.monotonic() + 6 * effort.most_s)
+            until = min(until, self._fair_until(effort, until))
             capacity = search_rate(
                 self.probe, policy, effort, before=tuple(self.current), until=until
             )
@@ -233,6 +240,13 @@ class _Tuning:
         self.trials[policy] = Trial(policy, capacity)
         self.observer.on_trial(self.trials[policy])
         return capacity
+
+    def _fair_until(self, effort: Effort, until: float) -> float:
+        """No policy may use up what the others need."""
+        now = time.monotonic()
+        left = sum(Policy(b) not in self.trials for b in self.space.batch_sizes)
+        share = (until - now) / max(left, 3) if math.isfinite(until) else 0.0
+        return now + max(6 * effort.most_s, share)
 
     def _on_run(self, policy: Policy, run: Run) -> None:
         self.current.append(run)
@@ -259,6 +273,8 @@ class _Tuning:
 
     def _effort(self, effort: Effort) -> Effort:
         """Runs short enough that a small budget still buys every policy a few of them."""
+        if self.run_s is not None:
+            return replace(effort, least_s=self.run_s, most_s=self.run_s, least_queries=0)
         if math.isinf(self.budget_s):
             return effort
         if effort is COARSE:
