@@ -109,6 +109,48 @@ def test_cancelling_a_waiting_query_frees_its_work(engine, runtime):
     assert sum(runtime.executed) == 4
 
 
+def test_deadlines_cancellations_and_answers_in_any_order_leave_no_future_behind(runtime):
+    """Deadlines that pass while queries begin, owners that cancel, models that fail: a storm."""
+    rng = np.random.default_rng(0)
+    with Engine(StubModel(), 3, runtime, largest=1) as engine:
+        futures = []
+        for _ in range(3000):
+            inputs = query(int(rng.integers(1, 30)))
+            if rng.random() < 0.1:
+                inputs["dense"][0] = 666
+            deadline_s = float(rng.exponential(2e-4)) if rng.random() < 0.5 else None
+            futures.append(engine.submit(inputs, Policy(7), deadline_s))
+            if rng.random() < 0.1:
+                futures[int(rng.integers(0, len(futures)))].cancel()
+        kinds = {type(_outcome(f)) for f in futures}
+        assert kinds <= {np.ndarray, ValueError, DeadlineExceeded, CancelledError}
+        assert np.ndarray in kinds
+        assert engine.submit(query(3)).result(WAIT_S).shape == (3, 1), "the workers live on"
+
+
+def _outcome(future):
+    try:
+        return future.result(WAIT_S)
+    except (Exception, CancelledError) as error:
+        return error
+
+
+def test_a_worker_that_cannot_start_fails_what_waits_and_refuses_more(runtime):
+    started = runtime.enter_thread
+
+    def broken():
+        if threading.current_thread().name.startswith("worker"):
+            raise RuntimeError("no such core")
+        started()
+
+    runtime.enter_thread = broken
+    with Engine(StubModel(), 1, runtime, largest=1) as engine:
+        with pytest.raises((EngineClosed, RuntimeError)):
+            engine.submit(query(3)).result(WAIT_S)
+        with pytest.raises(EngineClosed):
+            engine.submit(query(3))
+
+
 def test_closing_drains_and_then_refuses(runtime):
     runtime.gate.clear()
     engine = Engine(StubModel(), 2, runtime, largest=1)

@@ -215,9 +215,18 @@ class Group:
             self._quiet.notify_all()
 
     def _work(self, worker: int, core: int | None) -> None:
-        """A worker's life: pull, execute, finish, until the engine closes with nothing left."""
-        pin_thread(core)
-        self.runtime.enter_thread()
+        """A worker's life; should it end by a fault of ours, nobody waits for it in vain."""
+        try:
+            pin_thread(core)
+            self.runtime.enter_thread()
+            self._serve(worker)
+        except BaseException as error:
+            with self._lock:
+                self._closing = True
+            self.drop_all(Status.FAILED, error)
+
+    def _serve(self, worker: int) -> None:
+        """Pull, execute, finish, until the engine closes with nothing left."""
         gate, state = self._gates[worker], _BUSY
         while (slices := self._next(worker, state)) is not None:
             if slices:
@@ -235,6 +244,7 @@ class Group:
         """What to execute; empty: look again (was busy), or sleep until woken; None: go home."""
         expired: list[Query] = []
         other: int | None = None
+        slices: list[Slice] | None
         with self._lock:
             now = clock()
             if state == _HOT:
@@ -243,11 +253,11 @@ class Group:
                 self._waking -= 1
             if self._rules.has_deadlines:
                 expired = self._expire(now)
-            slices = self._rules.pull(worker, now)
+            slices = self._pull(worker, now)
             if slices:
                 other = self._wake()
             elif self._closing:
-                return None
+                slices = None
             elif state == _BUSY:
                 self._hot += 1
             else:
@@ -259,18 +269,30 @@ class Group:
             _answer_expired(expired)
         return slices
 
+    def _pull(self, worker: int, now: float) -> list[Slice]:
+        """The next slices; a query that its owner cancelled before it began is forgotten.
+
+        Under the lock, so that a future which runs is one that nobody has answered.
+        """
+        while slices := self._rules.pull(worker, now):
+            id, lo, _ = slices[0]
+            query = self._queries[id]
+            if lo or query.future.set_running_or_notify_cancel():
+                return slices
+            self._rules.drop(id)
+            del self._queries[id]
+            query.ledger.status[query.row] = Status.CANCELLED
+        return []
+
     def _execute(self, worker: int, piece: Slice) -> None:
         id, lo, hi = piece
         query = self._queries.get(id)
         if query is None:  # dropped between pull and here
             return
         ledger, row = query.ledger, query.row
-        if lo == 0:
-            if not query.future.set_running_or_notify_cancel():
-                self.drop([id], Status.CANCELLED)
-                return
-            ledger.start_s[row] = clock()
         began = clock()
+        if lo == 0:
+            ledger.start_s[row] = began
         try:
             self.runtime.execute(query.prepared, lo, hi)
         except BaseException as error:  # whatever a model raises concerns its own query only

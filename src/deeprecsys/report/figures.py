@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import Records
+from deeprecsys.core import Records, Status
 
 Figure = dict[str, Any]
 
@@ -30,6 +30,7 @@ def capacity_by_batch(summary: dict[str, Any]) -> Figure | None:
     curve = _trace([t for t in trials if t["policy"] != best], "capacity", BLUE, lines=True)
     curve["x"], curve["y"] = _xy(trials)
     curve["error_y"] = _errors(trials)
+    curve["marker"]["symbol"] = [_hollow("circle", [t]) for t in trials]
     marked = [(t, names[t["policy"]["batch_size"]]) for t in trials
               if t["policy"]["batch_size"] in names and t["policy"] != best]  # fmt: skip
     data = [curve]
@@ -78,8 +79,9 @@ def latency_distribution(summary: dict[str, Any], records: Records | None) -> Fi
     latency = _latency_ms(records)
     if latency is None:
         return None
-    n = len(latency)
-    rows = np.unique(np.linspace(0, n - 1, min(n, _MOST_POINTS)).astype(int))
+    # What was not answered is slower than any latency shown (the contract: over the target).
+    n = int((records.status != Status.PENDING).sum()) if records is not None else 0
+    rows = _tail_rows(len(latency))
     slower = 100 * (1 - (rows + 1) / (n + 1))
     trace = {
         "type": "scatter", "mode": "lines", "name": "queries", "x": _round(np.sort(latency)[rows]),
@@ -118,8 +120,7 @@ def latency_over_time(summary: dict[str, Any], records: Records | None) -> Figur
     """Each query at its arrival; thinned evenly where there are very many."""
     if records is None or not np.isfinite(records.latency_s).any():
         return None
-    step = max(1, len(records) // _MOST_POINTS)
-    shown = records[::step]
+    shown = records[_thinned(records)]
     trace = {
         "type": "scatter", "mode": "markers", "name": "queries", "x": _round(shown.arrival_s),
         "y": _round(shown.latency_s * 1e3), "marker": {"color": BLUE, "size": 4, "opacity": 0.6},
@@ -148,7 +149,7 @@ def _trace(
         "y": y,
         "error_y": {**_errors(trials), "color": colour},
         "line": {"color": colour, "width": 2},
-        "marker": {"color": colour, "size": size, "symbol": symbol},
+        "marker": {"color": colour, "size": size, "symbol": _hollow(symbol, trials)},
         "hovertemplate": "batch size %{x}: %{y:.0f} queries/s",
     }
 
@@ -158,6 +159,12 @@ def _xy(trials: list[dict[str, Any]]) -> tuple[list[int], list[float]]:
         [t["policy"]["batch_size"] for t in trials],
         [t["capacity"]["rate_qps"] for t in trials],
     )
+
+
+def _hollow(symbol: str, trials: list[dict[str, Any]]) -> str:
+    """The open form of a symbol where a capacity is undecided."""
+    decided = all(t["capacity"].get("decided", True) for t in trials)
+    return symbol if decided else f"{symbol}-open"
 
 
 def _errors(trials: list[dict[str, Any]]) -> Figure:
@@ -210,6 +217,23 @@ def _latency_ms(records: Records | None) -> Any:
 
 def _round(values: Any) -> list[float | None]:
     return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
+
+
+def _tail_rows(n: int) -> Any:
+    """Ranks to draw: even over the body, and dense in the tail, where a log axis has room."""
+    body = np.linspace(0, n - 1, min(n, _MOST_POINTS // 2))
+    tail = n - np.geomspace(1, n, _MOST_POINTS // 2)
+    return np.unique(np.concatenate([body, tail]).round().astype(int))
+
+
+def _thinned(records: Records) -> Any:
+    """Rows to draw: evenly spaced ones, and the slowest always, since they are the question."""
+    n, slowest = len(records), _MOST_POINTS // 10
+    if n <= _MOST_POINTS:
+        return np.arange(n)
+    even = np.linspace(0, n - 1, _MOST_POINTS - slowest).astype(int)
+    worst = np.argsort(np.nan_to_num(records.latency_s, nan=-np.inf))[-slowest:]
+    return np.union1d(even, worst)
 
 
 def _ms(seconds: float | None) -> float | None:
