@@ -150,11 +150,11 @@ def seeds() -> Iterator[Row]:
 
 def climb() -> Iterator[Row]:
     """The hill climb's best policy against the exhaustive search's, interleaved."""
-    for name in ("dlrm-rmc1", "dlrm-rmc3", "wnd", "ncf"):
+    for name in ("ncf", "dlrm-rmc1", "wnd", "dlrm-rmc3"):
         model = load_model(name)
         with drs.Engine(model) as engine:
             best = []
-            for method, budget_s in (("hill-climb", 70), ("exhaustive", 110)):
+            for method, budget_s in (("hill-climb", 50), ("exhaustive", 80)):
                 best.append(tune(engine, WORKLOAD, model.target, method, budget_s=budget_s).best)
             measured = _ratio(engine, model.target, best)
         yield Row(f"hill climb / exhaustive, {name}", measured[1], "0.95", measured[0])

@@ -1,6 +1,7 @@
 """Capacity search and policy searches: they are handed systems, and know none."""
 
-from deeprecsys.tuning.capacity import COARSE, FINE, Capacity, Effort, Interrupted, find_capacity
+from deeprecsys.tuning.capacity import COARSE, FINE, Capacity, Effort, Interrupted
+from deeprecsys.tuning.find import find_capacity
 from deeprecsys.tuning.searches import SEARCHES
 from deeprecsys.tuning.study import Comparison, Observer, Study, Trial, tune
 

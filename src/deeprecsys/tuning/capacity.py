@@ -1,8 +1,8 @@
 """The highest rate at which a policy holds its target: bracket, bisect, confirm.
 
 Knows systems only as something that runs a schedule and returns records (`core.System`).
-A `Probe` is one run at one rate, stopped as soon as it is decided; `find_capacity` chooses the
-rates. What the runs could not decide stays open between the two ends of the interval.
+A `Probe` is one run at one rate, stopped as soon as it is decided; `search_rate` chooses the
+rates. `find.py` adds rounds that settle the last percents.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import SLA, Policy, Records, System, UserError
+from deeprecsys.core import SLA, Policy, Records, System
 from deeprecsys.metrics import Summary, summarize, verdict_so_far
 from deeprecsys.service_time import query_work_s
 from deeprecsys.workload import Workload
@@ -189,23 +189,6 @@ class Probe:
         return run
 
 
-def find_capacity(
-    system: System,
-    workload: Workload,
-    sla: SLA,
-    policy: Policy | None = None,
-    *,
-    effort: Effort = FINE,
-    budget_s: float | None = None,
-) -> Capacity:
-    """The highest rate (queries/s) at which `system` under `policy` holds `sla`."""
-    if budget_s is not None and not budget_s > 0:
-        raise UserError(f"the time budget must be positive, not {budget_s:g} s")
-    until = math.inf if budget_s is None else time.monotonic() + budget_s
-    probe = Probe(system, workload, sla)
-    return search_rate(probe, policy or Policy(), effort, until=until)
-
-
 def search_rate(
     probe: Probe,
     policy: Policy,
@@ -214,7 +197,7 @@ def search_rate(
     before: Sequence[Run] = (),
     until: float = math.inf,
 ) -> Capacity:
-    """`find_capacity` with runs of this policy that were made `before`, until a point in time."""
+    """Bracket, bisect, confirm; with runs of this policy made `before`, until a point in time."""
     return _Search(probe, policy, effort, list(before), until).find()
 
 

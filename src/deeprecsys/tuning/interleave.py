@@ -76,6 +76,15 @@ class Contestant:
         said = [x for x in self.log_rates if x is not None]
         self.rate_qps = math.exp(sum(said) / len(said))
 
+    @property
+    def settled(self) -> bool:
+        """Is its own capacity known to `PRECISION`?"""
+        said = np.array([x for x in self.log_rates if x is not None])
+        if len(said) < LEAST_ROUNDS:
+            return False
+        _, lo, hi = ratio_interval(said)
+        return hi / lo <= (1 + PRECISION) ** 2
+
     def capacity(self, before: Capacity) -> Capacity:
         """The rounds' own word of the capacity, with Student's interval over them; `before` if
         they are too few. Their runs come on top of the ones before."""
@@ -111,7 +120,7 @@ def interleave(
             else:  # no word of this policy in this round
                 contestant.log_rates.append(None)
         ratios = [_ratio(contestants[0], other) for other in contestants[1:]]
-        if all(map(_precise, ratios)):
+        if all(map(_precise, ratios)) and contestants[0].settled:
             break
     return ratios
 

@@ -1,0 +1,43 @@
+"""`find_capacity`: the search's bracket, then rounds on fresh seeds that settle the last percents."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from deeprecsys.core import SLA, Policy, System, UserError
+from deeprecsys.tuning.capacity import FINE, Capacity, Effort, Probe, search_rate
+from deeprecsys.tuning.interleave import Contestant, elasticity, interleave
+from deeprecsys.workload import Workload
+
+# Of the time there is, for the search; the rest is for the rounds.
+_SEARCH = 0.5
+
+
+def find_capacity(
+    system: System,
+    workload: Workload,
+    sla: SLA,
+    policy: Policy | None = None,
+    *,
+    effort: Effort = FINE,
+    budget_s: float | None = None,
+) -> Capacity:
+    """The highest rate (queries/s) at which `system` under `policy` holds `sla`.
+
+    With a 95 % interval where time allowed the rounds, else with the search's bracket; see
+    `Capacity`. A rate of 0 means that none does, or that `budget_s` was too short to find one
+    (then `decided` is False). Raises UserError for a budget that is not positive.
+    """
+    if budget_s is not None and not budget_s > 0:
+        raise UserError(f"the time budget must be positive, not {budget_s:g} s")
+    began, total_s = time.monotonic(), math.inf if budget_s is None else budget_s
+    policy = policy or Policy()
+    probe = Probe(system, workload, sla)
+    found = search_rate(probe, policy, effort, until=began + _SEARCH * total_s)
+    if found.rate_qps == 0:
+        return found
+    slope = elasticity(found.runs, found.rate_qps)
+    one = Contestant(policy, found.rate_qps, slope)
+    interleave(probe, [one], lambda r: effort.duration_s(r, sla), until=began + total_s)
+    return one.capacity(found)
