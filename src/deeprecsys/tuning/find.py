@@ -1,4 +1,4 @@
-"""`find_capacity`: the search's bracket, then rounds on fresh seeds that settle the last percents."""
+"""`find_capacity`: the search's bracket, then rounds on fresh seeds for the last percents."""
 
 from __future__ import annotations
 
