@@ -17,6 +17,9 @@ from deeprecsys.tuning.capacity import Run
 
 # Busier than this at capacity, the cores bind; less, the tail does.
 _BUSY = 0.8
+# ... if a large query's own work is more than this share of the target; if it is less, the
+# machine was slower under load than when its service time was measured.
+_LARGE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +45,9 @@ def what_binds(
         return Binds("unknown", "unknown: the system does not say how long a request takes")
     work_s = query_work_s(facts.service_s, sizes, policy)
     busy = rate_qps * float(work_s.mean()) / facts.workers
-    if busy < _BUSY:
-        large_ms = float(np.percentile(work_s, sla.percentile)) * 1e3
+    large_s = float(np.percentile(work_s, sla.percentile))
+    if busy < _BUSY and large_s > _LARGE * sla.latency_s:
+        large_ms = large_s * 1e3
         return Binds(
             "tail",
             f"tail: {facts.workers} workers are {busy:.0%} busy at capacity; a p{sla.percentile:g} "

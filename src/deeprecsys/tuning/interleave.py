@@ -25,7 +25,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 4, 10
 # Enough when every ratio is known to this, up or down.
 PRECISION = 0.03
 # One run moves an estimate by no more than this: beyond it the power law does not hold.
-_LARGEST_STEP = 0.10
+_LARGEST_STEP = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +134,12 @@ def elasticity(runs: Sequence[Run], rate_qps: float) -> float:
     near = [
         (math.log(r.rate_qps), math.log(r.summary.percentile_s))
         for r in runs
-        if 0.85 < r.rate_qps / rate_qps < 1.15 and math.isfinite(r.summary.percentile_s)
+        if 0.85 < r.rate_qps / rate_qps < 1.15
+        and math.isfinite(r.summary.percentile_s)
+        and not r.stopped_early  # a run stopped early saw only the beginning of its queue
     ]
     x, y = np.array(near).T if near else (np.zeros(0), np.zeros(0))
-    if len(x) < 3 or np.ptp(x) < 0.02:
+    if len(x) < 4 or np.ptp(x) < 0.02:
         return 20.0
     return float(np.clip(np.polyfit(x, y, 1)[0], 2.0, 40.0))
 

@@ -17,12 +17,14 @@ from deeprecsys.tuning.binds import Binds, what_binds
 from deeprecsys.tuning.capacity import (
     COARSE,
     FINE,
+    GLANCE,
     Capacity,
     Effort,
     Interrupted,
     Probe,
     Run,
     capacity_of,
+    saturation_rate,
     search_rate,
 )
 from deeprecsys.tuning.interleave import Contestant, Ratio, elasticity, interleave
@@ -31,6 +33,8 @@ from deeprecsys.workload import Workload
 
 # How a time budget is spent: first looks, careful looks; the rest is for the comparison.
 _FIRST_LOOKS, _CAREFUL_LOOKS = 0.45, 0.72
+# A policy whose cores saturate below this share of the best rate seen needs no exact figure.
+_NO_CHANCE = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +231,9 @@ class _Tuning:
         if before is not None and effort.tolerance >= COARSE.tolerance:
             return before
         self.current = list(before.runs) if before else []
+        best = self._best()
+        if best and saturation_rate(self.probe, policy) < _NO_CHANCE * best.capacity.rate_qps:
+            effort = replace(effort, **GLANCE)
         try:
             until = min(until, self._fair_until(effort, until))
             capacity = search_rate(
