@@ -128,7 +128,8 @@ def test_the_static_method_searches_nothing():
 def test_a_target_out_of_reach_gives_no_best_and_the_idle_latency():
     found = tune(ToyMachine(overhead), Workload(), SLA(0.001), budget_s=100)
     assert found.best is None
-    assert found.idle_p95_s > 0.001
+    # a request of 512 and one of 88 side by side: 1 + 5.12 ms is what an idle machine needs
+    assert 0.001 < found.idle_p95_s < 0.02
 
 
 def test_a_small_budget_is_kept_and_what_is_left_is_undecided():

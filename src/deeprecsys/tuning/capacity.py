@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import SLA, Policy, Records, System
-from deeprecsys.metrics import Summary, summarize, verdict_so_far
+from deeprecsys.metrics import Summary, percentile, summarize, verdict_so_far
 from deeprecsys.service_time import query_work_s
 from deeprecsys.workload import Workload
 
@@ -262,7 +262,7 @@ class _Search:
         duration_s = min(_IDLE_QUERIES / rate, 3 * self.effort.most_s)
         run = self.probe(self.policy, rate, duration_s, until=self.until)
         self.runs.append(run)
-        self.idle_s = run.summary.percentile_s
+        self.idle_s = _finished_percentile_s(run, self.probe.sla)
         return run.passed
 
     def _next_rate(self) -> float | None:
@@ -312,6 +312,13 @@ def _alone_s(probe: Probe, policy: Policy) -> float | None:
     size = float(np.percentile(probe.workload.sample_sizes(4096), probe.sla.percentile))
     rounds: int = math.ceil(math.ceil(size / policy.batch_size) / facts.workers)
     return rounds * float(facts.service_s(np.array([min(size, policy.batch_size)]))[0])
+
+
+def _finished_percentile_s(run: Run, sla: SLA) -> float | None:
+    """Of the queries that finished: a run stopped early cut the last ones off."""
+    latency = run.records.latency_s if run.records is not None else np.zeros(0)
+    finished = latency[np.isfinite(latency)]
+    return percentile(finished, sla.percentile) if len(finished) else None
 
 
 def _ends(runs: Sequence[Run]) -> tuple[float, float]:
