@@ -31,7 +31,7 @@ _CONFIRMATIONS = 6
 _RETRY = 50  # the turn (seed) of a second try
 # With more of the cores used by others than this, a failed run is repeated a little later.
 DISTURBED = 0.05
-_ATTEMPTS, _PAUSE_S = 4, 0.5
+_ATTEMPTS, _PAUSE_S, _LONGEST_PAUSE_S = 4, 0.5, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +215,7 @@ class _Search:
         self.ceiling = saturation_rate(probe, policy)
         self.alone_s = _alone_s(probe, policy)
         self.idle_s: float | None = None
+        self.stalls = 0
 
     def find(self) -> Capacity:
         tight = self.alone_s is not None and self.alone_s > 0.5 * self.probe.sla.latency_s
@@ -234,6 +235,9 @@ class _Search:
                 return self.idle_s is None and self._idle_passes()
             run = self._run(rate)
             if not run.passed and self._surprising(run):
+                # A hypervisor may have stopped us for a second or two, unseen: wait it out.
+                self.stalls += 1
+                self.probe.pause(min(_PAUSE_S * self.stalls, _LONGEST_PAUSE_S))
                 self._run(rate, turn=_RETRY)
         return True
 

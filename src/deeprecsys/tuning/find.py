@@ -6,7 +6,14 @@ import math
 import time
 
 from deeprecsys.core import SLA, Policy, System, UserError
-from deeprecsys.tuning.capacity import FINE, Capacity, Effort, Probe, search_rate
+from deeprecsys.tuning.capacity import (
+    FINE,
+    Capacity,
+    Effort,
+    Probe,
+    saturation_rate,
+    search_rate,
+)
 from deeprecsys.tuning.interleave import Contestant, elasticity, interleave
 from deeprecsys.workload import Workload
 
@@ -37,7 +44,7 @@ def find_capacity(
     found = search_rate(probe, policy, effort, until=began + _SEARCH * total_s)
     if found.rate_qps == 0:
         return found
-    slope = elasticity(found.runs, found.rate_qps)
+    slope = elasticity(found.runs, found.rate_qps, saturation_rate(probe, policy))
     one = Contestant(policy, found.rate_qps, slope)
     interleave(probe, [one], lambda r: effort.duration_s(r, sla), until=began + total_s)
     return one.capacity(found)

@@ -26,6 +26,7 @@ LEAST_ROUNDS, MOST_ROUNDS = 4, 10
 PRECISION = 0.03
 # One run moves an estimate by no more than this: beyond it the power law does not hold.
 _LARGEST_STEP = 0.15
+_NEAR_SATURATION = 0.7
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +126,15 @@ def interleave(
     return ratios
 
 
-def elasticity(runs: Sequence[Run], rate_qps: float) -> float:
-    """d log percentile / d log rate around a rate, from earlier runs; 20 where they cannot say.
+def elasticity(runs: Sequence[Run], rate_qps: float, ceiling_qps: float) -> float:
+    """d log percentile / d log rate around a rate: how much a percentile says about a rate.
 
-    20 is what queues near saturation show; a target held by a machine that is far from it has
-    flatter curves, and its search has made runs enough to tell.
+    20, as queues near saturation show, where the rate is near `ceiling_qps`: a fit to a handful
+    of short runs there is mostly noise. Further below it curves are flatter and differ; then
+    from whole earlier runs, and 4 where they cannot say.
     """
+    if rate_qps > _NEAR_SATURATION * ceiling_qps:
+        return 20.0
     near = [
         (math.log(r.rate_qps), math.log(r.summary.percentile_s))
         for r in runs
@@ -140,7 +144,7 @@ def elasticity(runs: Sequence[Run], rate_qps: float) -> float:
     ]
     x, y = np.array(near).T if near else (np.zeros(0), np.zeros(0))
     if len(x) < 4 or np.ptp(x) < 0.02:
-        return 20.0
+        return 4.0
     return float(np.clip(np.polyfit(x, y, 1)[0], 2.0, 40.0))
 
 

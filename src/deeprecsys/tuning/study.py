@@ -223,7 +223,8 @@ class _Tuning:
 
     def _contestant(self, policy: Policy) -> Contestant:
         capacity = self.trials[policy].capacity
-        slope = elasticity(capacity.runs, capacity.rate_qps)
+        ceiling = saturation_rate(self.probe, policy)
+        slope = elasticity(capacity.runs, capacity.rate_qps, ceiling)
         return Contestant(policy, capacity.rate_qps, slope)
 
     def _measure(self, policy: Policy, effort: Effort, until: float) -> Capacity:
