@@ -277,7 +277,9 @@ class _Search:
         if math.isinf(hi):
             return max(lo * 1.06, min(lo * 2, 0.8 * self.ceiling))
         if lo == 0:
-            return hi * (1 - 2 * self.effort.tolerance if hi > 0.6 * self.ceiling else 0.5)
+            # Ever larger steps down, so that a far capacity is found in few runs.
+            failed = len({r.rate_qps for r in self.runs if not r.passed})
+            return hi * max(0.5, 1 - self.effort.tolerance * 2.0**failed)
         return math.sqrt(lo * hi) if hi > lo * (1 + self.effort.tolerance) else None
 
     def _surprising(self, run: Run) -> bool:
