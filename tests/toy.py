@@ -89,7 +89,8 @@ class ToyMachine:
                     if self.noise:
                         seconds *= rng.lognormal(0.0, self.noise)
                     heapq.heappush(events, (now + seconds, free, query, hi - lo))
-        self.now_s = began_s + min(stopped_s, float(np.nanmax(finish, initial=0.0)))
+        ended_s = float(np.nanmax(finish, initial=0.0)) if math.isinf(stopped_s) else stopped_s
+        self.now_s = began_s + ended_s
         partial = records(row, stopped_s)
         status = np.where(partial.status == Status.PENDING, Status.CANCELLED, partial.status)
         columns = {name: getattr(partial, name) for name in ("arrival_s", "start_s", "finish_s")}

@@ -66,12 +66,21 @@ def test_the_generators_priority_is_given_back():
     assert os.sched_getscheduler(0) == before
 
 
-def test_work_of_this_process_is_no_disturbance():
-    neighbours = Neighbours(1)
-    until = time.perf_counter() + 0.3
-    while time.perf_counter() < until:
-        pass
-    assert 0.0 <= neighbours.share() <= 1.0
+@pytest.mark.parametrize(
+    ("after", "share"),
+    [
+        ((1.0, 12.0, 7.0), 0.0),  # all of it our own
+        ((1.0, 11.5, 6.0), 0.25),  # half a core of two
+        ((1.0, 11.0, 6.1), 0.0),  # the counters' ticks differ
+        ((0.01, 11.0, 6.0), 0.0),  # too short to tell
+        ((1.0, 19.0, 6.0), 1.0),
+    ],
+)
+def test_a_disturbance_is_what_others_used_of_the_cores(monkeypatch, after, share):
+    """Readings: wall, CPU seconds of everyone, CPU seconds of this process."""
+    readings = iter([(0.0, 10.0, 5.0), after])
+    monkeypatch.setattr(Neighbours, "_reading", lambda self: next(readings))
+    assert Neighbours(2).share() == pytest.approx(share)
 
 
 def test_the_calibrated_service_time_is_the_runtimes():

@@ -8,7 +8,7 @@ import pytest
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.service_time import ServiceTime, query_work_s
 from deeprecsys.tuning import Effort, find_capacity
-from deeprecsys.tuning.capacity import Probe, Run, search_rate
+from deeprecsys.tuning.capacity import Probe, Run, capacity_of, search_rate
 from deeprecsys.workload import Workload
 from toy import ToyMachine
 
@@ -119,6 +119,24 @@ def test_the_owner_can_stop_it_and_every_run_was_told():
             on_run=lambda policy, run: told.append(run),
         )
     assert len(told) == 2
+
+
+def test_a_run_cut_short_is_kept_and_says_nothing():
+    machine = ToyMachine(linear)
+    probe = Probe(machine, Workload(), SLA(0.1), clock=Clock(machine))
+    fine = probe(Policy(100), 0.5 * saturation(100), 20.0)
+    cut = probe(Policy(100), 0.9 * saturation(100), 20.0, until=machine.now_s + 0.3)
+    assert not fine.cut
+    assert cut.cut
+    assert len(cut.records) < 0.9 * saturation(100) * 0.5
+    assert capacity_of([fine, cut], 0.03, None).rate_qps == fine.rate_qps
+    assert capacity_of([fine, cut], 0.03, None).runs == (fine, cut)
+
+
+def test_a_small_budget_buys_short_runs_and_an_answer():
+    """Its own effort would spend 10 s on two runs."""
+    found = find_capacity(ToyMachine(linear), Workload(), SLA(0.1), Policy(100), budget_s=20)
+    assert found.rate_qps > 0.8 * saturation(100)
 
 
 @pytest.mark.parametrize("budget_s", [0, -1.0])

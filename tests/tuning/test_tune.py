@@ -115,7 +115,9 @@ def test_the_ratio_to_the_baseline_is_right_and_significant_when_it_is():
 def test_a_flat_curve_is_reported_as_no_significant_gain():
     flat = ToyMachine(lambda n: 1e-5 * n, noise=0.05)
     found = tune(flat, Workload(), SLA(0.2), "static", budget_s=400)
-    lo, hi = found.speedup.interval
+    (other,) = (c for c in found.comparisons if c.policy != found.best.policy)
+    lo, hi = other.ratio.interval
+    assert other.ratio.rounds >= 4
     assert lo < 1.03
     assert hi > 0.97
 
@@ -147,6 +149,22 @@ def test_stopping_keeps_what_was_measured():
     assert found.interrupted
     assert len(found.trials) >= 3
     assert found.best is not None
+
+
+@pytest.mark.parametrize("runs", [1, 12, 60, 100])
+def test_stopping_in_the_middle_of_a_run_keeps_that_run(runs):
+    """In the search or in the comparison: every run told is in the study's trials."""
+    told = []
+    machine = ToyMachine(overhead)
+    observer = Observer(
+        stop=lambda: len(machine.runs) >= runs, on_run=lambda policy, run: told.append(run)
+    )
+    found = tune(machine, Workload(), SLA(0.1), budget_s=400, observer=observer)
+    kept = [id(run) for trial in found.trials for run in trial.capacity.runs]
+    assert {id(run) for run in told} == set(kept)
+    assert len(kept) == len(told)
+    assert found.interrupted == (len(machine.runs) >= runs)
+    assert told[-1].cut or not found.interrupted
 
 
 def test_an_unknown_method_is_refused_by_name():

@@ -20,7 +20,7 @@ from deeprecsys.metrics import Summary, percentile, summarize, verdict_so_far
 from deeprecsys.service_time import query_work_s
 from deeprecsys.workload import Workload
 
-# Rates within this of each other count as one; the issue of interest is a few percent.
+# Rates within this of each other count as one: policies are chosen for gains of several percent.
 TOLERANCE = 0.03
 # Below this share of what the cores could do at all, the question is whether the idle machine
 # meets the target.
@@ -28,6 +28,7 @@ _FLOOR = 1 / 64
 # So many queries, each this many times its own length after the one before.
 _IDLE_QUERIES, _IDLE_GAP = 80, 4.0
 _CONFIRMATIONS = 6
+_SHORTEST_S = 0.5  # of a run, however little time there is
 _RETRY = 50  # the turn (seed) of a second try
 # With more of the cores used by others than this, a failed run is repeated a little later.
 DISTURBED = 0.05
@@ -36,13 +37,17 @@ _ATTEMPTS, _PAUSE_S, _LONGEST_PAUSE_S = 4, 0.5, 2.0
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run at one rate. `summary` is of the part that was decided when it stopped early."""
+    """One run at one rate. `summary` is of the part that was decided when it stopped early.
+
+    cut: ended by the time budget or the owner before it was decided; kept, but no verdict.
+    """
 
     rate_qps: float
     seed: int
     summary: Summary
     stopped_early: bool
     disturbance: float = 0.0
+    cut: bool = False
     records: Records | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -65,6 +70,7 @@ class Run:
             "seed": self.seed,
             "stopped_early": self.stopped_early,
             "disturbance": self.disturbance,
+            "cut": self.cut,
         }
 
 
@@ -113,6 +119,11 @@ class Effort:
         lasting = min(self.most_s, max(self.least_s, wanted))
         return max(lasting, self.least_queries / rate_qps)
 
+    def within(self, seconds: float, runs: int) -> Effort:
+        """The same with runs short (or long) enough that `seconds` hold so many of them."""
+        most_s = min(2 * self.most_s, max(seconds / runs, _SHORTEST_S))
+        return replace(self, most_s=most_s, least_s=min(self.least_s, most_s))
+
 
 # A first look at every policy, then a careful one at those that can still be the best; a glance
 # at those whose cores could not do what another policy was seen to do.
@@ -122,7 +133,11 @@ GLANCE: dict[str, Any] = {"tolerance": 0.25, "least_queries": 50, "second_tries"
 
 
 class Interrupted(Exception):
-    """The owner asked to stop; what was measured is with the callbacks."""
+    """The owner asked to stop during `run`, which was wound up and told to `on_run`."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__("interrupted")
+        self.run = run
 
 
 class Probe:
@@ -178,17 +193,20 @@ class Probe:
             return False
 
         records = self.system.run(schedule, policy, watch=watch)
-        if self.stop():
-            raise Interrupted
-        stopped = stopped_s < math.inf and len(records) > 0
+        stopped = stopped_s < math.inf
         if stopped:  # judge only what was decided by then: who arrived a target earlier
             records = records[records.arrival_s <= stopped_s - self.sla.latency_s]
         summary = summarize(records, self.sla)
         if verdict is not None:
             summary = replace(summary, meets_sla=verdict)
+        decided = verdict is not None
         others = self.system.disturbance()
-        run = Run(rate_qps, workload.seed, summary, verdict is not None, others, records)
+        run = Run(
+            rate_qps, workload.seed, summary, decided, others, stopped and not decided, records
+        )
         self.on_run(policy, run)
+        if self.stop():
+            raise Interrupted(run)
         return run
 
 
@@ -332,8 +350,10 @@ def _ends(runs: Sequence[Run]) -> tuple[float, float]:
 
     The split contradicts the fewest runs. Of equals the highest: on a shared machine a
     neighbour fails runs that should pass, and nothing passes runs that should fail. A failure
-    while others used the cores does not count if it was repeated.
+    while others used the cores does not count if it was repeated; a run that was cut short
+    never does.
     """
+    runs = [run for run in runs if not run.cut]
     last = {run.rate_qps: run for run in runs}
     runs = [r for r in runs if r.passed or r.disturbance < DISTURBED or r is last[r.rate_qps]]
     splits = [0.0, *sorted({run.rate_qps for run in runs})]

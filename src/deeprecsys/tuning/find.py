@@ -17,8 +17,8 @@ from deeprecsys.tuning.capacity import (
 from deeprecsys.tuning.interleave import Contestant, elasticity, interleave
 from deeprecsys.workload import Workload
 
-# Of the time there is, for the search; the rest is for the rounds.
-_SEARCH = 0.5
+# Of the time there is, for the search; the rest is for the rounds. Either needs so many runs.
+_SEARCH, _RUNS = 0.5, 8
 
 
 def find_capacity(
@@ -27,11 +27,12 @@ def find_capacity(
     sla: SLA,
     policy: Policy | None = None,
     *,
-    effort: Effort = FINE,
+    effort: Effort | None = None,
     budget_s: float | None = None,
 ) -> Capacity:
     """The highest rate (queries/s) at which `system` under `policy` holds `sla`.
 
+    effort: how long to measure (default: `FINE`, with runs as short as `budget_s` asks).
     With a 95 % interval where time allowed the rounds, else with the search's bracket; see
     `Capacity`. A rate of 0 means that none does, or that `budget_s` was too short to find one
     (then `decided` is False). Raises UserError for a budget that is not positive.
@@ -39,6 +40,8 @@ def find_capacity(
     if budget_s is not None and not budget_s > 0:
         raise UserError(f"the time budget must be positive, not {budget_s:g} s")
     began, total_s = time.monotonic(), math.inf if budget_s is None else budget_s
+    if effort is None:
+        effort = FINE if budget_s is None else FINE.within(_SEARCH * budget_s, _RUNS)
     policy = policy or Policy()
     probe = Probe(system, workload, sla)
     found = search_rate(probe, policy, effort, until=began + _SEARCH * total_s)

@@ -19,7 +19,7 @@ import numpy as np
 
 from deeprecsys.core import Policy
 from deeprecsys.metrics import ratio_interval
-from deeprecsys.tuning.capacity import DISTURBED, Capacity, Probe, Run
+from deeprecsys.tuning.capacity import DISTURBED, Capacity, Interrupted, Probe, Run
 
 LEAST_ROUNDS, MOST_ROUNDS = 4, 10
 # Enough when every ratio is known to this, up or down.
@@ -115,7 +115,11 @@ def interleave(
             lasts_s = duration_s(rate)
             if probe.clock() + lasts_s > until:
                 return ratios
-            run = probe(contestant.policy, rate, lasts_s, turn=100 + turn, whole=True)
+            try:
+                run = probe(contestant.policy, rate, lasts_s, turn=100 + turn, whole=True)
+            except Interrupted as end:
+                contestant.runs.append(end.run)
+                raise
             if run.disturbance < DISTURBED:
                 contestant.take(run, probe.sla.latency_s)
             else:  # no word of this policy in this round

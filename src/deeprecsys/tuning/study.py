@@ -263,7 +263,7 @@ class _Tuning:
     def _keep_unfinished(self, policy: Policy) -> None:
         """The runs of a trial that was cut short still count for what they say."""
         if self.current:
-            self.trials[policy] = Trial(policy, capacity_of(self.current, 0.0, None))
+            self.trials[policy] = Trial(policy, capacity_of(self.current, COARSE.tolerance, None))
 
     def _hopeless(self, policy: Policy) -> bool:
         trial = self.trials.get(policy)
@@ -289,8 +289,7 @@ class _Tuning:
             share, runs = _FIRST_LOOKS, 4 * (len(self.space.batch_sizes) + 2)
         else:  # three contenders and the baseline; then three policies, four rounds or more
             share, runs = 1 - _FIRST_LOOKS, 30
-        most_s = min(2 * effort.most_s, max(self.budget_s * share / runs, 0.5))
-        return replace(effort, most_s=most_s, least_s=min(effort.least_s, most_s))
+        return effort.within(self.budget_s * share, runs)
 
     def _study(self, interrupted: bool) -> Study:
         best = self._best()
