@@ -140,12 +140,12 @@ def verdict(study: Study) -> str:
         idle = study.idle_p95_s
         if study.interrupted and idle is None:
             return "interrupted before any policy was measured"
-        says = (
-            f"; the idle machine already gives p{sla.percentile:g} {show.ms(idle)} ms"
-            if idle
-            else ""
+        if idle is None:
+            return f"undecided: no rate was found to meet {sla} in that time; give more --budget-s"
+        return (
+            f"no rate meets {sla}; the idle machine already gives "
+            f"p{sla.percentile:g} {show.ms(idle)} ms"
         )
-        return f"no rate meets {sla}{says}"
     capacity = best.capacity
     parts = [
         f"{best.policy}: {show.rate(capacity.rate_qps)} queries/s "

@@ -33,6 +33,7 @@ _RETRY = 50  # the turn (seed) of a second try
 # With more of the cores used by others than this, a failed run is repeated a little later.
 DISTURBED = 0.05
 _ATTEMPTS, _PAUSE_S, _LONGEST_PAUSE_S = 4, 0.5, 2.0
+_PATIENCE = 0.25  # of a search's time, for pauses and repeated runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ class _Search:
         self.alone_s = _alone_s(probe, policy)
         self.idle_s: float | None = None
         self.stalls = 0
+        self.patience_s = _PATIENCE * (until - probe.clock())
 
     def find(self) -> Capacity:
         tight = self.alone_s is not None and self.alone_s > 0.5 * self.probe.sla.latency_s
@@ -255,8 +257,8 @@ class _Search:
             if not run.passed and self._surprising(run):
                 # A hypervisor may have stopped us for a second or two, unseen: wait it out.
                 self.stalls += 1
-                self.probe.pause(min(_PAUSE_S * self.stalls, _LONGEST_PAUSE_S))
-                self._run(rate, turn=_RETRY)
+                if self._waited(min(_PAUSE_S * self.stalls, _LONGEST_PAUSE_S), run):
+                    self._run(rate, turn=_RETRY)
         return True
 
     def _run(self, rate: float, turn: int = 0) -> Run:
@@ -267,8 +269,17 @@ class _Search:
             self.runs.append(run)
             if run.passed or run.disturbance < DISTURBED or not self._in_time():
                 break
-            self.probe.pause(_PAUSE_S * (attempt + 1))
+            if not self._waited(_PAUSE_S * (attempt + 1), run):
+                break
         return run
+
+    def _waited(self, pause_s: float, run: Run) -> bool:
+        """Pauses before a run is repeated; False once patience has been used up."""
+        self.patience_s -= pause_s + run.summary.duration_s
+        if self.patience_s < 0:
+            return False
+        self.probe.pause(pause_s)
+        return True
 
     def _confirmed(self, turn: int) -> bool:
         """Does the best rate pass again, on a fresh seed? If not, the bracket has moved."""
