@@ -274,6 +274,15 @@ class Facts:
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
+def for_json(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become null, at any depth; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {name: for_json(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [for_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 # Sees the records so far and the time since the run began; answers True to stop the run.
 Watch = Callable[[Records, float], bool]
 
@@ -356,6 +365,7 @@ __all__ = [
     "UserError",
     "Watch",
     "Work",
+    "for_json",
     "load_columns",
     "replace",
     "save_columns",

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import SLA, FloatArray, Records, Status
+from deeprecsys.core import SLA, FloatArray, Records, Status, for_json
 from deeprecsys.statistics import (
     backlog_grows,
     estimate_percentile,
@@ -84,7 +84,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: NaN and infinity become None."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return dict(for_json(asdict(self)))
 
 
 def summarize(records: Records, sla: SLA | None = None, *, warm_up: int | None = None) -> Summary:
@@ -247,16 +247,6 @@ def _size_class(records: Records, rows: NDArray[np.bool_]) -> dict[str, Any]:
         "p50_s": percentile(latency, 50),
         "p95_s": percentile(latency, 95),
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
 
 
 __all__ = [

@@ -27,89 +27,67 @@ _KEYS = (
 )  # fmt: skip
 
 
+@opt.measuring
 def run(
-    model: opt.ModelName,
+    request: opt.Request,
     qps: Annotated[
         float | None, typer.Option(help="Queries per second.  [default: a trace's own rate]")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
     duration_s: opt.DurationS = None,
     queries: Annotated[int | None, typer.Option(help="End after this many.")] = None,
-    sla_ms: opt.SlaMs = None,
-    percentile: opt.Percentile = None,
-    workers: opt.Workers = None,
-    sizes: opt.Sizes = "production",
-    arrivals: opt.Arrivals = "poisson",
-    indices: opt.Indices = "zipf:0.92",
-    scale: opt.Scale = 1.0,
-    variant: opt.Variant = "paper",
-    runtime: opt.RuntimeName = "auto",
-    seed: opt.Seed = 0,
-    out: opt.Out = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Summary for machines.")] = None,
 ) -> int:
-    from deeprecsys.models import load_model
-
-    spec = opt.check_early(model, variant, scale, workers, runtime)
-    policy = Policy(batch_size=batch_size)
-    sla = opt.target(spec.target, sla_ms, percentile)
-    workload = opt.workload(sizes, arrivals, indices, seed)
-    if qps is None and not arrivals.startswith("replay:"):
+    policy, sla = Policy(batch_size=batch_size), request.sla
+    replayed = request.arrivals.startswith("replay:")
+    if qps is None and not replayed:
         raise UserError("at which rate? give --qps; only --arrivals replay:FILE has its own")
-    if duration_s is None and queries is None and not arrivals.startswith("replay:"):
+    if duration_s is None and queries is None and not replayed:
         duration_s = 10.0
-    schedule = workload.schedule(rate_qps=qps, duration_s=duration_s, queries=queries)
+    schedule = request.workload.schedule(rate_qps=qps, duration_s=duration_s, queries=queries)
     if not len(schedule):
         raise UserError("no query arrives in that time: give a higher --qps or more --duration-s")
-    files.check_json(json_file)
-    folder = files.new_folder(out, NAME, model)
-    console = show.console(json_file)
+    files.check_json(request.json_file)
+    folder = files.new_folder(request.out, NAME, request.model)
+    console = show.console(request.json_file)
     rate = qps or len(schedule) / schedule.duration_s
     with (
         show.Progress(console, sla, schedule.duration_s) as progress,
         show.interruptible() as interrupted,
+        show.loaded(progress, request) as engine,
     ):
-        progress.line(f"loading {model} ({spec.memory_bytes(scale) / 1e9:.2f} GB)")
-        loaded = load_model(model, scale=scale, seed=seed, variant=variant)
-        with opt.open_engine(loaded, workers, runtime, workload) as engine:
-            progress.line(
-                f"{engine.workers} workers, runtime {engine.runtime.name}, {policy}, "
-                f"{rate:,.4g} queries/s for {schedule.duration_s:.3g} s"
-            )
+        progress.line(
+            f"{engine.workers} workers, runtime {engine.runtime.name}, {policy}, "
+            f"{rate:,.4g} queries/s for {schedule.duration_s:.3g} s"
+        )
 
-            def watch(so_far: Records, now_s: float) -> bool:
-                progress.step(policy, rate, so_far, now_s)
-                return interrupted.is_set()
+        def watch(so_far: Records, now_s: float) -> bool:
+            progress.step(policy, rate, so_far, now_s)
+            return interrupted.is_set()
 
-            records = engine.run(schedule, policy, watch=watch)
-            detail = {"input_pools": engine.pool_facts(), "runtime": engine.runtime.name}
-            workers = engine.workers
+        records = engine.run(schedule, policy, watch=watch)
+        detail = {"input_pools": engine.pool_facts(), "runtime": engine.runtime.name}
+        workers = engine.workers
     if interrupted.is_set():  # what was under way says nothing of the machine
         records = records[records.status != Status.CANCELLED]
     found = summarize(records, sla)
     summary = {
         **files.provenance(NAME),
-        "model": model,
-        "variant": variant,
-        "scale": scale,
-        "seed": seed,
+        **request.to_dict(),
         "rate_qps": rate,
         "policy": policy.to_dict(),
-        "sla": {"percentile": sla.percentile, "latency_s": sla.latency_s},
-        "workload": workload.to_dict(),
         "workers": workers,
         "interrupted": interrupted.is_set(),
         **detail,
         **{name: value for name, value in found.to_dict().items() if name in _KEYS},
     }
-    report = files.write_run(folder, summary, records, json_file)
+    report = files.write_run(folder, summary, records, request.json_file)
     console.print(_table(found))
     console.print(f"\n{_sentence(found, sla)}", style="bold", markup=False)
     console.print(f"report: {report}", markup=False)
     if interrupted.is_set():
         console.print("interrupted: what was measured until then is kept", markup=False)
         return 130
-    return 1 if sla_ms is not None and found.meets_sla is False else 0
+    return 1 if request.sla_ms is not None and found.meets_sla is False else 0
 
 
 def _table(found: Summary) -> Table:

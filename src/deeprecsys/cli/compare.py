@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.folder import check_json, read_summary
 from deeprecsys.core import UserError
@@ -26,7 +27,7 @@ _FACTS = ("model", "variant", "scale", "sla", "workload", "workers", "machine", 
 def run(
     first: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder.")],
     second: Annotated[str, typer.Argument(metavar="RUN", help="Another's.")],
-    json_file: Annotated[str | None, typer.Option("--json", help="Result for machines.")] = None,
+    json_file: opt.JsonFile = None,
 ) -> int:
     check_json(json_file)
     one, two = read_summary(first), read_summary(second)

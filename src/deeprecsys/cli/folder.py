@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from deeprecsys.core import Records, UserError
+from deeprecsys.core import Records, UserError, for_json
 
 
 def new_folder(out: str | None, verb: str, model: str) -> Path:
@@ -40,7 +39,7 @@ def write_run(
     """summary.json, records.parquet, report.html, and the summary for machines; the report."""
     from deeprecsys.report import write_report
 
-    text = json.dumps(_finite(summary), indent=1, allow_nan=False)
+    text = json.dumps(for_json(summary), indent=1, allow_nan=False)
     (folder / "summary.json").write_text(text + "\n")
     if records is not None and len(records):
         records.save(folder / "records.parquet")
@@ -49,15 +48,6 @@ def write_run(
     elif json_target:
         Path(json_target).write_text(text + "\n")
     return write_report(folder)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: whatever slipped through becomes null, and nothing is lost for it."""
-    if isinstance(value, dict):
-        return {name: _finite(v) for name, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_summary(folder: str) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def run(
     sources: Annotated[bool, typer.Option(help="Where each number is from.")] = False,
     variant: opt.Variant = "paper",
     scale: opt.Scale = 1.0,
-    json_file: Annotated[str | None, typer.Option("--json", help="List for machines.")] = None,
+    json_file: opt.JsonFile = None,
 ) -> int:
     from deeprecsys.models import NAMES, get_spec
 

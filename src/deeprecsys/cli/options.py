@@ -1,9 +1,17 @@
-"""The options that verbs share, and what they make: a model, a workload, a target, an engine."""
+"""The options that verbs share, and what they make: a model, a workload, a target, an engine.
+
+A verb that measures takes a `Request` first; `measuring` gives its command line those options
+on top of the verb's own.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -12,6 +20,7 @@ from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
+    from deeprecsys.models import Model
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="One of `deeprecsys models`.")]
 SlaMs = Annotated[float | None, typer.Option(help="Latency target, ms.  [default: the model's]")]
@@ -34,28 +43,105 @@ Arrivals = Annotated[
 Indices = Annotated[str, typer.Option(help="Table look-ups: zipf:S or uniform.")]
 Scale = Annotated[float, typer.Option(help="Rows of every table, times this.")]
 Variant = Annotated[str, typer.Option(help="paper, or authors-code.")]
-RuntimeName = Annotated[str, typer.Option("--runtime", help="auto, torchscript or eager.")]
+RuntimeName = Annotated[str, typer.Option(help="auto, torchscript or eager.")]
 Seed = Annotated[int, typer.Option(help="Of weights and workload.")]
 Out = Annotated[
     str | None, typer.Option(help="Folder of the run.  [default: runs/<time>-<verb>-<model>]")
 ]
-Json = Annotated[
-    str | None, typer.Option(help="Also write the summary to this file; - for standard output.")
+JsonFile = Annotated[
+    str | None,
+    typer.Option("--json", help="Also write the result to this file; - for standard output."),
 ]
 DurationS = Annotated[
     float | None, typer.Option(help="Length of a run, s.  [default: as needed; bench 10]")
 ]
 
 
-def target(model_target: SLA, sla_ms: float | None, percentile: float | None) -> SLA:
-    return SLA(
-        model_target.latency_s if sla_ms is None else sla_ms / 1e3,
-        model_target.percentile if percentile is None else percentile,
-    )
+@dataclass(frozen=True)
+class Request:
+    """What is to be measured, as asked for. UserError, before any work, if it cannot be."""
+
+    model: ModelName
+    sla_ms: SlaMs = None
+    percentile: Percentile = None
+    workers: Workers = None
+    sizes: Sizes = "production"
+    arrivals: Arrivals = "poisson"
+    indices: Indices = "zipf:0.92"
+    scale: Scale = 1.0
+    variant: Variant = "paper"
+    runtime: RuntimeName = "auto"
+    seed: Seed = 0
+    out: Out = None
+    json_file: JsonFile = None
+
+    def check(self) -> None:
+        from deeprecsys.runtimes import RUNTIMES
+
+        self.spec.check_scale(self.scale)
+        positive("--workers", self.workers)
+        if self.runtime != "auto" and self.runtime not in RUNTIMES:
+            known = ", ".join(["auto", *sorted(RUNTIMES)])
+            raise UserError(f"unknown runtime {self.runtime!r}; known: {known}")
+        _ = self.sla, self.workload
+
+    @cached_property
+    def spec(self) -> Any:
+        from deeprecsys.models import get_spec
+
+        return get_spec(self.model, self.variant)
+
+    @cached_property
+    def sla(self) -> SLA:
+        published = self.spec.target
+        return SLA(
+            published.latency_s if self.sla_ms is None else self.sla_ms / 1e3,
+            published.percentile if self.percentile is None else self.percentile,
+        )
+
+    @cached_property
+    def workload(self) -> Workload:
+        return Workload(
+            sizes=self.sizes, arrivals=self.arrivals, indices=self.indices, seed=self.seed
+        )
+
+    def load(self) -> Model:
+        from deeprecsys.models import load_model
+
+        return load_model(self.model, scale=self.scale, seed=self.seed, variant=self.variant)
+
+    def engine(self, model: Model) -> Engine:
+        """Not yet entered; warms up requests as large as the workload's queries."""
+        from deeprecsys.engine import Engine
+
+        largest = max(1024, self.workload.size_law.largest)
+        return Engine(model, self.workers, self.runtime, largest=min(largest, 4096))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The part of a summary that says what was asked for."""
+        return {
+            "model": self.model,
+            "variant": self.variant,
+            "scale": self.scale,
+            "seed": self.seed,
+            "sla": {"percentile": self.sla.percentile, "latency_s": self.sla.latency_s},
+            "workload": self.workload.to_dict(),
+        }
 
 
-def workload(sizes: str, arrivals: str, indices: str, seed: int) -> Workload:
-    return Workload(sizes=sizes, arrivals=arrivals, indices=indices, seed=seed)
+def measuring(verb: Callable[..., int]) -> Callable[..., int]:
+    """A verb `f(request, own options)` as one function of all the options, for the parser."""
+    shared, own = _parameters(Request), _parameters(verb)[1:]
+
+    def run(**given: Any) -> int:
+        request = Request(**{field.name: given.pop(field.name) for field in fields(Request)})
+        request.check()
+        return verb(request, **given)
+
+    every = [shared[0], *own, *shared[1:]]
+    run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in every}
+    return run
 
 
 def positive(name: str, value: float | None) -> None:
@@ -64,21 +150,10 @@ def positive(name: str, value: float | None) -> None:
         raise UserError(f"{name} must be positive, not {value:g}")
 
 
-def check_early(model: str, variant: str, scale: float, workers: int | None, runtime: str) -> Any:
-    """The specification, once every option that can be wrong was looked at: before any work."""
-    from deeprecsys.models import get_spec
-    from deeprecsys.runtimes import RUNTIMES
-
-    spec = get_spec(model, variant)
-    spec.check_scale(scale)
-    positive("--workers", workers)
-    if runtime != "auto" and runtime not in RUNTIMES:
-        raise UserError(f"unknown runtime {runtime!r}; known: auto, {', '.join(sorted(RUNTIMES))}")
-    return spec
-
-
-def open_engine(model: Any, workers: int | None, runtime: str, workload: Workload) -> Engine:
-    from deeprecsys.engine import Engine
-
-    largest = max(1024, workload.size_law.largest)
-    return Engine(model, workers, runtime, largest=min(largest, 4096))
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """By keyword, with annotations that are types and not their text."""
+    hints = get_type_hints(function, include_extras=True)
+    return [
+        p.replace(annotation=hints[p.name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for p in inspect.signature(function).parameters.values()
+    ]

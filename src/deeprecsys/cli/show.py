@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -19,6 +19,10 @@ from rich.text import Text
 from deeprecsys.core import SLA, Policy, Records
 from deeprecsys.metrics import percentile
 from deeprecsys.report.text import interval, ms, rate
+
+if TYPE_CHECKING:
+    from deeprecsys.cli.options import Request
+    from deeprecsys.engine import Engine
 
 
 def console(json_target: str | None) -> Console:
@@ -45,6 +49,15 @@ def interruptible() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def loaded(progress: Progress, request: Request) -> Iterator[Engine]:
+    """An engine that is open, once the model that was asked for is loaded."""
+    gigabytes = request.spec.memory_bytes(request.scale) / 1e9
+    progress.line(f"loading {request.model} ({gigabytes:.2f} GB)")
+    with request.engine(request.load()) as engine:
+        yield engine
 
 
 class Progress:
@@ -120,4 +133,13 @@ def trials_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-__all__ = ["Progress", "console", "interruptible", "interval", "ms", "rate", "trials_table"]
+__all__ = [
+    "Progress",
+    "console",
+    "interruptible",
+    "interval",
+    "loaded",
+    "ms",
+    "rate",
+    "trials_table",
+]

@@ -29,82 +29,63 @@ Example: deeprecsys tune dlrm-rmc1 --sla-ms 50 --budget-s 120
 BUDGET_S = {"hill-climb": 230.0, "exhaustive": 480.0, "static": 120.0}
 
 
+@opt.measuring
 def run(
-    model: opt.ModelName,
+    request: opt.Request,
     method: Annotated[str, typer.Option(help="hill-climb, exhaustive or static.")] = "hill-climb",
     budget_s: Annotated[
         float | None,
         typer.Option(help="Bound on the search's time, s.  [default: 230; exhaustive 480]"),
     ] = None,
     duration_s: opt.DurationS = None,
-    sla_ms: opt.SlaMs = None,
-    percentile: opt.Percentile = None,
-    workers: opt.Workers = None,
-    sizes: opt.Sizes = "production",
-    arrivals: opt.Arrivals = "poisson",
-    indices: opt.Indices = "zipf:0.92",
-    scale: opt.Scale = 1.0,
-    variant: opt.Variant = "paper",
-    runtime: opt.RuntimeName = "auto",
-    seed: opt.Seed = 0,
-    out: opt.Out = None,
-    json_file: Annotated[str | None, typer.Option("--json", help="Summary for machines.")] = None,
 ) -> int:
     from deeprecsys.tuning import SEARCHES, Observer, tune
 
-    spec = opt.check_early(model, variant, scale, workers, runtime)
     if method not in SEARCHES:
         raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
     opt.positive("--budget-s", budget_s)
     opt.positive("--duration-s", duration_s)
-    sla = opt.target(spec.target, sla_ms, percentile)
-    workload = opt.workload(sizes, arrivals, indices, seed)
-    files.check_json(json_file)
-    folder = files.new_folder(out, NAME, model)
+    sla = request.sla
+    files.check_json(request.json_file)
+    folder = files.new_folder(request.out, NAME, request.model)
     budget = BUDGET_S[method] if budget_s is None else budget_s
-    console = show.console(json_file)
-    from deeprecsys.models import load_model
-
-    with show.Progress(console, sla, budget) as progress, show.interruptible() as interrupted:
-        progress.line(f"loading {model} ({spec.memory_bytes(scale) / 1e9:.2f} GB)")
-        loaded = load_model(model, scale=scale, seed=seed, variant=variant)
-        with opt.open_engine(loaded, workers, runtime, workload) as engine:
-            facts = engine.facts()
-            progress.line(
-                f"{facts.workers} workers, runtime {engine.runtime.name}, target {sla}, "
-                f"at most {budget:g} s"
-            )
-            study = tune(
-                engine,
-                workload,
-                sla,
-                method,
-                budget_s=budget,
-                run_s=duration_s,
-                observer=Observer(
-                    stop=interrupted.is_set,
-                    on_phase=progress.phase,
-                    on_progress=progress.step,
-                    on_trial=lambda trial: progress.line(_trial_line(trial)),
-                ),
-            )
-            detail = {"engine": dict(facts.detail), "input_pools": engine.pool_facts()}
+    console = show.console(request.json_file)
+    with (
+        show.Progress(console, sla, budget) as progress,
+        show.interruptible() as interrupted,
+        show.loaded(progress, request) as engine,
+    ):
+        facts = engine.facts()
+        progress.line(
+            f"{facts.workers} workers, runtime {engine.runtime.name}, target {sla}, "
+            f"at most {budget:g} s"
+        )
+        study = tune(
+            engine,
+            request.workload,
+            sla,
+            method,
+            budget_s=budget,
+            run_s=duration_s,
+            observer=Observer(
+                stop=interrupted.is_set,
+                on_phase=progress.phase,
+                on_progress=progress.step,
+                on_trial=lambda trial: progress.line(_trial_line(trial)),
+            ),
+        )
+        detail = {"engine": dict(facts.detail), "input_pools": engine.pool_facts()}
     summary = {
         **files.provenance(NAME),
-        "model": model,
-        "variant": variant,
-        "scale": scale,
-        "seed": seed,
+        **request.to_dict(),
         "method": method,
-        "sla": {"percentile": sla.percentile, "latency_s": sla.latency_s},
-        "workload": workload.to_dict(),
         "workers": facts.workers,
         "accelerator": None,
         **detail,
         **study_dict(study),
     }
     _write_policy(folder, summary)
-    report = files.write_run(folder, summary, _records(study), json_file)
+    report = files.write_run(folder, summary, _records(study), request.json_file)
     console.print(show.trials_table(summary))
     console.print(f"\n{summary['verdict']}", style="bold", markup=False)
     console.print(f"report: {report}", markup=False)

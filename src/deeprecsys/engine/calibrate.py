@@ -52,7 +52,7 @@ def choose(wanted: str | Runtime, model: Any, cores: Cores) -> tuple[Runtime, di
             able[name] = make_runtime(name, model)
             choice[name] = _request_seconds(able[name], model, cores, _CHOICE_SIZES)
         except Exception as error:
-            choice[name] = str(error).strip().splitlines()[0]
+            choice[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not able:
         raise UserError(f"no runtime can execute {model.name}: {choice}")
     return able[_fastest({name: choice[name] for name in able})], choice

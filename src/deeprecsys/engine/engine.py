@@ -128,8 +128,9 @@ class Engine:
                 ids.append(_NOT_TAKEN)
 
         def look() -> bool:
-            so_far = ledger.records(schedule, began_s, len(ids))
-            return watch is not None and watch(so_far, clock() - began_s)
+            return watch is not None and watch(
+                ledger.records(schedule, began_s, len(ids)), clock() - began_s
+            )
 
         group.wait_quiet()
         self._neighbours.start()

@@ -9,6 +9,7 @@ Symbols: N candidates, D dense width, L look-ups, E embedding width, T behaviour
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,7 +65,7 @@ def chain(*widths: int) -> tuple[Linear, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSpec:
+class ModelSpec(ABC):
     """A model without its weights. One subclass an architecture adds what is particular to it.
 
     width: E. dense: D, 0 where there is no dense input. target: the published tail target.
@@ -124,9 +125,9 @@ class ModelSpec:
         return sum(f.lookups * len(f.tables) for f in self.features)
 
     @property
+    @abstractmethod
     def linears(self) -> tuple[Linear, ...]:
         """Every linear map of the model."""
-        raise NotImplementedError
 
     @property
     def other_flops(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import Policy
-from deeprecsys.metrics import ratio_interval
+from deeprecsys.metrics import is_significant, ratio_interval
 from deeprecsys.tuning.capacity import DISTURBED, Capacity, Interrupted, Probe, Run
 
 LEAST_ROUNDS, MOST_ROUNDS = 4, 10
@@ -39,7 +39,7 @@ class Ratio:
 
     @property
     def significant(self) -> bool:
-        return not self.interval[0] <= 1.0 <= self.interval[1]
+        return is_significant(self.interval)
 
     def to_dict(self) -> dict[str, Any]:
         return {
