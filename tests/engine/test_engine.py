@@ -1,8 +1,10 @@
 """The live engine: answers, failures, deadlines, bounds, closing. No future stays unanswered."""
 
+import gc
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import CancelledError
 
 import numpy as np
@@ -12,6 +14,8 @@ from stub_model import StubModel, StubRuntime
 from deeprecsys.core import Policy, Schedule, Status, UserError
 from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import DeadlineExceeded, Engine, EngineClosed
+from deeprecsys.models import load_model, tables
+from deeprecsys.runtimes import RUNTIMES
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime
 
@@ -285,3 +289,23 @@ def test_latency_counts_from_the_scheduled_arrival_not_from_the_hand_over():
         records = engine.run(Schedule(np.zeros(10), np.ones(10)), Policy())
     assert records.latency_s.min() >= 0.01
     assert np.sort(records.latency_s)[-1] >= 0.1
+
+
+@pytest.mark.parametrize("runtime", sorted(RUNTIMES))
+def test_a_closed_engine_lets_its_tables_go(monkeypatch, runtime):
+    """Two models of 4 GB one after the other must fit where one does."""
+    allocated = []
+    allocate = tables.allocate
+
+    def watched(floats):
+        array = allocate(floats)
+        allocated.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(tables, "allocate", watched)
+    with Engine(load_model("ncf", scale=0.01), 1, runtime, largest=8) as engine:
+        engine.submit(engine.model.example(3, np.random.default_rng(0))).result(WAIT_S)
+    assert [array() is None for array in allocated] == [False]
+    del engine
+    gc.collect()
+    assert [array() is None for array in allocated] == [True]

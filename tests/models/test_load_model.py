@@ -44,13 +44,13 @@ def test_a_model_that_does_not_fit_is_refused_with_the_scale_that_would(monkeypa
     with pytest.raises(UserError) as error:
         load_model("dlrm-rmc1")
     assert str(error.value) == (
-        "dlrm-rmc1 at scale 1 needs 4.6 GB of memory and 2.5 GB are free; "
-        "the largest scale that fits is 0.48"
+        "dlrm-rmc1 at scale 1 needs 5.1 GB of memory and 2.5 GB are free; "
+        "the largest scale that fits is 0.36"
     )
 
 
 def test_the_advised_scale_is_accepted(monkeypatch):
-    monkeypatch.setattr(model_module, "available_bytes", lambda: 520_000_000)
+    monkeypatch.setattr(model_module, "available_bytes", lambda: 1_020_000_000)
     with pytest.raises(UserError, match=r"the largest scale that fits is 0\.0048"):
         load_model("dlrm-rmc1")
     assert load_model("dlrm-rmc1", scale=0.0048).table_bytes < 20_000_000

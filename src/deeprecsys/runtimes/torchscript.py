@@ -56,4 +56,12 @@ class TorchScript(Eager):
             traced = torch.jit.trace(  # type: ignore[no-untyped-call]
                 model.module, (tensors,), check_trace=False
             )
-            return torch.jit.freeze(torch.jit.script(_Request(traced).eval()))
+            request = torch.jit.script(_Request(traced).eval())
+            # As constants of the graph the tables would never be freed: PyTorch keeps graphs for
+            # the life of the process.
+            tables = [
+                name
+                for name, parameter in request.named_parameters(remove_duplicate=False)
+                if parameter.nbytes == model.table_bytes
+            ]
+            return torch.jit.freeze(request, preserved_attrs=tables)
