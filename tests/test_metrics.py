@@ -21,7 +21,7 @@ from deeprecsys.metrics import (
     verdict_so_far,
     warm_up,
 )
-from deeprecsys.statistics import backlog_grows, estimate_percentile
+from deeprecsys.statistics import backlog_grows, backlog_growth, estimate_percentile
 
 DESIGNED_KEYS = {
     *("rate_qps", "queries", "duration_s", "throughput_qps", "items_per_s", "p50_s", "p95_s"),
@@ -179,6 +179,14 @@ def test_queries_turned_away_are_in_no_queue():
     assert not summary.overloaded
     assert summary.meets_sla is False
     assert summary.errors == {"rejected": 500}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.2])
+def test_the_growth_of_a_backlog_is_estimated(share):
+    """A fluid queue: of 1,000 arrivals a second all but `share` are served."""
+    arrival = np.linspace(0, 10, 10_001)
+    finish = arrival / (1 - share) + 0.001
+    assert backlog_growth(arrival, finish) == pytest.approx(share, abs=0.002)
 
 
 def test_queries_still_under_way_when_a_run_stops_are_a_backlog():

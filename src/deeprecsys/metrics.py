@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from deeprecsys.core import SLA, FloatArray, Records, Status, for_json
 from deeprecsys.statistics import (
     backlog_grows,
+    backlog_growth,
     estimate_percentile,
     is_significant,
     percentile,
@@ -51,7 +52,8 @@ class Summary:
     target_s: the target's latency, NaN without one.
     meets_sla: True (the upper end of the interval is within the target), False (its lower end
         is over it, or the system was overloaded), None (undecided, or no target).
-    overloaded: the backlog grew through the run, however lax the target.
+    overloaded: the backlog surely grew through the run, however lax the target.
+    backlog_growth: the share of the queries by which it grew, by the best guess.
     limited_by: "generator" if the target was missed but would have been met with each query's
         own lateness taken off.
     effective_queries: how many independent queries are worth the same, at `percentile_s`.
@@ -76,6 +78,7 @@ class Summary:
     target_s: float
     meets_sla: bool | None
     overloaded: bool
+    backlog_growth: float
     limited_by: Literal["generator"] | None
     effective_queries: float
     errors: dict[str, int]
@@ -118,6 +121,7 @@ def summarize(records: Records, sla: SLA | None = None, *, warm_up: int | None =
         target_s=sla.latency_s if sla else math.nan,
         meets_sla=meets,
         overloaded=overloaded,
+        backlog_growth=backlog_growth(*_in_queue(records), _workers(records)),
         limited_by=_limited_by(records, skip, sla) if meets is False else None,
         effective_queries=found[p].effective_n,
         errors=_errors(records),
@@ -184,11 +188,16 @@ def _limited_by(records: Records, skip: int, sla: SLA | None) -> Literal["genera
 
 def _overloaded(records: Records, arrival_s: FloatArray | None = None) -> bool:
     """Does the backlog grow? Queries that failed or were turned away are in no queue."""
-    inside = records.status == Status.OK
-    for status in _STILL_INSIDE:
-        inside |= records.status == status
+    return backlog_grows(*_in_queue(records, arrival_s), _workers(records))
+
+
+def _in_queue(
+    records: Records, arrival_s: FloatArray | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Arrivals and finishes of the queries that finished, or are still inside."""
+    inside = np.isin(records.status, (Status.OK, *_STILL_INSIDE))
     since_s = records.arrival_s if arrival_s is None else arrival_s
-    return backlog_grows(since_s[inside], records.finish_s[inside], _workers(records))
+    return since_s[inside], records.finish_s[inside]
 
 
 def _workers(records: Records) -> int:

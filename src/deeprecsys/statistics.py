@@ -150,20 +150,39 @@ def backlog_grows(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1)
     queries, or two a worker never counts: a system that starts empty has to fill.
     `arrival_s` [n] sorted; `finish_s` [n], NaN or infinity for queries that never left.
     """
+    inside = _inside(arrival_s, finish_s, workers)
+    if inside is None:
+        return False
+    steps = np.diff(inside)
+    error = steps.std(ddof=1) / math.sqrt(len(steps))
+    return bool(steps.mean() > _student(len(steps) - 1, _BACKLOG_LEVEL) * error)
+
+
+def backlog_growth(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1) -> float:
+    """Share of the arrivals that the backlog grew by: the line of least squares through it.
+
+    The estimate beside `backlog_grows`' test, which in a run of a minute cannot tell 3 % too
+    much from chance. 0 where the backlog shrinks or hardly grows, as defined there.
+    """
+    inside = _inside(arrival_s, finish_s, workers)
+    if inside is None:
+        return 0.0
+    slope = float(np.polyfit(np.arange(len(inside)), inside, 1)[0])
+    return min(1.0, max(0.0, slope * (len(inside) - 1) / len(arrival_s)))
+
+
+def _inside(arrival_s: FloatArray, finish_s: FloatArray, workers: int) -> FloatArray | None:
+    """Queries in the system at the edges of 20 blocks of time; None if they hardly grow."""
     n = len(arrival_s)
     if n < 2 * _BACKLOG_BLOCKS:
-        return False
+        return None
     edges = np.linspace(arrival_s[0], arrival_s[-1], _BACKLOG_BLOCKS + 1)
     arrived = np.searchsorted(arrival_s, edges, side="right")
     # NaN and infinity sort after the last edge: still inside.
     left = np.bincount(np.searchsorted(edges, finish_s), minlength=len(edges))[: len(edges)]
-    inside = arrived - left.cumsum()
-    steps = np.diff(inside).astype(float)
+    inside = (arrived - left.cumsum()).astype(np.float64)
     least = max(_LEAST_BACKLOG_SHARE * n, _LEAST_BACKLOG, 2 * workers)
-    if inside[-1] - inside[0] < least:
-        return False
-    error = steps.std(ddof=1) / math.sqrt(len(steps))
-    return bool(steps.mean() > _student(len(steps) - 1, _BACKLOG_LEVEL) * error)
+    return inside if inside[-1] - inside[0] >= least else None
 
 
 def ratio_interval(log_ratios: FloatArray, level: float = LEVEL) -> tuple[float, float, float]:

@@ -53,6 +53,15 @@ def test_under_a_lax_target_the_capacity_is_the_saturation_rate(hint):
     assert lo <= found.rate_qps <= hi
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_what_piles_up_in_a_run_of_30_s_does_not_count_as_capacity(seed):
+    """At 3 % too much the backlog is 0.9 s after 30 s: within the target, and no capacity."""
+    effort = Effort(tolerance=0.03, least_s=30.0, most_s=30.0)
+    machine = ToyMachine(linear, noise=0.1)
+    found = search(machine, SLA(1.0), workload=Workload(seed=seed), effort=effort)
+    assert 0.95 <= found.rate_qps / saturation(100) <= 1.02
+
+
 def test_a_tight_target_costs_rate_and_the_search_finds_where():
     """M/M/1 by queries of one item: p95 of the sojourn is ln(20) / (mu - lambda)."""
     machine = ToyMachine(lambda n: 0.005, workers=1)

@@ -58,6 +58,11 @@ class Run:
             return bool(self.summary.percentile_s <= self.summary.target_s)
         return self.summary.meets_sla
 
+    @property
+    def held_qps(self) -> float:
+        """The rate less what piled up: under a lax target a run can pass and yet fall behind."""
+        return self.rate_qps * (1 - self.summary.backlog_growth)
+
     def to_dict(self) -> dict[str, Any]:
         summary = self.summary.to_dict()
         kept = ("p50_s", "p95_s", "p99_s", "p95_interval_s", "meets_sla", "queries", "duration_s")
@@ -77,7 +82,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """rate_qps: the highest rate at which the target held; 0 if there is none.
+    """rate_qps: the highest rate at which the target held, less what piled up; 0 if none.
 
     interval_qps: from a search, the bracket between that rate and the lowest that failed
     (infinity if none did); from rounds (`interleave.py`), a 95 % interval. decided: as narrow
@@ -378,4 +383,6 @@ def capacity_of(runs: Sequence[Run], tolerance: float, idle_s: float | None) -> 
     """What the runs of one policy say together; see `Capacity`."""
     lo, hi = _ends(runs)
     decided = hi <= lo * (1 + 2 * tolerance) if lo else math.isfinite(hi) and idle_s is not None
-    return Capacity(lo, (lo, hi), decided, tuple(runs), idle_s)
+    held = [run.held_qps for run in runs if run.rate_qps == lo and run.passed and not run.cut]
+    rate = sum(held) / len(held) if held else 0.0
+    return Capacity(rate, (rate, hi), decided, tuple(runs), idle_s)

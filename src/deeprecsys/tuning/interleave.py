@@ -68,6 +68,8 @@ class Contestant:
         percentile_s = run.summary.percentile_s
         over = math.log(target_s / percentile_s) if math.isfinite(percentile_s) else -math.inf
         step = over / self.elasticity
+        if run.held_qps < run.rate_qps:
+            step = min(step, math.log(max(run.held_qps / run.rate_qps, 1e-9)))
         self.runs.append(run)
         if abs(step) > _LARGEST_STEP:
             self.log_rates.append(None)
