@@ -15,8 +15,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 # Python hands the GIL over after this long. With the default of 5 ms a worker that comes back
-# from a 50-100 us request can wait milliseconds for its next one (measured: 1.3-1.5x one
-# thread's throughput with two; 1.8-1.9x with 0.1 ms).
+# from a 50-100 us request can wait milliseconds for its next one (see `benchmarks/choices.py`).
 SWITCH_INTERVAL_S = 1e-4
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
@@ -37,10 +36,9 @@ def engine_settings() -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Tells glibc's malloc to keep what it frees; False where there is no such malloc.
 
-    A request's intermediate tensors of some megabytes are otherwise mapped, faulted in page by
-    page and unmapped at every operator: DIN at batch 256 took 29-41 ms a request with the
-    default and 20 ms with this (one Zen 4 core). It cannot be read back, so it is not restored;
-    what a process pays is that freed memory stays its own.
+    A request's intermediate tensors of tens of megabytes are otherwise mapped, faulted in page by
+    page and unmapped at every operator (`benchmarks/choices.py` measures it on DIN). It cannot be
+    read back, so it is not restored; what a process pays is that freed memory stays its own.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")
@@ -63,8 +61,8 @@ def generator_priority() -> Iterator[bool]:
     """Lets the calling thread run before the workers, where the system permits it.
 
     The generator sleeps nearly always, and shares its core with a worker that never does: at
-    1,000 queries/s on two busy cores its lateness had a p99 of 1.6 ms with the ordinary
-    scheduler, 1.3 ms at nice -15, and 0.15 ms with the round-robin real-time class. That needs
+    1,000 queries/s on two busy cores its lateness had a p99 of 1.6 to 2.2 ms with the ordinary
+    scheduler and 0.12 ms with the round-robin real-time class (`benchmarks/choices.py`). That needs
     root or CAP_SYS_NICE; answers False without, and lateness is measured either way.
     """
     try:

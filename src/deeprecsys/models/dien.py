@@ -11,27 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeprecsys.models.layers import Behaviours, Lookup, Tables, click_probability, mlp, uniform
+from deeprecsys.models.layers import InterestNetwork, Tables, click_probability, mlp, uniform
 from deeprecsys.models.spec import DIENSpec
 
 
-class DIEN(nn.Module):
+class DIEN(InterestNetwork):
     """P(click) = softmax(top([candidate, others, evolved interest]))."""
 
     def __init__(self, spec: DIENSpec, tables: Tables, rng: np.random.Generator) -> None:
-        super().__init__()
-        names = [f.name for f in spec.features]
-        self.events = [names.index(name) for name in spec.behaviours]
-        self.singles = [names.index(name) for name in (*spec.candidate, *spec.others)]
-        self.event_width = spec.event_width
-        table_of = [f.tables[0] for f in spec.features]
-        self.behaviours = Behaviours(
-            tables,
-            [table_of[i] for i in self.events],
-            table_a_step=spec.table_a_step,
-            time_first=True,
-        )
-        self.embed = Lookup(tables, [table_of[i] for i in self.singles])
+        super().__init__(spec, tables, time_first=True)
         self.extract = Extraction(rng, spec.event_width, spec.hidden)
         self.evolve = Evolution(rng, spec.event_width, spec.hidden)
         self.top = mlp(rng, spec.hidden + spec.single_width, *spec.top, activation=nn.PReLU)

@@ -3,10 +3,9 @@
 Knows nothing of whole models. The architecture files build from it.
 
 Look-ups of a model read one array that holds all its tables (`tables.py`): ids of each feature
-are shifted to their table's first row. One gather over 27 tables takes 10 µs where 27 gathers
-take 94 µs, and one pooled look-up over 8 tables 16 µs where 8 take 68 µs (batch of 1): most of a
-small request's fixed cost. An id beyond its table would read a neighbour's row, not fail:
-`Model.check` is there for inputs from outside.
+are shifted to their table's first row. One gather over 27 tables takes 3 µs where 27 gathers take
+88 µs (batch of 1, `benchmarks/choices.py`): most of a small request's fixed cost. An id beyond its
+table would read a neighbour's row, not fail: `Model.check` is there for inputs from outside.
 
 Symbols: N candidates, D dense width, L look-ups, E embedding width, T behaviours, K tasks.
 """
@@ -22,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeprecsys.models.spec import INT32_MAX, ModelSpec
+from deeprecsys.models.spec import INT32_MAX, DIENSpec, DINSpec, ModelSpec
 
 
 class Tables:
@@ -83,7 +82,7 @@ class Behaviours(nn.Module):
     starts: Tensor
 
     def __init__(
-        self, tables: Tables, names: Sequence[str], *, table_a_step: bool, time_first: bool = False
+        self, tables: Tables, names: Sequence[str], *, table_a_step: bool, time_first: bool
     ) -> None:
         super().__init__()
         self.weight, self.time_first = tables.weight, time_first
@@ -97,10 +96,28 @@ class Behaviours(nn.Module):
         rows = rows + self.starts  # [N, T, A]
         if self.time_first:
             rows = rows.transpose(0, 1)
-        # A bag of one row is a copy; embedding_bag prefetches where embedding does not: 20
-        # against 34 ns a row out of 1 GB, for 20 µs more a call.
+        # A bag of one row is a copy; embedding_bag prefetches where embedding does not.
         flat = F.embedding_bag(rows.reshape(-1, 1), self.weight, mode="sum")
         return flat.view(rows.size(0), rows.size(1), self.width)
+
+
+class InterestNetwork(nn.Module):
+    """What DIN and DIEN share: the look-ups of the events, and of what there is one of."""
+
+    def __init__(self, spec: DINSpec | DIENSpec, tables: Tables, *, time_first: bool) -> None:
+        super().__init__()
+        names = [f.name for f in spec.features]
+        table_of = [f.tables[0] for f in spec.features]
+        self.events = [names.index(name) for name in spec.behaviours]
+        self.singles = [names.index(name) for name in (*spec.candidate, *spec.others)]
+        self.event_width = spec.event_width
+        self.behaviours = Behaviours(
+            tables,
+            [table_of[i] for i in self.events],
+            table_a_step=spec.table_a_step,
+            time_first=time_first,
+        )
+        self.embed = Lookup(tables, [table_of[i] for i in self.singles])
 
 
 def uniform(rng: np.random.Generator, *shape: int, bound: float) -> Tensor:

@@ -38,9 +38,8 @@ def allocate(floats: int) -> NDArray[np.float32]:
     """Zeroed private memory, in huge pages where the platform has them.
 
     Random rows of 128 bytes touch a page each, and 4 KiB pages of a 4 GB array do not fit any
-    TLB. Measured, 1 GB of rows of 32 floats, one core of an AMD EPYC (Zen 4), against
-    torch.empty: embedding_bag with 80 look-ups 8 % faster, row gathers 25-30 % faster, and the
-    first touch of the memory 3x faster (0.7 against 2.2 s/GB).
+    TLB: without, pooled look-ups take 1.7 and row gathers 1.5 times as long (Zen 4,
+    `benchmarks/choices.py`).
     """
     size = max(floats * 4, 1)
     if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
