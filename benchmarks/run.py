@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import deeprecsys as drs
+import why
 from choices import choices as measured_choices
 from deeprecsys.core import SLA, Policy, replace
 from deeprecsys.engine import calibrate, topology
@@ -282,7 +283,27 @@ def tuning() -> Iterator[Row]:
               "5 min or less", seconds <= 300)  # fmt: skip
 
 
-PARTS = (load, limits, dispatch, generator, choices, seeds, fresh, lax, climb, tuning)
+def _rows(part: Callable[[], Iterator[why.Found]]) -> Callable[[], Iterator[Row]]:
+    def rows() -> Iterator[Row]:
+        yield from (Row(*found) for found in part())
+
+    rows.__name__ = part.__name__
+    return rows
+
+
+PARTS = (
+    load,
+    limits,
+    dispatch,
+    generator,
+    choices,
+    seeds,
+    fresh,
+    lax,
+    climb,
+    tuning,
+    *map(_rows, (why.profiles, why.shares, why.tracing, why.reports)),
+)
 
 
 def main() -> None:

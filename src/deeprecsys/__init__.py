@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deeprecsys.metrics import summarize as summarize
     from deeprecsys.models import load_model as load_model
     from deeprecsys.report import write_report as write_report
+    from deeprecsys.service_time import Profile as Profile
     from deeprecsys.service_time import ServiceTime as ServiceTime
     from deeprecsys.tuning import find_capacity as find_capacity
     from deeprecsys.tuning import tune as tune
@@ -35,7 +36,7 @@ _HOMES = {
     "metrics": ("summarize",),
     "models": ("load_model",),
     "report": ("write_report",),
-    "service_time": ("ServiceTime",),
+    "service_time": ("Profile", "ServiceTime"),
     "tuning": ("find_capacity", "tune"),
     "workload": ("Workload",),
 }

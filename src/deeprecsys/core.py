@@ -239,6 +239,54 @@ class Records:
         return cls.from_columns(load_columns(path))
 
 
+REQUEST_COLUMNS: dict[str, Any] = {
+    "query": np.int64,
+    "lo": np.int64,
+    "hi": np.int64,
+    "worker": np.int32,
+    "start_s": np.float64,
+    "finish_s": np.float64,
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Requests:
+    """One row a request that was executed, in order of finish; every column is [m].
+
+    query: its row in the run's `Records`. lo, hi: items lo .. hi - 1 of it. Times as there.
+    """
+
+    query: IntArray
+    lo: IntArray
+    hi: IntArray
+    worker: NDArray[np.int32]
+    start_s: FloatArray
+    finish_s: FloatArray
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any]) -> Self:
+        return cls(**{k: np.asarray(columns[k], dtype=t) for k, t in REQUEST_COLUMNS.items()})
+
+    def __len__(self) -> int:
+        return int(self.query.size)
+
+    def __getitem__(self, rows: slice | NDArray[Any]) -> Requests:
+        return Requests(**{name: getattr(self, name)[rows] for name in REQUEST_COLUMNS})
+
+    def of(self, kept: NDArray[np.bool_]) -> Requests:
+        """Those of the queries that `kept` [n] keeps, numbered as in `records[kept]`."""
+        mine = self[kept[self.query]]
+        return replace(mine, query=(np.cumsum(kept) - 1)[mine.query])
+
+    def save(self, path: str | Path) -> None:
+        """Parquet, NPZ or CSV, by suffix."""
+        save_columns(path, {name: getattr(self, name) for name in REQUEST_COLUMNS})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        return cls.from_columns(load_columns(path))
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What this machine can do per second with all workers busy, one thread each, measured."""
@@ -359,6 +407,7 @@ __all__ = [
     "Limits",
     "Policy",
     "Records",
+    "Requests",
     "Schedule",
     "Status",
     "System",

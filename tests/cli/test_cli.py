@@ -101,9 +101,9 @@ def test_too_little_memory_is_said_before_loading_with_the_scale_that_fits(monke
     monkeypatch.setattr(model, "available_bytes", lambda: 2_000_000_000)
     assert call(["bench", "dlrm-rmc1", "--qps", "1"]) == 2
     said = capsys.readouterr().err
-    assert "needs 4.6 GB" in said
+    assert "needs 5.1 GB" in said
     assert "2.0 GB are free" in said
-    assert "largest scale that fits is 0.3" in said
+    assert "largest scale that fits is 0.24" in said
 
 
 def test_bench_writes_summary_records_and_report(bench_folder):

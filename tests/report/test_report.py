@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from deeprecsys.core import Records, UserError
+from deeprecsys.core import Records, Requests, UserError
 from deeprecsys.report import figures, write_report
 from deeprecsys.report.text import interval, ms, rate, ratio
 
@@ -89,13 +89,56 @@ def records(n=5000):
     return Records.from_columns({"arrival_s": arrival, "finish_s": finish, "size": size})
 
 
-@pytest.fixture(params=["tune", "no-answer", "bench", "bench-without-records"])
+def profile_summary():
+    def point(batch, busy):
+        s = 1e-3 * batch**0.8 * (1 + 0.1 * busy)
+        return {
+            "batch_size": batch, "busy": busy, "samples": 50, "rounds": 4, "median_s": s,
+            "mean_s": s, "p5_s": 0.9 * s, "p95_s": 1.3 * s, "items_per_s": busy * batch / s,
+            "limits_share": 0.6,
+        }  # fmt: skip
+
+    shares = {"FC": 0.2, "embedding": 0.7, "attention": 0.0, "recurrent": 0.0, "rest": 0.1}
+    roof = {"batch_size": 1, "flops_per_byte": 2.0, "flops_per_s": 3e9, "flops": 1, "bytes": 1}
+    return {
+        "verb": "profile", "model": "wnd", "sla": {"percentile": 95, "latency_s": 0.025},
+        "workers": 2, "points": [point(b, w) for w in (1, 2) for b in (1, 16, 256)],
+        "operators": [{"batch_size": 64, "shares": shares}], "paper_shares": {"FC": 0.9},
+        "roofline": {
+            "roofs": {"fp32": {"flops_per_s": 2e11}, "bf16": {"flops_per_s": 4e11, "dash": "dash"}},
+            "stream_bytes_per_s": 5e10, "random_bytes_per_s": 1e10, "models": {"wnd": [roof]},
+        },
+        "machine": {}, "versions": {}, "workload": {}, "seed": 0, "command": "deeprecsys profile",
+    }  # fmt: skip
+
+
+def requests(records, batch=128):
+    """Each query's requests one after the other over its own time."""
+    rows = np.repeat(np.arange(len(records)), -(-records.size // batch))
+    first = np.searchsorted(rows, rows)
+    lo = (np.arange(len(rows)) - first) * batch
+    share = 1 / (-(-records.size // batch))[rows]
+    took = np.nan_to_num(records.latency_s, nan=1.0)[rows]
+    start = records.arrival_s[rows] + (np.arange(len(rows)) - first) * share * took
+    finish = start + share * took
+    order = np.argsort(finish, kind="stable")
+    return Requests.from_columns(
+        {"query": rows, "lo": lo, "hi": np.minimum(lo + batch, records.size[rows]),
+         "worker": rows % 2, "start_s": start, "finish_s": finish}
+    )[order]  # fmt: skip
+
+
+MAKE = {"tune": tune_summary, "no-answer": no_answer, "profile": profile_summary}
+
+
+@pytest.fixture(params=["tune", "no-answer", "bench", "bench-without-records", "profile"])
 def folder(request, tmp_path):
     kind = request.param
-    make = {"tune": tune_summary, "no-answer": no_answer}.get(kind, bench_summary)
-    (tmp_path / "summary.json").write_text(json.dumps(make()))
+    (tmp_path / "summary.json").write_text(json.dumps(MAKE.get(kind, bench_summary)()))
     if kind in ("tune", "bench"):
-        records().save(tmp_path / "records.parquet")
+        table = records()
+        table.save(tmp_path / "records.parquet")
+        requests(table).save(tmp_path / "requests.parquet")
     return tmp_path
 
 
@@ -146,7 +189,8 @@ def test_the_verdict_comes_first_and_the_command_to_repeat_it_is_there(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert html.index("<h1>") < html.index("<h2>")
     assert summary["command"] in html
-    assert f"p95 ≤ {summary['sla']['latency_s'] * 1e3:g} ms" in html
+    if summary["verb"] != "profile":
+        assert f"p95 ≤ {summary['sla']['latency_s'] * 1e3:g} ms" in html
 
 
 def test_what_a_summary_says_cannot_become_markup(tmp_path):
@@ -161,7 +205,9 @@ def test_what_a_summary_says_cannot_become_markup(tmp_path):
     assert "<img" not in html
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"verb": "dance"}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"verb": "dance"}', '{"verb": "tune"}', '{"verb": "bench", "sla": 3}']
+)
 def test_a_damaged_summary_is_refused(tmp_path, text):
     (tmp_path / "summary.json").write_text(text)
     with pytest.raises(UserError):

@@ -12,6 +12,7 @@ from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.core import SLA, Policy, Records, Status, UserError
 from deeprecsys.metrics import Summary, summarize
+from deeprecsys.report.timeline import write_timeline
 
 NAME = "bench"
 HELP = """Measure one rate under one policy.
@@ -36,6 +37,9 @@ def run(
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
     duration_s: opt.DurationS = None,
     queries: Annotated[int | None, typer.Option(help="End after this many.")] = None,
+    timeline: Annotated[
+        str | None, typer.Option(help="Write a Chrome trace for ui.perfetto.dev to this file.")
+    ] = None,
 ) -> int:
     policy, sla = Policy(batch_size=batch_size), request.sla
     replayed = request.arrivals.startswith("replay:")
@@ -46,7 +50,8 @@ def run(
     schedule = request.workload.schedule(rate_qps=qps, duration_s=duration_s, queries=queries)
     if not len(schedule):
         raise UserError("no query arrives in that time: give a higher --qps or more --duration-s")
-    files.check_json(request.json_file)
+    files.check_target("--json", request.json_file)
+    files.check_target("--timeline", timeline)
     folder = files.new_folder(request.out, NAME, request.model)
     console = show.console(request.json_file)
     rate = qps or len(schedule) / schedule.duration_s
@@ -64,11 +69,12 @@ def run(
             progress.step(policy, rate, so_far, now_s)
             return interrupted.is_set()
 
-        records = engine.run(schedule, policy, watch=watch)
+        records, requests = engine.traced_run(schedule, policy, watch=watch)
         detail = {"input_pools": engine.pool_facts(), "runtime": engine.runtime.name}
         workers = engine.workers
     if interrupted.is_set():  # what was under way says nothing of the machine
-        records = records[records.status != Status.CANCELLED]
+        finished = records.status != Status.CANCELLED
+        records, requests = records[finished], requests.of(finished)
     found = summarize(records, sla)
     summary = {
         **files.provenance(NAME),
@@ -80,10 +86,14 @@ def run(
         **detail,
         **{name: value for name, value in found.to_dict().items() if name in _KEYS},
     }
-    report = files.write_run(folder, summary, records, request.json_file)
+    report = files.write_run(folder, summary, request.json_file, records, requests)
+    if timeline:
+        write_timeline(timeline, records, requests, f"{request.model}, {policy}")
     console.print(_table(found))
     console.print(f"\n{_sentence(found, sla)}", style="bold", markup=False)
     console.print(f"report: {report}", markup=False)
+    if timeline:
+        console.print(f"timeline: {timeline}, opens in https://ui.perfetto.dev", markup=False)
     if interrupted.is_set():
         console.print("interrupted: what was measured until then is kept", markup=False)
         return 130

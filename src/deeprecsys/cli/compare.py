@@ -11,7 +11,7 @@ import typer
 
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
-from deeprecsys.cli.folder import check_json, read_summary
+from deeprecsys.cli.folder import check_target, read_summary
 from deeprecsys.core import UserError
 
 NAME = "compare"
@@ -29,7 +29,7 @@ def run(
     second: Annotated[str, typer.Argument(metavar="RUN", help="Another's.")],
     json_file: opt.JsonFile = None,
 ) -> int:
-    check_json(json_file)
+    check_target("--json", json_file)
     one, two = read_summary(first), read_summary(second)
     if one["verb"] != two["verb"]:
         raise UserError(

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deeprecsys.core import Records, UserError, for_json
+from deeprecsys.core import Records, Requests, UserError, for_json
 
 
 def new_folder(out: str | None, verb: str, model: str) -> Path:
@@ -27,22 +27,32 @@ def new_folder(out: str | None, verb: str, model: str) -> Path:
     return folder
 
 
-def check_json(target: str | None) -> None:
-    """UserError if the JSON could not be written later."""
-    if target and target != "-" and not Path(target).resolve().parent.is_dir():
-        raise UserError(f"cannot write {target}: no such folder; choose another --json")
+def check_target(option: str, target: str | None) -> None:
+    """UserError if the file could not be written later; "-" is standard output."""
+    if not target or target == "-":
+        return
+    path = Path(target).resolve()
+    if path.is_dir() or not path.parent.is_dir():
+        what = "it is a folder" if path.is_dir() else "no such folder"
+        raise UserError(f"cannot write {target}: {what}; choose another {option}")
 
 
 def write_run(
-    folder: Path, summary: dict[str, Any], records: Records | None, json_target: str | None
+    folder: Path,
+    summary: dict[str, Any],
+    json_target: str | None,
+    records: Records | None = None,
+    requests: Requests | None = None,
 ) -> Path:
-    """summary.json, records.parquet, report.html, and the summary for machines; the report."""
+    """summary.json, the run's tables, report.html, and the summary for machines; the report."""
     from deeprecsys.report import write_report
 
     text = json.dumps(for_json(summary), indent=1, allow_nan=False)
     (folder / "summary.json").write_text(text + "\n")
     if records is not None and len(records):
         records.save(folder / "records.parquet")
+    if requests is not None and len(requests):
+        requests.save(folder / "requests.parquet")
     if json_target == "-":
         print(text)
     elif json_target:

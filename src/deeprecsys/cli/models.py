@@ -12,7 +12,7 @@ from rich.table import Table
 
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
-from deeprecsys.cli.folder import check_json
+from deeprecsys.cli.folder import check_target
 from deeprecsys.core import Limits
 
 NAME = "models"
@@ -33,7 +33,7 @@ def run(
 ) -> int:
     from deeprecsys.models import NAMES, get_spec
 
-    check_json(json_file)
+    check_target("--json", json_file)
     specs = [get_spec(name, variant) for name in NAMES]
     for spec in specs:
         spec.check_scale(scale)

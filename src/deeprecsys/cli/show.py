@@ -54,10 +54,14 @@ def interruptible() -> Iterator[threading.Event]:
 @contextmanager
 def loaded(progress: Progress, request: Request) -> Iterator[Engine]:
     """An engine that is open, once the model that was asked for is loaded."""
-    gigabytes = request.spec.memory_bytes(request.scale) / 1e9
-    progress.line(f"loading {request.model} ({gigabytes:.2f} GB)")
+    loading(progress, request)
     with request.engine(request.load()) as engine:
         yield engine
+
+
+def loading(progress: Progress, request: Request) -> None:
+    gigabytes = request.spec.memory_bytes(request.scale) / 1e9
+    progress.line(f"loading {request.model} ({gigabytes:.2f} GB)")
 
 
 class Progress:
@@ -87,12 +91,21 @@ class Progress:
 
     def step(self, policy: Policy, rate_qps: float, so_far: Records, now_s: float) -> None:
         """Called all the time from a run; draws a few times a second, on a terminal only."""
-        now = time.monotonic()
-        if not self._out.is_terminal or now - self._drawn < 0.2:
-            return
-        self._drawn = now
-        parts = [self._phase, str(policy), f"{rate_qps:,.4g} queries/s", self._so_far(so_far)]
-        self._live.update(Text("  ".join(p for p in [*parts, self._left(now)] if p), style="cyan"))
+        if self._due():
+            self._draw(str(policy), f"{rate_qps:,.4g} queries/s", self._so_far(so_far))
+
+    def at(self, where: str) -> None:
+        """The same for work that is no run."""
+        if self._due():
+            self._draw(where)
+
+    def _due(self) -> bool:
+        return self._out.is_terminal and time.monotonic() - self._drawn >= 0.2
+
+    def _draw(self, *parts: str) -> None:
+        self._drawn = time.monotonic()
+        words = [self._phase, *parts, self._left(self._drawn)]
+        self._live.update(Text("  ".join(word for word in words if word), style="cyan"))
 
     def _so_far(self, so_far: Records) -> str:
         latency = so_far.latency_s
@@ -139,6 +152,7 @@ __all__ = [
     "interruptible",
     "interval",
     "loaded",
+    "loading",
     "ms",
     "rate",
     "trials_table",

@@ -12,10 +12,12 @@ import typer
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
-from deeprecsys.core import Policy, Records, UserError
+from deeprecsys.core import Policy, Records, Requests, UserError
 
 if TYPE_CHECKING:
+    from deeprecsys.engine import Engine
     from deeprecsys.tuning import Capacity, Comparison, Study, Trial
+    from deeprecsys.workload import Workload
 
 NAME = "tune"
 HELP = """Find the policy with the highest capacity: the most queries/s within the target.
@@ -27,6 +29,8 @@ Example: deeprecsys tune dlrm-rmc1 --sla-ms 50 --budget-s 120
 
 # Enough for every policy of each search on two cores; --budget-s overrides.
 BUDGET_S = {"hill-climb": 230.0, "exhaustive": 480.0, "static": 120.0}
+# Of it, for one run at the end whose every request is recorded.
+_TRACE_S, _TRACE_SHARE, _TRACE_TURN = 10.0, 0.05, 900
 
 
 @opt.measuring
@@ -46,9 +50,10 @@ def run(
     opt.positive("--budget-s", budget_s)
     opt.positive("--duration-s", duration_s)
     sla = request.sla
-    files.check_json(request.json_file)
+    files.check_target("--json", request.json_file)
     folder = files.new_folder(request.out, NAME, request.model)
     budget = BUDGET_S[method] if budget_s is None else budget_s
+    trace_s = min(_TRACE_S, _TRACE_SHARE * budget)
     console = show.console(request.json_file)
     with (
         show.Progress(console, sla, budget) as progress,
@@ -65,7 +70,7 @@ def run(
             request.workload,
             sla,
             method,
-            budget_s=budget,
+            budget_s=budget - trace_s,
             run_s=duration_s,
             observer=Observer(
                 stop=interrupted.is_set,
@@ -74,6 +79,10 @@ def run(
                 on_trial=lambda trial: progress.line(_trial_line(trial)),
             ),
         )
+        records, requests = _records(study), None
+        if study.best is not None and not interrupted.is_set():
+            progress.phase("trace")
+            records, requests = _trace(engine, request.workload, study.best, trace_s)
         detail = {"engine": dict(facts.detail), "input_pools": engine.pool_facts()}
     summary = {
         **files.provenance(NAME),
@@ -85,7 +94,7 @@ def run(
         **study_dict(study),
     }
     _write_policy(folder, summary)
-    report = files.write_run(folder, summary, _records(study), request.json_file)
+    report = files.write_run(folder, summary, request.json_file, records, requests)
     console.print(show.trials_table(summary))
     console.print(f"\n{summary['verdict']}", style="bold", markup=False)
     console.print(f"report: {report}", markup=False)
@@ -165,6 +174,16 @@ def _trial_line(trial: Trial) -> str:
 
 def _chosen(trial: Trial) -> dict[str, Any]:
     return {"policy": trial.policy.to_dict(), "capacity": trial.capacity.to_dict()}
+
+
+def _trace(
+    engine: Engine, workload: Workload, best: Trial, seconds: float
+) -> tuple[Records, Requests]:
+    """A fresh run of the best policy at its capacity, for the report's pictures."""
+    schedule = workload.reseed(workload.seed + _TRACE_TURN).schedule(
+        rate_qps=best.capacity.rate_qps, duration_s=seconds
+    )
+    return engine.traced_run(schedule, best.policy)
 
 
 def _records(study: Study) -> Records | None:

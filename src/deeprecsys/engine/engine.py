@@ -15,7 +15,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from deeprecsys.core import Facts, Inputs, Policy, Records, Schedule, Status, UserError, Watch
+from deeprecsys.core import (
+    Facts,
+    Inputs,
+    Policy,
+    Records,
+    Requests,
+    Schedule,
+    Status,
+    UserError,
+    Watch,
+)
 from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import calibrate, topology
 from deeprecsys.engine.driver import drive, watching
@@ -111,11 +121,24 @@ class Engine:
 
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
         """Plays the schedule, open loop; see `core.System`. Times count from its beginning."""
+        return self._run(schedule, policy, watch, Ledger(len(schedule)))[0]
+
+    def traced_run(
+        self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None
+    ) -> tuple[Records, Requests]:
+        """The same, and every request that was executed."""
+        ledger = Ledger(len(schedule), traced=True)
+        records, began_s = self._run(schedule, policy, watch, ledger)
+        return records, ledger.requests(began_s)
+
+    def _run(
+        self, schedule: Schedule, policy: Policy, watch: Watch | None, ledger: Ledger
+    ) -> tuple[Records, float]:
+        """The records, and when the run began on the engine's clock."""
         group = self._open_group()
         pool = self._pool(schedule)
         offsets = pool.offsets(schedule.size).tolist()
         sizes = schedule.size.tolist()
-        ledger = Ledger(len(schedule))
         ids: list[int] = []  # by row
 
         def submit(row: int, now: float) -> None:
@@ -145,7 +168,7 @@ class Engine:
                 self._disturbance = self._neighbours.share()
                 group.drop(ids, Status.CANCELLED)
                 group.wait_quiet()
-        return ledger.records(schedule, began_s, len(ids))
+        return ledger.records(schedule, began_s, len(ids)), began_s
 
     def facts(self) -> Facts:
         """Workers, machine, measured service time and limits (measured at the first call)."""

@@ -11,13 +11,13 @@ import math
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import Policy, Records, Schedule, Status
+from deeprecsys.core import Policy, Records, Requests, Schedule, Status
 from deeprecsys.dispatch import Dispatcher, Slice
 from deeprecsys.engine.process import pin_thread
 from deeprecsys.engine.topology import usable_cores
@@ -42,14 +42,25 @@ class EngineClosed(RuntimeError):
 class Ledger:
     """Columns that the workers of one run fill in, row by row; times on the engine's clock.
 
-    Plain C arrays: a store costs 40 ns under the GIL, and a snapshot is one copy.
+    Plain C arrays: a store costs 40 ns under the GIL, and a snapshot is one copy. traced: also
+    keeps every request.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, traced: bool = False) -> None:
         nan = array("d", [math.nan])
         self.submit_s, self.start_s, self.finish_s = nan * n, nan * n, nan * n
         self.worker = array("i", [-1]) * n
         self.status = array("b", [Status.PENDING]) * n
+        # (row, lo, hi, worker, start, finish); an append is atomic.
+        self.trace: list[tuple[int, int, int, int, float, float]] | None = [] if traced else None
+
+    def requests(self, began_s: float) -> Requests:
+        """Every request executed until now, times counted from `began_s`; needs `traced`."""
+        rows = np.array(self.trace or np.zeros((0, 6)), dtype=np.float64)
+        query, lo, hi, worker, start_s, finish_s = rows.T
+        columns = {"query": query, "lo": lo, "hi": hi, "worker": worker}
+        times = {"start_s": start_s - began_s, "finish_s": finish_s - began_s}
+        return Requests.from_columns(columns | times)
 
     def records(self, schedule: Schedule, began_s: float, rows: int) -> Records:
         """The first `rows` queries as they stand now, times counted from `began_s`."""
@@ -109,7 +120,7 @@ class Group:
         self._typical_s = math.inf  # how long requests took lately
         self._quiet = threading.Condition(self._lock)  # notified when no query is open
         self._waiting_for_quiet = 0
-        self._reaper = _Reaper(self)
+        self._reaper = _Reaper(self.expire)
         for gate in self._gates:
             gate.acquire()
         self._threads = [
@@ -300,6 +311,8 @@ class Group:
             return
         now = clock()
         self.executed[worker] += 1
+        if ledger.trace is not None:
+            ledger.trace.append((row, lo, hi, worker, began, now))
         self._typical_s = 0.8 * min(self._typical_s, 1.0) + 0.2 * (now - began)
         with self._lock:
             finished = self._rules.finish(id, hi - lo)
@@ -320,8 +333,8 @@ class Group:
 class _Reaper:
     """Expires deadlines on time while every worker is busy; a thread only once it is needed."""
 
-    def __init__(self, group: Group) -> None:
-        self._group = group
+    def __init__(self, expire: Callable[[float], float]) -> None:
+        self._expire = expire
         self._wake = threading.Event()
         self._due_s = math.inf
         self._stopped = False
@@ -339,11 +352,13 @@ class _Reaper:
         self._wake.set()
         if self._thread is not None:
             self._thread.join()
+        # Group and reaper know each other; a closed engine's model should be freed at once.
+        self._expire = lambda now: math.inf
 
     def _run(self) -> None:
         while not self._stopped:
             self._wake.clear()
-            self._due_s = self._group.expire(clock())
+            self._due_s = self._expire(clock())
             wait_s = min(self._due_s - clock(), 60.0)
             if wait_s > 0:
                 self._wake.wait(wait_s)

@@ -82,9 +82,17 @@ def cpu_name() -> str:
     return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
+def cpu_flags() -> str | None:
+    """The kernel's list of what the first processor can do."""
+    match = re.search(
+        r"^(?:flags|Features)\s*:\s*(.+)$", _read("/proc/cpuinfo") or "", re.MULTILINE
+    )
+    return match.group(1) if match else None
+
+
 def simd() -> str:
     """The widest vector instructions of the processor that matter to a matrix product."""
-    flags = set(re.findall(r"\b(avx512f|avx2|sse4_2|asimd|sve)\b", _read("/proc/cpuinfo") or ""))
+    flags = set((cpu_flags() or "").split())
     for flag, name in (
         ("avx512f", "AVX-512"),
         ("avx2", "AVX2"),

@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from deeprecsys.core import Records, UserError
+from deeprecsys.core import Records, Requests, UserError
 
 __all__ = ["read_run", "write_report"]
+
+VERBS = ("tune", "bench", "profile")
 
 
 def write_report(folder: str | Path) -> Path:
@@ -22,14 +24,19 @@ def write_report(folder: str | Path) -> Path:
     """
     from deeprecsys.report.page import page
 
-    summary, records = read_run(Path(folder))
+    summary, records, requests = read_run(Path(folder))
     target = Path(folder) / "report.html"
-    target.write_text(page(summary, records), encoding="utf-8")
+    try:
+        html = page(summary, records, requests)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        where = Path(folder) / "summary.json"
+        raise UserError(f"{where} is damaged or of another version: {error!r}") from error
+    target.write_text(html, encoding="utf-8")
     return target
 
 
-def read_run(folder: Path) -> tuple[dict[str, Any], Records | None]:
-    """The summary, and the records where there are any."""
+def read_run(folder: Path) -> tuple[dict[str, Any], Records | None, Requests | None]:
+    """The summary, and the tables where there are any."""
     path = folder / "summary.json"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no summary.json")
@@ -37,7 +44,11 @@ def read_run(folder: Path) -> tuple[dict[str, Any], Records | None]:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(summary, dict) or summary.get("verb") not in ("tune", "bench"):
-        raise UserError(f"{path} is not the summary of a tune or a bench")
-    columns = folder / "records.parquet"
-    return summary, Records.load(columns) if columns.is_file() else None
+    if not isinstance(summary, dict) or summary.get("verb") not in VERBS:
+        raise UserError(f"{path} is not the summary of any of {', '.join(VERBS)}")
+    records, requests = folder / "records.parquet", folder / "requests.parquet"
+    return (
+        summary,
+        Records.load(records) if records.is_file() else None,
+        Requests.load(requests) if requests.is_file() else None,
+    )

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import Records, Status
+from deeprecsys.core import Records, Requests, Status
+from deeprecsys.report.timeline import busy_over_time, queue_over_time, slice_means
 
 Figure = dict[str, Any]
 
 # Okabe and Ito's palette: told apart by every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
+_CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", RED, "#F0E442")
 _MOST_POINTS = 2000
+_SLICES = 300
 
 
 def capacity_by_batch(summary: dict[str, Any]) -> Figure | None:
@@ -129,6 +132,178 @@ def latency_over_time(summary: dict[str, Any], records: Records | None) -> Figur
     layout = _layout("scheduled arrival (s)", "latency (ms)")
     layout["yaxis"]["rangemode"] = "tozero"
     return {"data": [trace], "layout": _with_target(layout, summary)}
+
+
+def time_parts(
+    summary: dict[str, Any], records: Records | None, requests: Requests | None
+) -> Figure | None:
+    """Mean milliseconds of each part, of the queries around two percentiles of latency."""
+    if records is None or requests is None or not len(requests):
+        return None
+    last_s = np.full(len(records), np.nan)
+    last_s[requests.query] = requests.start_s  # in order of finish: the last one stays
+    parts = {
+        "waiting": records.start_s - records.arrival_s,
+        "executing": last_s - records.start_s,
+        "last request": records.finish_s - last_s,
+    }
+    latency = records.latency_s
+    rows = np.flatnonzero(np.isfinite(latency))
+    if len(rows) < 20:
+        return None
+    ranked = rows[np.argsort(latency[rows])]
+    p = summary["sla"]["percentile"] if summary.get("sla") else 95.0
+    bars = {}
+    for label, at in (("median", 50.0), (f"p{p:g}", p)):
+        around = ranked[int(len(ranked) * max(at - 3, 0) / 100) :][: max(5, len(ranked) * 6 // 100)]
+        size = int(np.median(records.size[around]))
+        bars[f"{label} query ({size} items)"] = around
+    data = [
+        {
+            "type": "bar", "orientation": "h", "name": name, "y": list(bars),
+            "x": [_ms(float(seconds[around].mean())) for around in bars.values()],
+            "marker": {"color": colour}, "hovertemplate": f"{name}: %{{x:.1f}} ms",
+        }
+        for colour, (name, seconds) in zip((GREY, BLUE, ORANGE), parts.items(), strict=True)
+    ]  # fmt: skip
+    layout = _layout("latency (ms)", "")
+    layout["barmode"] = "stack"
+    layout["yaxis"]["autorange"] = "reversed"
+    return {"data": data, "layout": _with_target(layout, summary, vertical=True)}
+
+
+def load_over_time(records: Records | None, requests: Requests | None) -> Figure | None:
+    """Means over even slices of the run: items in the queue, and busy workers."""
+    if records is None or requests is None or not len(requests):
+        return None
+    end_s = float(requests.finish_s.max())
+    edges = np.linspace(0, end_s, _SLICES + 1)
+    at = (edges[:-1] + edges[1:]) / 2
+    queue = slice_means(*queue_over_time(records, requests), edges)
+    busy = slice_means(*busy_over_time(requests), edges)
+    data = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": _round(at), "y": _round(y),
+            "yaxis": axis, "line": {"color": colour, "width": 1.5},
+        }
+        for name, y, axis, colour in (
+            ("queued items", queue, "y", BLUE), ("busy workers", busy, "y2", ORANGE)
+        )
+    ]  # fmt: skip
+    layout = _layout("time (s)", "queued items")
+    layout["yaxis"]["rangemode"] = "tozero"
+    layout["yaxis2"] = {
+        "title": {"text": "busy workers"}, "overlaying": "y", "side": "right",
+        "rangemode": "tozero", "showgrid": False, "automargin": True,
+    }  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def service_time(summary: dict[str, Any]) -> Figure | None:
+    """Median request time by batch size, a curve a number of busy workers."""
+    data = []
+    for colour, busy in zip(_CYCLE, _levels(summary), strict=False):
+        rows = [r for r in summary["points"] if r["busy"] == busy]
+        data.append({
+            "type": "scatter", "mode": "lines+markers", "name": f"{busy} busy",
+            "x": [r["batch_size"] for r in rows], "y": [_ms(r["median_s"]) for r in rows],
+            "error_y": {
+                "type": "data", "symmetric": False, "thickness": 1.5,
+                "array": [_ms(r["p95_s"] - r["median_s"]) for r in rows],
+                "arrayminus": [_ms(r["median_s"] - r["p5_s"]) for r in rows],
+            },
+            "line": {"color": colour}, "hovertemplate": "batch size %{x}: %{y:.3g} ms",
+        })  # fmt: skip
+    layout = _layout("batch size (items a request)", "time of a request (ms)")
+    layout["xaxis"] |= {"type": "log", "tickvals": [1 << k for k in range(21)]}
+    layout["yaxis"] |= {"type": "log", "dtick": 1}
+    return {"data": data, "layout": layout} if data else None
+
+
+def items_per_s(summary: dict[str, Any]) -> Figure | None:
+    """Items per second of all busy workers, and what the limits allow with all of them."""
+    data: list[Figure] = []
+    for colour, busy in zip(_CYCLE, _levels(summary), strict=False):
+        rows = [r for r in summary["points"] if r["busy"] == busy]
+        data.append({
+            "type": "scatter", "mode": "lines+markers", "name": f"{busy} busy",
+            "x": [r["batch_size"] for r in rows], "y": _round([r["items_per_s"] for r in rows]),
+            "line": {"color": colour}, "hovertemplate": "batch size %{x}: %{y:.4g} items/s",
+        })  # fmt: skip
+    if not data:
+        return None
+    last = [r for r in summary["points"] if r["busy"] == _levels(summary)[-1]]
+    bound = [r["batch_size"] * r["busy"] / (r["limits_share"] * r["median_s"]) for r in last]
+    data.append({
+        "type": "scatter", "mode": "lines", "name": "what the limits allow",
+        "x": [r["batch_size"] for r in last], "y": _round(bound),
+        "line": {"color": RED, "dash": "dash", "width": 1.5},
+        "hovertemplate": "limit: %{y:.4g} items/s",
+    })  # fmt: skip
+    layout = _layout("batch size (items a request)", "items/s")
+    layout["xaxis"] |= {"type": "log", "tickvals": [1 << k for k in range(21)]}
+    layout["yaxis"]["rangemode"] = "tozero"
+    return {"data": data, "layout": layout}
+
+
+def operator_shares(summary: dict[str, Any]) -> Figure | None:
+    """Stacked shares of the operator classes by batch size, and the paper's bar."""
+    entries = summary.get("operators") or []
+    if not entries:
+        return None
+    paper = summary.get("paper_shares") or {}
+    bars = [(f"batch {e['batch_size']}", e["shares"]) for e in entries]
+    if paper:
+        bars.append(("the paper, batch 64", {**paper, "rest": 1 - sum(paper.values())}))
+    data = [
+        {
+            "type": "bar", "name": name, "x": [label for label, _ in bars],
+            "y": [round(100 * shares.get(name, 0.0), 2) for _, shares in bars],
+            "marker": {"color": colour}, "hovertemplate": f"{name}: %{{y:.1f}} %",
+        }
+        for colour, name in zip((*_CYCLE[:4], GREY), entries[0]["shares"], strict=True)
+        if any(shares.get(name) for _, shares in bars)
+    ]  # fmt: skip
+    layout = _layout("", "share of the time (%)")
+    layout["barmode"] = "stack"
+    return {"data": data, "layout": layout}
+
+
+def roofline(summary: dict[str, Any]) -> Figure | None:
+    """Points (intensity, achieved rate) under the measured roofs; None without them."""
+    found = summary.get("roofline")
+    if not found:
+        return None
+    data: list[Figure] = []
+    x = [2.0**k for k in range(-6, 11)]
+    for name, roof in found["roofs"].items():
+        ceiling = [min(roof["flops_per_s"], at * found["stream_bytes_per_s"]) / 1e9 for at in x]
+        data.append({
+            "type": "scatter", "mode": "lines", "name": name, "x": x, "y": _round(ceiling),
+            "line": {"color": GREY, "dash": roof.get("dash", "solid"), "width": 1.5},
+        })  # fmt: skip
+    random = [at * found["random_bytes_per_s"] / 1e9 for at in x if at <= 64]
+    data.append({
+        "type": "scatter", "mode": "lines", "name": "random rows", "x": x[: len(random)],
+        "y": _round(random), "line": {"color": GREY, "dash": "dot", "width": 1.5},
+    })  # fmt: skip
+    for colour, (name, points) in zip(_CYCLE * 3, found["models"].items(), strict=False):
+        data.append({
+            "type": "scatter", "mode": "lines+markers", "name": escape(name),
+            "x": _round([p["flops_per_byte"] for p in points]),
+            "y": _round([p["flops_per_s"] / 1e9 for p in points]),
+            "text": [f"batch {p['batch_size']}" for p in points],
+            "line": {"color": colour, "width": 1}, "marker": {"size": 7},
+            "hovertemplate": "%{text}: %{y:.3g} GFLOP/s at %{x:.3g} FLOP a byte",
+        })  # fmt: skip
+    layout = _layout("arithmetic intensity (FLOP a byte)", "GFLOP/s")
+    layout["xaxis"] |= {"type": "log", "dtick": 1}
+    layout["yaxis"] |= {"type": "log", "dtick": 1}
+    return {"data": data, "layout": layout}
+
+
+def _levels(summary: dict[str, Any]) -> list[int]:
+    return sorted({int(row["busy"]) for row in summary["points"]})
 
 
 def _trace(

@@ -12,7 +12,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from deeprecsys.core import Records
+from deeprecsys.core import Records, Requests
 from deeprecsys.report import figures, text
 
 # The browser itself refuses whatever would leave the file, and says so on its console.
@@ -22,14 +22,14 @@ Fact = tuple[str, ...]  # name, value, remarks
 Section = tuple[str, str, figures.Figure | None]  # heading, what it shows, figure
 
 
-def page(summary: dict[str, Any], records: Records | None) -> str:
+def page(summary: dict[str, Any], records: Records | None, requests: Requests | None = None) -> str:
     """The whole document."""
-    tuning = summary["verb"] == "tune"
-    body = _tune(summary, records) if tuning else _bench(summary, records)
-    return _document(f"{summary['verb']} {summary.get('model', '')}", body, _shown(body))
+    bodies = {"tune": _tune, "bench": _bench, "profile": _profile}
+    body = bodies[summary["verb"]](summary, records, requests)
+    return document(f"{summary['verb']} {summary.get('model', '')}", body)
 
 
-def _tune(summary: dict[str, Any], records: Records | None) -> list[Any]:
+def _tune(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Any]:
     best, sla = summary.get("best"), summary["sla"]
     facts: list[Fact] = [("target", text.target(sla)), ("method", summary.get("method", "–"))]
     if best:
@@ -49,12 +49,15 @@ def _tune(summary: dict[str, Any], records: Records | None) -> list[Any]:
         ("Latency by rate", "The best policy's runs: filled meets, open undecided, cross misses.",
          figures.latency_by_rate(summary)),
         *_of_records(summary, records, "The best policy at its capacity."),
+        *_of_requests(summary, records, requests),
         _trials(summary),
         _provenance(summary),
     ]  # fmt: skip
 
 
-def _bench(summary: dict[str, Any], records: Records | None) -> list[Any]:
+def _bench(
+    summary: dict[str, Any], records: Records | None, requests: Requests | None
+) -> list[Any]:
     meets = text.meets(summary.get("meets_sla"))
     verdict = (
         f"batch size {summary['policy']['batch_size']} at {text.rate(summary['rate_qps'])} "
@@ -73,9 +76,57 @@ def _bench(summary: dict[str, Any], records: Records | None) -> list[Any]:
     return [
         _head(summary, verdict, facts, None),
         *_of_records(summary, records, ""),
+        *_of_requests(summary, records, requests),
         over,
         _provenance(summary),
     ]
+
+
+def _of_requests(
+    summary: dict[str, Any], records: Records | None, requests: Requests | None
+) -> tuple[Section, Section]:
+    return (
+        (
+            "Where the time goes",
+            "Of queries around the median, and around p95: until the first request begins, until "
+            "the last one begins, and the last one.",
+            figures.time_parts(summary, records, requests),
+        ),
+        (
+            "Queue and workers over time",
+            "Items that wait, and workers that execute.",
+            figures.load_over_time(records, requests),
+        ),
+    )
+
+
+def _profile(summary: dict[str, Any], *_: Any) -> list[Any]:
+    points = summary["points"]
+    full = [row for row in points if row["busy"] == summary["workers"]]
+    best = max(full or points, key=lambda row: float(row["items_per_s"]), default=None)
+    verdict = f"{summary['model']}: nothing was measured"
+    facts: list[Fact] = []
+    if best:
+        verdict = (
+            f"{summary['model']}: {text.rate(best['items_per_s'])} items/s at batch size "
+            f"{best['batch_size']} with {best['busy']} workers busy"
+        )
+        facts = [
+            ("of this machine's limits", f"{best['limits_share']:.0%}", "at that batch size"),
+            ("request of 1", f"{text.ms(min(r['median_s'] for r in points))} ms", "median"),
+        ]
+    return [
+        _head(summary, verdict, facts, None),
+        ("Service time by batch size", "Median seconds of one request, and p5 to p95, by the "
+         "number of workers busy at the same time.", figures.service_time(summary)),
+        ("Items per second by batch size", "All busy workers together; dashed: what the measured "
+         "limits of this machine allow.", figures.items_per_s(summary)),
+        ("Operators", "Share of a request's time, eager, one thread; beside it the paper's plot.",
+         figures.operator_shares(summary)),
+        ("Roofline", "Arithmetic a byte against arithmetic per second, by batch size; the roofs "
+         "are measured.", figures.roofline(summary)),
+        _provenance(summary),
+    ]  # fmt: skip
 
 
 def _of_records(
@@ -215,17 +266,15 @@ def _pool(pool: dict[str, Any]) -> str:
     )
 
 
-def _shown(body: Sequence[Any]) -> list[figures.Figure]:
-    return [part[2] for part in body if isinstance(part, tuple) and part[2] is not None]
-
-
-def _document(title: str, body: Sequence[Any], shown: Sequence[figures.Figure]) -> str:
+def document(title: str, body: Sequence[Any]) -> str:
+    """A page of parts: HTML, or sections with a figure; sections without one are left out."""
+    shown = [part[2] for part in body if isinstance(part, tuple) and part[2] is not None]
     style = (files("deeprecsys.report") / "style.css").read_text(encoding="utf-8")
     script = (files("deeprecsys.report") / "page.js").read_text(encoding="utf-8")
     numbers = iter(range(len(shown)))
     html = "".join(part if isinstance(part, str) else _section(part, numbers) for part in body)
     # No "<" in the script: a name from the summary must not end it.
-    data = json.dumps(list(shown), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(shown, allow_nan=False).replace("<", "\\u003c")
     return (
         f"<!doctype html><html lang=en><head><meta charset=utf-8>"
         f"<meta name=viewport content='width=device-width, initial-scale=1'>"

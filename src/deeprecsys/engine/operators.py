@@ -1,0 +1,172 @@
+"""Where the time of a request goes: shares of FC, embedding, attention, recurrent and the rest.
+
+Runs the plain module under PyTorch's profiler on one thread. What happens inside a look-up, an
+attention or a recurrent block belongs to that block; of what is outside, matrix products are FC
+and everything else is rest, listed by name. The paper's plot counts operators alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+CLASSES = ("FC", "embedding", "attention", "recurrent", "rest")
+
+# FC % and embedding % (DIEN: FC and recurrent) on a CPU at batch 64, read from the plot in the
+# authors' public code.
+PAPER_BATCH_SIZE = 64
+PAPER_SHARES: Mapping[str, Mapping[str, float]] = {
+    "dlrm-rmc1": {"FC": 0.195, "embedding": 0.784},
+    "dlrm-rmc2": {"FC": 0.065, "embedding": 0.924},
+    "dlrm-rmc3": {"FC": 0.943, "embedding": 0.047},
+    "ncf": {"FC": 0.902, "embedding": 0.030},
+    "wnd": {"FC": 0.963, "embedding": 0.017},
+    "mt-wnd": {"FC": 0.953, "embedding": 0.025},
+    "din": {"FC": 0.786, "embedding": 0.061},
+    "dien": {"FC": 0.160, "recurrent": 0.741},
+}
+
+_BLOCKS = {
+    "Lookup": "embedding",
+    "SumPooled": "embedding",
+    "Behaviours": "embedding",
+    "ActivationUnit": "attention",
+    "Extraction": "recurrent",
+    "Evolution": "recurrent",
+}
+_PRODUCTS = {"addmm", "mm", "matmul", "linear", "bmm", "baddbmm", "mkldnn_linear", "t", "transpose"}
+_FORWARD, _SCOPE, _BETWEEN = "deeprecsys.forward", "deeprecsys.", "between operators"
+_WARM, _LEAST = 3, 5
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """Of one request of `batch_size` items: seconds by class, and by name what is in the rest.
+
+    covered: the classes' sum over the time that a clock measured around the same requests.
+    """
+
+    batch_size: int
+    seconds: Mapping[str, float]
+    rest: Mapping[str, float]
+    covered: float
+
+    @property
+    def shares(self) -> dict[str, float]:
+        total = sum(self.seconds.values())
+        return {name: self.seconds[name] / total for name in CLASSES}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "batch_size": self.batch_size,
+            "seconds": dict(self.seconds),
+            "shares": self.shares,
+            "rest": dict(self.rest),
+            "covered": self.covered,
+        }
+
+
+def measure_operators(model: Any, batch_size: int, seconds: float = 1.0) -> Operators:
+    """Of requests of `batch_size` items, for about so long; on the calling thread and its core."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    torch.set_num_threads(1)
+    windows = _windows(model, batch_size)
+    with torch.inference_mode(), _scopes(model.module):
+        for _ in range(_WARM):
+            model.module(next(windows))
+        spent, requests = 0.0, 0
+        until = time.perf_counter() + seconds
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            while requests < _LEAST or time.perf_counter() < until:
+                inputs = next(windows)
+                began = time.perf_counter()
+                with record_function(_FORWARD):
+                    model.module(inputs)
+                spent += time.perf_counter() - began
+                requests += 1
+    found: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
+    rest: Counter[str] = Counter()
+    for event in recorded.events():
+        scopes = _scopes_of(event)
+        if scopes is None:
+            continue
+        name = event.name.removeprefix("aten::")
+        kind = classify(name, scopes)
+        self_s = event.self_cpu_time_total * 1e-6 / requests
+        found[kind] += self_s
+        if kind == "rest":
+            rest[_BETWEEN if name.startswith(_SCOPE) else name] += self_s
+    return Operators(
+        batch_size, found, dict(rest.most_common()), sum(found.values()) * requests / spent
+    )
+
+
+def classify(operator: str, scopes: list[str]) -> str:
+    """Of an operator's name and the names of the blocks around it, innermost first."""
+    for scope in scopes:
+        if scope in CLASSES:
+            return scope
+    return "FC" if operator in _PRODUCTS else "rest"
+
+
+def _windows(model: Any, batch_size: int) -> Iterator[list[Any]]:
+    """Requests of different candidates, so that table rows do not come from the cache."""
+    import torch
+
+    items = max(4096, 2 * batch_size)
+    inputs = model.example(items, np.random.default_rng(0))
+    tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
+    lo = 0
+    while True:
+        yield [t[lo : lo + batch_size] for t in tensors]
+        lo = (lo + batch_size) % (items - batch_size + 1)
+
+
+@contextmanager
+def _scopes(module: Any) -> Iterator[None]:
+    """Marks the time inside each known block in the profiler's record."""
+    from torch.profiler import record_function
+
+    handles: list[Any] = []
+    open_scopes: list[Any] = []
+
+    def enter(kind: str) -> Any:
+        def hook(*_: Any) -> None:
+            open_scopes.append(record_function(_SCOPE + kind))
+            open_scopes[-1].__enter__()
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        open_scopes.pop().__exit__(None, None, None)
+
+    for block in module.modules():
+        if kind := _BLOCKS.get(type(block).__name__):
+            handles.append(block.register_forward_pre_hook(enter(kind)))
+            handles.append(block.register_forward_hook(leave))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scopes_of(event: Any) -> list[str] | None:
+    """The blocks around a recorded event, innermost first; None outside of a request."""
+    scopes: list[str] = []
+    at = event
+    while at is not None:
+        if at.name == _FORWARD:
+            return scopes
+        if at.name.startswith(_SCOPE):
+            scopes.append(at.name.removeprefix(_SCOPE))
+        at = at.cpu_parent
+    return None
