@@ -111,28 +111,33 @@ class Watched:
         return self.engine.run(*args, **kw)
 
 
-def _mean_query_s(engine: drs.Engine, policy: Policy, seconds: float = 4.0) -> float:
+def _mean_query_s(engine: drs.Engine, policy: Policy, seconds: float) -> float:
     """Mean worker-seconds of a query, executed one after the other on every core at once,
-    without the engine; over the same pool of inputs as its runs."""
-    schedule = WORKLOAD.schedule(rate_qps=100, queries=3000)
+    without the engine; over the same pool of inputs as its runs.
+
+    Whole rounds of 64 sizes spread over the law: a sample as long as this would be wrong by 4 %.
+    """
+    sizes = np.sort(WORKLOAD.sample_sizes(4096))
+    spread = np.random.default_rng(0).permutation(sizes[32::64])
     engine.run(WORKLOAD.schedule(rate_qps=100, queries=5), policy)
-    pool = engine._pool(schedule)
-    offsets, sizes = pool.offsets(schedule.size), schedule.size
+    pool = engine._pool(WORKLOAD.schedule(rate_qps=100, queries=3000))
+    offsets = pool.offsets(np.tile(spread, 40))
 
     def work(worker: int) -> float:
         began, done = time.perf_counter(), 0
-        row = worker * len(sizes) // engine.workers
-        while time.perf_counter() - began < seconds:
-            offset, n = int(offsets[row % len(sizes)]), int(sizes[row % len(sizes)])
+        turn = worker * len(offsets) // engine.workers
+        while done % len(spread) or time.perf_counter() - began < seconds:
+            offset, n = int(offsets[turn % len(offsets)]), int(spread[turn % len(spread)])
             scores = np.empty((n, engine.model.tasks), np.float32)
             prepared = engine.runtime.prepare(pool.window(offset, n), scores)
             for lo in range(0, n, policy.batch_size):
                 engine.runtime.execute(prepared, lo, min(lo + policy.batch_size, n))
-            row, done = row + 1, done + 1
+            turn, done = turn + 1, done + 1
         return (time.perf_counter() - began) / done
 
     cores = topology.usable_cores()[: engine.workers]
-    return float(np.mean(calibrate.on_cores(cores, engine.runtime.enter_thread, work)))
+    found = calibrate.on_cores(cores, engine.runtime.enter_thread, work)
+    return float(np.mean(found) * sizes.mean() / spread.mean())
 
 
 def generator() -> Iterator[Row]:
