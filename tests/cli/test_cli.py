@@ -12,6 +12,8 @@ import pytest
 
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records
+from deeprecsys.engine import doctor
+from deeprecsys.service_time import Profile, ServiceTime
 
 SMALL = ["--scale", "0.001", "--workers", "2"]
 
@@ -262,3 +264,47 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path, arguments):
     measured = summary.get("queries") or summary["trials"][0]["runs"][0]["queries"]
     assert measured > 0
     assert (folder / "report.html").is_file()
+
+
+def test_profile_goes_on_refuses_another_model_and_is_what_a_service_time_reads(tmp_path, capsys):
+    folder = tmp_path / "p"
+    arguments = ["profile", "ncf", *SMALL, "--batch-sizes", "1,16", "--out", str(folder)]
+    assert call([*arguments, "--budget-s", "0.05"]) == 0
+    first = Profile.load(folder / "profile.json")
+    assert call([*arguments, "--budget-s", "2", "--operators"]) == 0
+    assert "going on with the profile" in capsys.readouterr().out
+    second = Profile.load(folder / "profile.json")
+    assert all(len(second.points[p].seconds) >= len(s.seconds) for p, s in first.points.items())
+    assert {batch for batch, _ in second.points} == {1, 16}
+    assert ServiceTime.from_profile(folder / "profile.json")(np.array([8.0]))[0] > 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {e["batch_size"] for e in summary["operators"]} == {1, 16}
+    assert (folder / "report.html").is_file()
+    assert call(["profile", "wnd", *SMALL, "--out", str(folder)]) == 2
+    assert "the profile is of model ncf, not wnd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sizes", ["0", "1,x", "-3", ""])
+def test_profile_refuses_batch_sizes_that_are_none(sizes, capsys):
+    assert call(["profile", "ncf", "--batch-sizes", sizes]) == 2
+    assert "--batch-sizes must be whole numbers" in capsys.readouterr().err
+
+
+def test_bench_writes_a_timeline(tmp_path, capsys):
+    target = tmp_path / "t.json"
+    arguments = ["bench", "ncf", *SMALL, "--qps", "50", "--duration-s", "0.5"]
+    assert call([*arguments, "--timeline", str(target)]) == 0
+    assert {"X", "C", "M"} == {e["ph"] for e in json.loads(target.read_text())["traceEvents"]}
+    assert "opens in https://ui.perfetto.dev" in capsys.readouterr().out
+    assert call([*arguments, "--timeline", str(tmp_path)]) == 2
+    assert "it is a folder; choose another --timeline" in capsys.readouterr().err
+
+
+def test_doctor_ends_with_1_when_something_would_spoil_a_measurement(monkeypatch, capsys):
+    fine = doctor.Finding("cores", "2 usable")
+    bad = doctor.Finding("noise", "9 % lost", "spoils", "tails", "use a machine alone")
+    for findings, code in (([fine], 0), ([fine, bad], 1)):
+        monkeypatch.setattr(doctor, "examine", lambda findings=findings: findings)
+        assert call(["doctor", "--json", "-"]) == code
+        said = json.loads(capsys.readouterr().out)
+        assert said["spoiled"] == [f.name for f in findings if f.level == "spoils"]

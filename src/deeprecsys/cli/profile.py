@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +43,8 @@ def run(
     ] = False,
     budget_s: Annotated[float, typer.Option(help="Bound on the measuring time, s.")] = BUDGET_S,
 ) -> int:
+    # Before torch is loaded: its profiler writes trace points to standard error otherwise.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     from deeprecsys.engine import topology
     from deeprecsys.engine.calibrate import choose
     from deeprecsys.engine.limits import measure_limits
@@ -260,6 +263,10 @@ def _sentence(summary: dict[str, Any], grid: Grid) -> str:
             f"most items/s at batch size {best['batch_size']}: {show.rate(best['items_per_s'])}, "
             f"{best['limits_share']:.0%} of what this machine's limits allow"
         )
+        if best["limits_share"] > 1:
+            parts.append(
+                "that limit is of uniformly random rows, and popular ones come from the cache"
+            )
     done = summary["share_done"]
     if done < 1:
         parts.append(f"{done:.0%} of the visits were made; give more --budget-s for the rest")

@@ -190,11 +190,13 @@ def load_over_time(records: Records | None, requests: Requests | None) -> Figure
             ("queued items", queue, "y", BLUE), ("busy workers", busy, "y2", ORANGE)
         )
     ]  # fmt: skip
+    workers = int(requests.worker.max()) + 1
     layout = _layout("time (s)", "queued items")
     layout["yaxis"]["rangemode"] = "tozero"
     layout["yaxis2"] = {
         "title": {"text": "busy workers"}, "overlaying": "y", "side": "right",
-        "rangemode": "tozero", "showgrid": False, "automargin": True,
+        "range": [0, 1.05 * workers], "dtick": max(1, workers // 4), "showgrid": False,
+        "automargin": True,
     }  # fmt: skip
     return {"data": data, "layout": layout}
 

@@ -120,7 +120,8 @@ def _profile(summary: dict[str, Any], *_: Any) -> list[Any]:
         ("Service time by batch size", "Median seconds of one request, and p5 to p95, by the "
          "number of workers busy at the same time.", figures.service_time(summary)),
         ("Items per second by batch size", "All busy workers together; dashed: what the measured "
-         "limits of this machine allow.", figures.items_per_s(summary)),
+         "limits of this machine allow, rows being uniformly random: popular ones come from the "
+         "cache, so a model can pass it.", figures.items_per_s(summary)),
         ("Operators", "Share of a request's time, eager, one thread; beside it the paper's plot.",
          figures.operator_shares(summary)),
         ("Roofline", "Arithmetic a byte against arithmetic per second, by batch size; the roofs "
