@@ -1,9 +1,10 @@
 """Writes `docs/characterisation.md`: how the eight models differ, and what moves their optimum.
 
-    python benchmarks/characterise.py            # the eight models' profiles, about 8 minutes
-    python benchmarks/characterise.py --hardware # and narrower vectors, a noisy neighbour: 25 more
+    python benchmarks/characterise.py            # the eight models, about 15 minutes
+    python benchmarks/characterise.py --hardware # narrower vectors, a noisy neighbour: about 20
 
-Everything comes from the commands a user has, run with `--json`; nothing is measured here.
+Everything comes from the commands a user has, run with `--json`; nothing is measured here. Each
+of the two writes its own part of the page and leaves the other's; both write after every model.
 """
 
 from __future__ import annotations
@@ -33,8 +34,12 @@ AVX2 = {
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
 }
-# Two that wait for memory, two that compute, one that does both.
-HARDWARE_MODELS = ("dlrm-rmc1", "dlrm-rmc3", "wnd", "ncf", "din")
+CASES: dict[str, dict[str, str]] = {"as it is": {}, "AVX2": AVX2}
+HARDWARE_HEADING = "## How do CPU differences move the optimum?"
+# One that waits for memory, two that compute, one that does both.
+HARDWARE_MODELS = ("dlrm-rmc1", "dlrm-rmc3", "wnd", "din")
+HARDWARE_SIZES, TUNE_S = (16, 64, 256, 1024), 60
+_SIZES = ",".join(map(str, HARDWARE_SIZES))
 # Reads and writes 64 MiB for ever: more than the last-level cache holds.
 NEIGHBOUR = (
     "import os, sys, numpy as np; os.sched_setaffinity(0, {int(sys.argv[1])})\n"
@@ -45,16 +50,29 @@ NEIGHBOUR = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hardware", action="store_true", help="also change the hardware")
-    parser.add_argument("--models", nargs="*", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--hardware", action="store_true", help="change the hardware instead")
+    parser.add_argument("--models", nargs="*", choices=NAMES)
     parser.add_argument("--budget-s", type=float, default=40.0, help="of each profile")
     wanted = parser.parse_args()
-    profiles = {name: profile(name, wanted.budget_s, "--operators") for name in wanted.models}
-    parts = [head(), operators(profiles), work(profiles), batches(profiles), roofline(profiles)]
     if wanted.hardware:
-        parts.append(hardware())
-    PAGE.write_text("\n".join(part.strip() + "\n" for part in parts))
+        rows: list[list[str]] = []
+        for name in wanted.models or HARDWARE_MODELS:
+            rows += optima(name)
+            _keep(hardware(rows), last=True)
+    else:
+        profiles: dict[str, Any] = {}
+        for name in wanted.models or NAMES:
+            profiles[name] = profile(name, wanted.budget_s, "--operators")
+            parts = [head(), operators(profiles), work(profiles), batches(profiles)]
+            _keep("".join([*parts, roofline(profiles)]), last=False)
     print(f"wrote {PAGE}")
+
+
+def _keep(part: str, *, last: bool) -> None:
+    """Writes one of the page's two parts and leaves the other as it is."""
+    before = PAGE.read_text() if PAGE.exists() else ""
+    first, heading, rest = before.partition(f"\n{HARDWARE_HEADING}\n")
+    PAGE.write_text(first + part if last else part + heading + rest)
 
 
 def profile(name: str, budget_s: float, *more: str, **environment: str) -> dict[str, Any]:
@@ -80,8 +98,7 @@ def head() -> str:
     versions = ", ".join(f"{k} {v}" for k, v in topology.versions().items())
     return f"""# Characterisation
 
-Written by `python benchmarks/characterise.py{" --hardware" if "--hardware" in sys.argv else ""}`
-on {time.strftime("%Y-%m-%d")}: {machine["cpu"]}, {machine["cores"]} cores, {machine["simd"]},
+Written by `python benchmarks/characterise.py` on {time.strftime("%Y-%m-%d")}: {machine["cpu"]}, {machine["cores"]} cores, {machine["simd"]},
 {machine["last_level_cache_bytes"] >> 20} MiB last-level cache,
 {machine["memory_bytes"] / 2**30:.0f} GiB; {versions}; full-size models, seed 0, fp32, all
 {machine["cores"]} workers busy unless it says otherwise.
@@ -193,23 +210,26 @@ every step, above the streaming roof where the last-level cache holds them.
 """
 
 
-def hardware() -> str:
-    """The paper's fifth question: how do differences between CPUs move the optimum?"""
-    cases = {"as it is": {}, "AVX2": AVX2}
-    rows = []
-    for name in HARDWARE_MODELS:
-        found = {case: _optimum(name, environment) for case, environment in cases.items()}
-        cores = topology.usable_cores()
-        if len(cores) > 1:
-            found["one worker"] = _optimum(name, {}, "--workers", "1")
-            with neighbour(cores[-1]):
-                found["one worker, noisy neighbour"] = _optimum(name, {}, "--workers", "1")
-        rows += [[name, case, *cells] for case, cells in found.items()]
-    heads = ["model", "hardware", "best batch size", "queries/s", "ms at 16", "at 256", "bound by"]
-    return f"""
-## How do CPU differences move the optimum?
+def optima(name: str) -> list[list[str]]:
+    """Rows of one model's optimum on this machine as it is, and as it is made worse."""
+    found = {case: _optimum(name, variables) for case, variables in CASES.items()}
+    cores = topology.usable_cores()
+    if len(cores) > 1:
+        found["one worker"] = _optimum(name, {}, "--workers", "1")
+        with neighbour(cores[-1]):
+            found["one worker, noisy neighbour"] = _optimum(name, {}, "--workers", "1")
+    return [[name, case, *cells] for case, cells in found.items()]
 
-The same tuning (60 s each) and profile with narrower vectors (PyTorch, oneDNN and MKL told to use
+
+def hardware(rows: list[list[str]]) -> str:
+    """The paper's fifth question: how do differences between CPUs move the optimum?"""
+    heads = ["model", "hardware", "best batch size", "queries/s",
+             *(f"ms at {n}" for n in HARDWARE_SIZES), "bound by"]  # fmt: skip
+    return f"""
+{HARDWARE_HEADING}
+
+Written by `python benchmarks/characterise.py --hardware` on {time.strftime("%Y-%m-%d")}. The same
+tuning ({TUNE_S} s each) and profile with narrower vectors (PyTorch, oneDNN and MKL told to use
 AVX2), and with one worker while a neighbour on another core streams 64 MiB through the shared
 cache. Best batch sizes whose capacities are within each other's intervals are as good as equal.
 
@@ -218,8 +238,8 @@ cache. Best batch sizes whose capacities are within each other's intervals are a
 
 
 def _optimum(name: str, environment: dict[str, str], *more: str) -> list[str]:
-    tuned = verb("tune", name, "--budget-s", "60", *more, **environment)
-    profiled = profile(name, 8.0, "--batch-sizes", "16,256", *more, **environment)
+    tuned = verb("tune", name, "--budget-s", str(TUNE_S), *more, **environment)
+    profiled = profile(name, 8.0, "--batch-sizes", _SIZES, *more, **environment)
     busy = profiled["workers"]
     ms = [f"{p['median_s'] * 1e3:.3g}" for p in profiled["points"] if p["busy"] == busy]
     if tuned["best"] is None:
