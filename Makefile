@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup tune test check bench clean
+.PHONY: setup tune test check bench characterise validate clean
 
 setup: $(READY)
 
@@ -28,6 +28,15 @@ check: test
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+# docs/characterisation.md of this machine, in 35 minutes.
+characterise: setup
+	$(BIN)/python benchmarks/characterise.py
+	$(BIN)/python benchmarks/characterise.py --hardware
+
+# docs/validation.md of this machine, in 20 minutes.
+validate: setup
+	$(BIN)/python benchmarks/validate.py
 
 clean:
 	rm -rf $(VENV)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 import deeprecsys as drs
+import simulated
 import why
 from choices import choices as measured_choices
 from deeprecsys.core import SLA, Policy, replace
@@ -307,7 +308,7 @@ PARTS = (
     lax,
     climb,
     tuning,
-    *map(_rows, (why.profiles, why.shares, why.tracing, why.reports)),
+    *map(_rows, (why.profiles, why.shares, why.tracing, why.reports, *simulated.PARTS)),
 )
 
 

@@ -69,6 +69,41 @@ def test_dropping_forgets_what_nobody_started_and_nothing_else(sizes, batch, dat
         assert not (rules.finish(q, hi - lo) and q == victim)
 
 
+adaptive = st.builds(
+    Policy, batch_size=st.integers(1, 50), adaptive=st.just(True), most_items=st.integers(50, 600)
+)
+
+
+@given(sizes, adaptive, st.lists(st.integers(1, 8), min_size=1))
+def test_the_adaptive_rule_takes_its_share_of_what_waits_across_queries_in_order(
+    sizes, policy, idle
+):
+    rules = Dispatcher()
+    for query, size in enumerate(sizes):
+        rules.add(query, size, policy)
+    pulled, turn = [], 0
+    while rules.queued_items:
+        free, queued = idle[turn % len(idle)], rules.queued_items
+        slices = rules.pull(0, 0.0, free)
+        items = sum(hi - lo for _, lo, hi in slices)
+        share = max(policy.batch_size, math.ceil(queued / free))
+        assert items == min(share, policy.most_items, queued)
+        pulled, turn = pulled + slices, turn + 1
+    every = [(q, i) for q, lo, hi in pulled for i in range(lo, hi)]
+    assert every == [(q, i) for q, size in enumerate(sizes) for i in range(size)]
+    assert sorted(q for q, lo, hi in pulled if rules.finish(q, hi - lo)) == list(range(len(sizes)))
+
+
+def test_queries_of_another_policy_are_not_joined():
+    rules = Dispatcher()
+    for query, policy in enumerate([Policy(4, adaptive=True), Policy(4), Policy(4, adaptive=True)]):
+        rules.add(query, 6, policy)
+    assert rules.pull(0, 0.0) == [(0, 0, 6)]
+    assert rules.pull(0, 0.0) == [(1, 0, 4)]
+    assert rules.pull(0, 0.0) == [(1, 4, 6)]
+    assert rules.pull(0, 0.0) == [(2, 0, 6)]
+
+
 def test_deadlines_expire_open_queries_only_and_at_their_time():
     rules = Dispatcher()
     for query, deadline in enumerate([5.0, 1.0, math.inf, 3.0]):

@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from deeprecsys.engine import DeadlineExceeded as DeadlineExceeded
     from deeprecsys.engine import Engine as Engine
     from deeprecsys.engine import EngineClosed as EngineClosed
+    from deeprecsys.guided import tune as tune
     from deeprecsys.metrics import summarize as summarize
     from deeprecsys.models import load_model as load_model
     from deeprecsys.report import write_report as write_report
     from deeprecsys.service_time import Profile as Profile
     from deeprecsys.service_time import ServiceTime as ServiceTime
+    from deeprecsys.simulation import Simulator as Simulator
     from deeprecsys.tuning import find_capacity as find_capacity
-    from deeprecsys.tuning import tune as tune
     from deeprecsys.workload import Workload as Workload
 
 _HOMES = {
@@ -37,7 +38,9 @@ _HOMES = {
     "models": ("load_model",),
     "report": ("write_report",),
     "service_time": ("Profile", "ServiceTime"),
-    "tuning": ("find_capacity", "tune"),
+    "guided": ("tune",),
+    "simulation": ("Simulator",),
+    "tuning": ("find_capacity",),
     "workload": ("Workload",),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -65,24 +65,40 @@ class SLA:
 class Policy:
     """What is tuned. Every field has a default; unknown fields are rejected by `from_dict`.
 
-    batch_size: the most items a request may hold.
+    batch_size: static, the most items a request may hold; adaptive, what it reaches for at least.
     offload_threshold: queries of at least this many items go whole to the accelerator
         (None: none does).
+    adaptive: a free worker takes max(batch_size, queued items / idle workers), of several
+        queries if need be, and at most `most_items`.
     """
 
     batch_size: int = 128
     offload_threshold: int | None = None
+    adaptive: bool = False
+    most_items: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "offload_threshold"):
+        for name in ("batch_size", "offload_threshold", "most_items"):
             value = getattr(self, name)
             if value is None and name == "offload_threshold":
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.adaptive, bool):
+            raise UserError(f"adaptive must be true or false, not {self.adaptive!r}")
+        if self.adaptive and self.most_items < self.batch_size:
+            raise UserError(
+                f"an adaptive policy takes at least {self.batch_size} items, and at most "
+                f"{self.most_items}: raise most_items"
+            )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without what only an adaptive policy says, where it says nothing new."""
+        said = asdict(self)
+        for name, usual in (("adaptive", False), ("most_items", 1024)):
+            if said[name] == usual:
+                del said[name]
+        return said
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
@@ -102,6 +118,8 @@ class Policy:
 
     def __str__(self) -> str:
         offload = f", offload ≥ {self.offload_threshold}" if self.offload_threshold else ""
+        if self.adaptive:
+            return f"adaptive, {self.batch_size} to {self.most_items} items{offload}"
         return f"batch size {self.batch_size}{offload}"
 
 
@@ -312,6 +330,7 @@ class Facts:
     """What a system says of itself.
 
     service_s: estimated seconds of one request of n items on one worker, or None if unknown.
+    virtual: its time is computed, not waited for, and no neighbour can disturb it.
     """
 
     workers: int
@@ -320,6 +339,7 @@ class Facts:
     limits: Limits | None = None
     work: Work | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
+    virtual: bool = False
 
 
 def for_json(value: Any) -> Any:

@@ -3,9 +3,10 @@
 Knows no threads, no clock and no tensors: time comes in as `now`, queries are the caller's
 integers. The engine wraps it in a lock; the simulator must obey it query by query.
 
-First come, first served, and workers *pull*: a free worker takes one slice of
+First come, first served, and workers *pull*. Static policy: a free worker takes one slice of
 `min(batch_size, items left)` items of the query at the head, so a query is cut lazily into full
-slices and a remainder. Dropping a query forgets its items that nobody has started.
+slices and a remainder. Adaptive: it takes its share of all that waits, coalescing queries when
+they are many. Dropping a query forgets its items that nobody has started.
 """
 
 from __future__ import annotations
@@ -27,19 +28,26 @@ class QueueFull(RuntimeError):
 class _Query:
     """What the dispatcher remembers of one query it has not finished."""
 
-    __slots__ = ("batch_size", "dropped", "id", "left", "next", "size")
+    __slots__ = ("dropped", "id", "left", "next", "policy", "size")
 
-    def __init__(self, id: int, size: int, batch_size: int) -> None:
+    def __init__(self, id: int, size: int, policy: Policy) -> None:
         self.id = id
         self.size = size
-        self.batch_size = batch_size
+        self.policy = policy
         self.next = 0  # first item that no worker has taken
         self.left = size  # items not yet executed
         self.dropped = False
 
 
+def request_items(policy: Policy, queued_items: int, idle: int) -> int:
+    """How many items a free worker reaches for, `idle` workers (itself among them) being free."""
+    if not policy.adaptive:
+        return policy.batch_size
+    return min(max(policy.batch_size, -(-queued_items // idle)), policy.most_items)
+
+
 def requests(size: int, policy: Policy) -> Iterator[tuple[int, int]]:
-    """The slices `(lo, hi)` into which a query of `size` items is cut: for planning ahead."""
+    """The slices `(lo, hi)` into which a static policy cuts a query: for planning ahead."""
     for lo in range(0, size, policy.batch_size):
         yield lo, min(lo + policy.batch_size, size)
 
@@ -72,28 +80,51 @@ class Dispatcher:
         bound = self.max_queued_items
         if bound is not None and self.queued_items and self.queued_items + size > bound:
             raise QueueFull(f"{self.queued_items} items wait already, the bound is {bound}")
-        entry = _Query(query, size, policy.batch_size)
+        entry = _Query(query, size, policy)
         self._open[query] = entry
         self._queue.append(entry)
         self.queued_items += size
         if deadline_s < math.inf:
             heapq.heappush(self._deadlines, (deadline_s, query))
 
-    def pull(self, worker: int, now: float) -> list[Slice]:
-        """The slices that `worker` executes next as one request; empty: nothing waits."""
+    def pull(self, worker: int, now: float, idle: int = 1) -> list[Slice]:
+        """The slices that `worker` executes next as one request; empty: nothing waits.
+
+        idle: how many workers are free, this one among them.
+        """
+        entry = self._head()
+        if entry is None:
+            return []
+        policy = entry.policy
+        wanted = request_items(policy, self.queued_items, idle)
+        slices = [self._cut(entry, wanted)]
+        if not policy.adaptive:
+            return slices
+        _, lo, hi = slices[0]
+        wanted -= hi - lo
+        while wanted and (entry := self._head()) is not None and entry.policy == policy:
+            _, lo, hi = piece = self._cut(entry, wanted)
+            slices.append(piece)
+            wanted -= hi - lo
+        return slices
+
+    def _head(self) -> _Query | None:
+        """The first query with items that wait."""
         queue = self._queue
         while queue:
-            entry = queue[0]
-            if entry.dropped:
-                queue.popleft()
-                continue
-            lo = entry.next
-            hi = entry.next = min(lo + entry.batch_size, entry.size)
-            if hi == entry.size:
-                queue.popleft()
-            self.queued_items -= hi - lo
-            return [(entry.id, lo, hi)]
-        return []
+            if not queue[0].dropped:
+                return queue[0]
+            queue.popleft()
+        return None
+
+    def _cut(self, entry: _Query, items: int) -> Slice:
+        """The next items of the query at the head, at most so many."""
+        lo = entry.next
+        hi = entry.next = min(lo + items, entry.size)
+        if hi == entry.size:
+            self._queue.popleft()
+        self.queued_items -= hi - lo
+        return entry.id, lo, hi
 
     def finish(self, query: int, items: int) -> bool:
         """`items` of it were executed; True once, when that was the last of the query."""

@@ -98,7 +98,7 @@ def summarize(records: Records, sla: SLA | None = None, *, warm_up: int | None =
     p = sla.percentile if sla else 95.0
     found = {q: estimate_percentile(latency, q) for q in (50.0, 95.0, 99.0, p)}
     overloaded = _overloaded(records)
-    meets = _meets(found[p].interval, overloaded, sla)
+    met = meets(found[p].interval, overloaded, sla)
     ok = records.status == Status.OK
     answered = latency[np.isfinite(latency)]
     span_s = _span_s(records)
@@ -119,10 +119,10 @@ def summarize(records: Records, sla: SLA | None = None, *, warm_up: int | None =
         percentile_s=found[p].value,
         sla_interval_s=found[p].interval,
         target_s=sla.latency_s if sla else math.nan,
-        meets_sla=meets,
+        meets_sla=met,
         overloaded=overloaded,
         backlog_growth=backlog_growth(*_in_queue(records), _workers(records)),
-        limited_by=_limited_by(records, skip, sla) if meets is False else None,
+        limited_by=_limited_by(records, skip, sla) if met is False else None,
         effective_queries=found[p].effective_n,
         errors=_errors(records),
         generator_lag_p99_s=percentile(records.lag_s, 99),
@@ -167,7 +167,8 @@ def verdict_so_far(
     return True if established and not _overloaded(records[:due]) else None
 
 
-def _meets(interval_s: Interval, overloaded: bool, sla: SLA | None) -> bool | None:
+def meets(interval_s: Interval, overloaded: bool, sla: SLA | None) -> bool | None:
+    """Is a target met, by the interval of its percentile? None: undecided, or no target."""
     if sla is None:
         return None
     if overloaded or interval_s[0] > sla.latency_s:

@@ -2,12 +2,14 @@
 
 Knows nothing of models or machines: a `ServiceTime` is a function of the number of items, a
 `Profile` is samples by batch size and busy workers, and their file. The engine states a law as a
-hint (`Facts.service_s`), which capacity searches start from; its profiler fills profiles.
+hint (`Facts.service_s`), which capacity searches start from; its profiler fills profiles; the
+simulator draws from both.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,32 +20,66 @@ from numpy.typing import NDArray
 
 from deeprecsys.core import FloatArray, Policy, UserError, for_json
 
+Law = Literal["fixed", "exponential", "measured"]
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceTime:
-    """Mean seconds of a request by its items, and the law around that mean.
+    """Mean seconds of a request by its items with all workers busy, and the law around that mean.
 
-    Called with items [n], answers mean seconds [n].
+    Called with items [n], answers mean seconds [n]. profile: where "measured" spread comes from.
+    extrapolate: a request may be larger than the profile's largest.
     """
 
     mean_s: Callable[[FloatArray], FloatArray]
-    law: Literal["fixed", "exponential"] = "fixed"
+    law: Law = "fixed"
+    text: str = "a law of its own"
+    profile: Profile | None = None
+    extrapolate: bool = False
 
     @classmethod
     def constant(cls, seconds: float) -> Self:
-        return cls.linear(seconds, 0.0)
+        """The same for every request. UserError unless positive and finite."""
+        return replace(cls.linear(seconds, 0.0), text=f"constant: {seconds:g} s")
 
     @classmethod
     def linear(cls, base_s: float, per_item_s: float) -> Self:
-        """`base_s + per_item_s * items`."""
-        if base_s < 0 or per_item_s < 0 or base_s + per_item_s <= 0:
-            raise UserError("service time needs base_s >= 0 and per_item_s >= 0, not both 0")
-        return cls(lambda items: base_s + per_item_s * items)
+        """`base_s + per_item_s * items`. UserError unless finite, >= 0, and not both 0."""
+        sound = base_s >= 0 and per_item_s >= 0 and 0 < base_s + per_item_s < math.inf
+        if not sound:
+            raise UserError(
+                "service times must be finite, 0 or more, and not both 0: "
+                f"not {base_s:g} s and {per_item_s:g} s an item"
+            )
+        text = f"linear: {base_s:g} s and {per_item_s:g} s an item"
+        return cls(lambda items: base_s + per_item_s * items, text=text)
 
     @classmethod
     def exponential(cls, mean_s: float) -> Self:
-        """Exponentially distributed, whatever the size."""
-        return cls(cls.linear(mean_s, 0.0).mean_s, "exponential")
+        """Exponentially distributed, whatever the size. UserError unless positive and finite."""
+        text = f"exponential: mean {mean_s:g} s"
+        return replace(cls.constant(mean_s), law="exponential", text=text)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """ "constant:S", "linear:S,S_PER_ITEM" or "exponential:S". UserError, in one line."""
+        name, _, options = text.partition(":")
+        laws: dict[str, tuple[Callable[..., Self], int]] = {
+            "constant": (cls.constant, 1),
+            "linear": (cls.linear, 2),
+            "exponential": (cls.exponential, 1),
+        }
+        make, count = laws.get(name, (None, 0))
+        try:
+            numbers = [float(part) for part in options.split(",")]
+        except ValueError:
+            numbers = []
+        if make is None or len(numbers) != count:
+            raise UserError(
+                f"cannot read the service time {text!r}: write constant:0.001, "
+                "linear:1e-4,1.5e-5 or exponential:0.001, in seconds"
+            )
+        return make(*numbers)
 
     @classmethod
     def table(cls, items: NDArray[Any], seconds: NDArray[Any]) -> Self:
@@ -57,22 +93,107 @@ class ServiceTime:
             beyond = np.maximum(np.asarray(n, float) - x[-1], 0.0)
             return np.asarray(np.interp(n, x, y) + slope * beyond)
 
-        return cls(mean_s)
+        return cls(mean_s, text="a table of means")
 
     @classmethod
-    def from_profile(cls, profile: Profile | str | Path, busy: int | None = None) -> Self:
-        """Mean times of a measured profile (or its file), with `busy` workers at it.
+    def from_profile(cls, profile: Profile | str | Path, *, extrapolate: bool = False) -> Self:
+        """The distributions of a measured profile (or its file), by items and share of busy ones.
 
-        Default: all of them. UserError for a file that is no profile, or no such points.
+        Linear in the items between batch sizes, and in the share between numbers of busy workers.
+        A request larger than the profile's largest is a UserError, unless `extrapolate`: then
+        the line through the last two batch sizes goes on. UserError for a file that is no
+        profile, or an empty one.
         """
         if not isinstance(profile, Profile):
             profile = Profile.load(profile)
         if not profile.points:
             raise UserError("the profile is empty: measure it again")
-        return cls.table(*profile.mean_s(max(profile.busy_levels) if busy is None else busy))
+        text = f"measured: {profile.about.get('model', 'a profile')}"
+        mean = cls.table(*profile.mean_s(max(profile.busy_levels)))
+        return replace(mean, law="measured", text=text, profile=profile, extrapolate=extrapolate)
 
     def __call__(self, items: FloatArray) -> FloatArray:
         return self.mean_s(np.asarray(items, float))
+
+    def tables(self, largest: int, workers: int) -> Tables:
+        """What a simulation of requests of up to `largest` items draws from.
+
+        UserError where that is beyond the profile.
+        """
+        items = np.arange(largest + 1, dtype=np.float64)
+        if self.profile is None:
+            mean_s = np.maximum(self(items), 0.0)[None, :]
+            return Tables(mean_s, np.zeros(workers + 1), np.ones((1, 1, 1)),
+                          np.zeros(largest + 1, np.int32), self.law == "exponential")  # fmt: skip
+        measured = self.profile.batch_sizes[-1]
+        if largest > measured and not self.extrapolate:
+            raise UserError(
+                f"the profile ends at requests of {measured} items, this asks for {largest}: "
+                "choose a smaller batch size, profile larger ones, or allow extrapolation"
+            )
+        return _measured_tables(self.profile, items, workers)
+
+    def assumptions(self, workers: int) -> list[str]:
+        """What a simulation with it takes for granted: sentences for reports."""
+        if self.profile is None:
+            return [f"service times are {self.text}; no model was measured"]
+        about, said = self.profile.about, []
+        measured = int(about.get("workers") or max(self.profile.busy_levels))
+        said.append(
+            f"service times were measured on {about.get('machine', {}).get('cpu', 'a machine')} "
+            f"with {measured} workers"
+        )
+        if workers != measured:
+            said.append(
+                f"{workers} workers are assumed to slow each other as {measured} did at the same "
+                "share of busy ones: memory and caches that grow with the cores"
+            )
+        if self.extrapolate:
+            said.append(
+                f"requests of more than {self.profile.batch_sizes[-1]} items are extrapolated"
+            )
+        return said
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Service times as arrays, for kernels: mean by level and items, times spread around it.
+
+    mean_s: [levels, items + 1]. level: [workers + 1], position between levels by the number of
+    busy workers. spread: [levels, groups, quantiles] of mean 1. group: [items + 1], the row of
+    `spread`. exponential: the spread is that law, exactly.
+    """
+
+    mean_s: FloatArray
+    level: FloatArray
+    spread: FloatArray
+    group: NDArray[np.int32]
+    exponential: bool
+
+
+QUANTILES = 256
+
+
+def _measured_tables(profile: Profile, items: FloatArray, workers: int) -> Tables:
+    levels, sizes = profile.busy_levels, profile.batch_sizes
+    most = int(profile.about.get("workers") or max(levels))
+    means = [ServiceTime.table(*profile.mean_s(busy))(items) for busy in levels]
+    # Below the smallest batch size the first line may point under zero.
+    floor = min(samples.seconds.min() for samples in profile.points.values())
+    share = np.arange(workers + 1) / workers
+    nearest = np.abs(np.log(np.maximum(items, 1))[:, None] - np.log(sizes)[None, :]).argmin(axis=1)
+    spread = np.ones((len(levels), len(sizes), QUANTILES))
+    for i, busy in enumerate(levels):
+        for j, batch in enumerate(sizes):
+            if (batch, busy) in profile.points:
+                spread[i, j] = profile.points[batch, busy].spread()
+    return Tables(
+        np.maximum(np.array(means), 0.5 * floor),
+        np.interp(share, np.array(levels) / most, np.arange(len(levels))),
+        spread,
+        nearest.astype(np.int32),
+        False,
+    )
 
 
 def query_work_s(
@@ -85,6 +206,8 @@ def query_work_s(
     return work
 
 
+# What `Profile.about` says of the model.
+ABOUT_MODEL = ("model", "variant", "scale", "seed")
 FORMAT, VERSION = "deeprecsys-profile", 1
 Point = tuple[int, int]  # batch size, busy workers
 
@@ -106,6 +229,17 @@ class Samples:
 
     def percentile_s(self, p: float) -> float:
         return float(np.percentile(self.seconds, p, method="inverted_cdf"))
+
+    def spread(self) -> FloatArray:
+        """[QUANTILES] equally likely values of a request's time over its mean; their mean is 1.
+
+        Each is the mean of its share of the sorted samples, so that the slowest keep their weight.
+        """
+        ordered, n = np.sort(self.seconds), len(self.seconds)
+        upto = np.concatenate([[0.0], np.cumsum(ordered)])
+        edges = np.interp(np.linspace(0, n, QUANTILES + 1), np.arange(n + 1), upto)
+        values = np.diff(edges)
+        return np.asarray(values / values.mean())
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 warm-up, growing backlog, ratios.
 
 Refuses to know records, targets and policies: arrays in, numbers out; times in seconds.
-`metrics.py` applies it to records; nothing else calls it. Intervals are two-sided and 95 %
+`metrics.py` and `streaming.py` apply it to records. Intervals are two-sided and 95 %
 unless said otherwise. A value that is infinite is a query without an answer: over every bound.
 """
 
@@ -79,7 +79,7 @@ def estimate_percentile(values: FloatArray, p: float, level: float = LEVEL) -> P
     value = float(ordered[at - 1])
     over = filled > value if math.isfinite(value) else np.isinf(filled)
     effective = _effective_n(filled, over, p)
-    low, high = _share_interval(1 - at / n, effective, min(p, 100 - p) / 100, level)
+    low, high = share_interval(1 - at / n, effective, min(p, 100 - p) / 100, level)
     first, last = math.floor((1 - high) * n), math.ceil((1 - low) * n)
     lower = float(ordered[first - 1]) if first > 0 else 0.0
     upper = float(ordered[last - 1]) if last < n else math.inf
@@ -99,7 +99,7 @@ def share_over(
     effective = _effective_n(filled, over, p)
     share = float(over.mean())
     rare = max(min(p, 100 - p) / 100, share)
-    return *_share_interval(share, effective, rare, level), effective
+    return *share_interval(share, effective, rare, level), effective
 
 
 def warm_up(values: FloatArray) -> int:
@@ -150,12 +150,8 @@ def backlog_grows(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1)
     queries, or two a worker never counts: a system that starts empty has to fill.
     `arrival_s` [n] sorted; `finish_s` [n], NaN or infinity for queries that never left.
     """
-    inside = _inside(arrival_s, finish_s, workers)
-    if inside is None:
-        return False
-    steps = np.diff(inside)
-    error = steps.std(ddof=1) / math.sqrt(len(steps))
-    return bool(steps.mean() > _student(len(steps) - 1, _BACKLOG_LEVEL) * error)
+    inside = _inside(arrival_s, finish_s)
+    return inside is not None and grows(inside, len(arrival_s), workers)
 
 
 def backlog_growth(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1) -> float:
@@ -164,15 +160,34 @@ def backlog_growth(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1
     The estimate beside `backlog_grows`' test, which in a run of a minute cannot tell 3 % too
     much from chance. 0 where the backlog shrinks or hardly grows, as defined there.
     """
-    inside = _inside(arrival_s, finish_s, workers)
-    if inside is None:
+    inside = _inside(arrival_s, finish_s)
+    return 0.0 if inside is None else growth(inside, len(arrival_s), workers)
+
+
+def grows(inside: FloatArray, n: int, workers: int = 1) -> bool:
+    """`backlog_grows` of n queries, from how many were in the system at equal intervals."""
+    if not _worth_a_test(inside, n, workers):
+        return False
+    steps = np.diff(inside)
+    error = steps.std(ddof=1) / math.sqrt(len(steps))
+    return bool(steps.mean() > _student(len(steps) - 1, _BACKLOG_LEVEL) * error)
+
+
+def growth(inside: FloatArray, n: int, workers: int = 1) -> float:
+    """`backlog_growth` of n queries, from how many were in the system at equal intervals."""
+    if not _worth_a_test(inside, n, workers):
         return 0.0
     slope = float(np.polyfit(np.arange(len(inside)), inside, 1)[0])
-    return min(1.0, max(0.0, slope * (len(inside) - 1) / len(arrival_s)))
+    return min(1.0, max(0.0, slope * (len(inside) - 1) / n))
 
 
-def _inside(arrival_s: FloatArray, finish_s: FloatArray, workers: int) -> FloatArray | None:
-    """Queries in the system at the edges of 20 blocks of time; None if they hardly grow."""
+def _worth_a_test(inside: FloatArray, n: int, workers: int) -> bool:
+    least = max(_LEAST_BACKLOG_SHARE * n, _LEAST_BACKLOG, 2 * workers)
+    return len(inside) > 2 and bool(inside[-1] - inside[0] >= least)
+
+
+def _inside(arrival_s: FloatArray, finish_s: FloatArray) -> FloatArray | None:
+    """Queries in the system at the edges of 20 blocks of time; None if there are too few."""
     n = len(arrival_s)
     if n < 2 * _BACKLOG_BLOCKS:
         return None
@@ -180,9 +195,7 @@ def _inside(arrival_s: FloatArray, finish_s: FloatArray, workers: int) -> FloatA
     arrived = np.searchsorted(arrival_s, edges, side="right")
     # NaN and infinity sort after the last edge: still inside.
     left = np.bincount(np.searchsorted(edges, finish_s), minlength=len(edges))[: len(edges)]
-    inside = (arrived - left.cumsum()).astype(np.float64)
-    least = max(_LEAST_BACKLOG_SHARE * n, _LEAST_BACKLOG, 2 * workers)
-    return inside if inside[-1] - inside[0] >= least else None
+    return np.asarray((arrived - left.cumsum()).astype(np.float64))
 
 
 def ratio_interval(log_ratios: FloatArray, level: float = LEVEL) -> tuple[float, float, float]:
@@ -221,20 +234,27 @@ def _effective_n(filled: FloatArray, over: NDArray[np.bool_], p: float) -> float
 
 
 def _inflation(over: NDArray[np.bool_]) -> float:
-    """Variance of the mean of `over` [n], in units of an independent series'; at least 1.
+    """Variance of the mean of `over` [n], in units of an independent series'; at least 1."""
+    n = len(over)
+    m = min(_BATCHES, n // 4)
+    if m < 4:
+        return 1.0
+    size = n // m
+    means = over[n - m * size :].reshape(m, size).mean(axis=1)
+    return inflation(means, size, float(over.mean()))
+
+
+def inflation(shares: FloatArray, size: float, share: float) -> float:
+    """The same, from the shares [m] of consecutive batches of `size` and that of all of them.
 
     Batch means b_1 .. b_m have, as a first-order autoregression with coefficient r, the long-run
     variance var(b) (1 + r) / (1 - r); r is corrected for its bias in short series, (1 + 4 r) / m
     (Kendall, Biometrika 41, 1954).
     """
-    n, share = len(over), float(over.mean())
-    independent = share * (1 - share)
-    m = min(_BATCHES, n // 4)
+    m, independent = len(shares), share * (1 - share)
     if m < 4 or independent == 0:
         return 1.0
-    size = n // m
-    means = over[n - m * size :].reshape(m, size).mean(axis=1)
-    means = means - means.mean()
+    means = shares - shares.mean()
     squares = float(means @ means)
     if squares == 0:
         return 1.0
@@ -243,8 +263,8 @@ def _inflation(over: NDArray[np.bool_]) -> float:
     return max(1.0, size * squares / (m - 1) * (1 + r) / (1 - r) / independent)
 
 
-def _share_interval(
-    share: float, effective: float, rare: float, level: float
+def share_interval(
+    share: float, effective: float, rare: float, level: float = LEVEL
 ) -> tuple[float, float]:
     """Interval of a share out of so many effective values, their number itself an estimate.
 

@@ -42,6 +42,17 @@ def tune_folder(tmp_path_factory):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["simulate", "--qps", "1"], "give a MODEL, --service LAW or --profile FILE"),
+        (["simulate", "ncf", "--service", "constant:1", "--qps", "1"], "law of its own"),
+        (["simulate", "--service", "linear:1", "--qps", "1"], "cannot read the service time"),
+        (["simulate", "--service", "constant:1", "--qps", "-1"], "--qps must be positive"),
+        (["simulate", "--service", "constant:1"], "give --qps, or --tune"),
+        (["simulate", "--service", "constant:1", "--tune"], "--tune needs a target"),
+        (["simulate", "--service", "constant:1", "--tune", "--qps", "1"], "leave out --qps"),
+        (["simulate", "--service", "constant:1", "--qps", "1", "--workers", "0"], "--workers must"),
+        (["simulate", "--profile", "nosuch.json", "--qps", "1"], "no file nosuch.json"),
+        (["simulate", "--service", "constant:1", "--profile", "x", "--qps", "1"], "not both"),
+        (["simulate", "nosuch", "--qps", "1"], "unknown model 'nosuch'"),
         (["bench", "nosuch", "--qps", "1"], "unknown model 'nosuch'; known: ncf"),
         (["bench", "ncf"], "give --qps"),
         (["bench", "ncf", "--qps", "0"], "must be a positive"),
@@ -179,6 +190,68 @@ def test_tune_answers_no_when_no_rate_meets_the_target(tmp_path, capsys):
     )
     assert json.loads((folder / "summary.json").read_text())["best"] is None
     assert not (folder / "policy.json").exists()
+
+
+ERLANG = ["simulate", "--service", "exponential:0.001", "--workers", "4", "--qps", "3200",
+          "--batch-size", "1", "--sizes", "fixed:1"]  # fmt: skip
+
+
+def test_simulate_agrees_with_erlang_c(tmp_path, capsys):
+    assert call([*ERLANG, "--json", "e.json", "--out", "run"]) == 0
+    assert "M/M/4, Erlang C" in capsys.readouterr().out
+    found = json.loads((tmp_path / "e.json").read_text())
+    assert found["queries"] == 1_000_000
+    assert found["mean_s"] == pytest.approx(1.7455e-3, rel=0.02)
+    for p in (50, 95, 99):
+        assert found[f"p{p}_s"] == pytest.approx(found["theory"][f"p{p}_s"], rel=0.02)
+    assert found["meets_sla"] is None
+    assert len(Records.load(tmp_path / "run" / "records.parquet")) == 1_000_000
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "no model was measured" in report
+
+
+def test_simulate_tunes_a_law(tmp_path, capsys):
+    arguments = ["simulate", "--service", "linear:1e-3,1e-5", "--workers", "40", "--tune"]
+    assert call([*arguments, "--sla-ms", "50", "--method", "static", "--json", "t.json"]) == 0
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert found["baseline"]["policy"]["batch_size"] == 25
+    assert found["best"]["capacity"]["rate_qps"] > 1000
+    assert found["trials"]
+    assert "simulated, 40 workers" in capsys.readouterr().out
+    assert call([*arguments, "--sla-ms", "0.5", "--method", "static"]) == 1
+    assert "no rate meets" in capsys.readouterr().out
+
+
+def test_simulate_profiles_a_model_and_takes_the_profile_again(tmp_path, capsys):
+    arguments = ["simulate", "ncf", "--scale", "0.001", "--qps", "100", "--queries", "2000"]
+    assert call([*arguments, "--profile-s", "2", "--out", "first"]) == 0
+    capsys.readouterr()
+    profile = ["--profile", "first/profile.json"]
+    assert call([*arguments, *profile, "--workers", "40", "--json", "again.json"]) == 0
+    assert "40 workers are assumed" in capsys.readouterr().out
+    found = json.loads((tmp_path / "again.json").read_text())
+    assert found["workers"] == 40
+    assert found["p95_s"] < 0.1
+    assert call(["simulate", "wnd", "--qps", "1", *profile]) == 2
+    assert "is of model ncf, not wnd" in capsys.readouterr().err
+    assert call([*arguments, *profile, "--sizes", "fixed:4000", "--batch-size", "4000"]) == 2
+    assert "profile ends at requests of" in capsys.readouterr().err
+
+
+def test_an_overload_is_simulated_to_its_end_and_called_one(capsys):
+    assert call([*ERLANG, "--qps", "5000", "--queries", "50000", "--sla-ms", "10000"]) == 1
+    assert "overloaded" in capsys.readouterr().out
+
+
+def test_tune_by_simulation_ends_with_a_live_capacity(tmp_path, capsys):
+    arguments = ["tune", "ncf", "--method", "simulated", "--budget-s", "16", "--sla-ms", "50"]
+    assert call([*arguments, *SMALL, "--out", "run"]) in (0, 1)
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found["simulated"]["trials"]
+    if found["best"]:
+        assert found["simulated"]["predicted_over_measured"] > 0
+        assert "simulation had predicted" in found["verdict"]
+    assert (tmp_path / "run" / "profile.json").is_file()
 
 
 def test_report_rebuilds_the_report(bench_folder, capsys):

@@ -39,6 +39,7 @@ class StubRuntime:
         self.gate = threading.Event()
         self.gate.set()
         self.executed = []
+        self.together = []  # items of each request that joined several queries
         self.threads = set()
 
     def enter_thread(self):
@@ -54,3 +55,8 @@ class StubRuntime:
         if (dense[lo:hi, 0] == 666).any():
             raise ValueError("the number of the beast")
         scores[lo:hi, 0] = dense[lo:hi].sum(axis=1)
+
+    def execute_together(self, pieces):
+        self.together.append(sum(hi - lo for _, lo, hi in pieces))
+        for prepared, lo, hi in pieces:
+            self.execute(prepared, lo, hi)

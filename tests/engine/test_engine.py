@@ -52,6 +52,36 @@ def test_scores_are_those_of_the_model_and_requests_those_of_the_policy(
     assert sorted(runtime.executed) == sorted([batch] * full + ([rest] if rest else []))
 
 
+def test_an_adaptive_policy_joins_waiting_queries_and_each_gets_its_own_scores(engine, runtime):
+    runtime.gate.clear()
+    policy = Policy(4, adaptive=True, most_items=32)
+    futures = [engine.submit(query(8, value), policy) for value in range(12)]
+    while engine._group.queued_items > 80:  # both workers hold what they could take at first
+        time.sleep(0.001)
+    runtime.gate.set()
+    for value, future in enumerate(futures):
+        np.testing.assert_allclose(future.result(WAIT_S), 4.0 * value)
+    assert runtime.together
+    assert max(runtime.together) <= 32
+
+
+def test_a_failing_joined_request_fails_its_queries_and_no_other(engine, runtime):
+    runtime.gate.clear()
+    policy = Policy(8, adaptive=True, most_items=16)
+    before = [engine.submit(query(8), policy) for _ in range(2)]
+    while engine._group.queued_items:
+        time.sleep(0.001)
+    joined = [engine.submit(query(8, value), policy) for value in (1.0, 666.0)]
+    after = engine.submit(query(16, 2.0), policy)
+    runtime.gate.set()
+    for future in joined:
+        with pytest.raises(ValueError, match="beast"):
+            future.result(WAIT_S)
+    for future in before:
+        np.testing.assert_allclose(future.result(WAIT_S), 4.0)
+    np.testing.assert_allclose(after.result(WAIT_S), 8.0)
+
+
 def test_no_candidates_are_answered_at_once(engine):
     assert engine.submit(query(0)).result(0).shape == (0, 1)
 

@@ -180,10 +180,8 @@ def test_the_law_of_a_profile_is_its_means_with_all_busy(tmp_path):
     profile.save(tmp_path / "p.json")
     law = ServiceTime.from_profile(tmp_path / "p.json")
     np.testing.assert_allclose(law(np.array([1, 2, 3])), [2.0, 4.0, 6.0])
-    alone = ServiceTime.from_profile(profile, busy=1)
-    np.testing.assert_allclose(alone(np.array([2.0])), [1.5])
     with pytest.raises(UserError, match="no points with 7 workers"):
-        ServiceTime.from_profile(profile, busy=7)
+        profile.mean_s(busy=7)
     with pytest.raises(UserError, match="empty"):
         ServiceTime.from_profile(Profile({}))
 

@@ -45,6 +45,19 @@ def test_slices_on_several_threads_give_the_reference_scores(model, runtime):
     np.testing.assert_allclose(scores, model.reference(inputs), atol=1e-4)
 
 
+def test_slices_of_several_queries_as_one_request_give_each_its_scores(model, runtime):
+    runtime.enter_thread()
+    queries = [model.example(n, np.random.default_rng(n)) for n in (5, 1, 9)]
+    scores = [np.full((n, model.tasks), 7.0, np.float32) for n in (5, 1, 9)]
+    prepared = [runtime.prepare(*pair) for pair in zip(queries, scores, strict=True)]
+    cuts = [(3, 5), (0, 1), (0, 4)]
+    runtime.execute_together([(p, *cut) for p, cut in zip(prepared, cuts, strict=True)])
+    for inputs, found, (lo, hi) in zip(queries, scores, cuts, strict=True):
+        np.testing.assert_allclose(found[lo:hi], model.reference(inputs)[lo:hi], atol=1e-4)
+        assert (found[:lo] == 7).all()
+        assert (found[hi:] == 7).all()
+
+
 def test_only_the_rows_of_the_slice_are_written(model, runtime):
     runtime.enter_thread()
     inputs = model.example(N, np.random.default_rng(2))

@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 
+from deeprecsys import guided
 from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.service_time import ServiceTime
+from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import SEARCHES, Capacity, Observer, study, tune
 from deeprecsys.tuning.binds import what_binds
 from deeprecsys.tuning.searches import Space, contenders, exhaustive, hill_climb
@@ -33,6 +36,8 @@ def virtual_time(monkeypatch):
     real = study.Probe
 
     def probe(system, *args, **kw):
+        if not hasattr(system, "now_s"):  # a simulator, whose time does not pass here
+            return real(system, *args, clock=lambda: 0.0, **kw)
         machines.append(system)
         return real(system, *args, clock=lambda: system.now_s, pause=lambda s: None, **kw)
 
@@ -184,3 +189,52 @@ def test_what_binds_is_the_tail_when_cores_are_idle_at_capacity():
     assert "100% busy" in busy.sentence
     unknown = what_binds(dataclasses.replace(facts, service_s=None), Policy(), 1, sizes, SLA(1), [])
     assert unknown.kind == "unknown"
+
+
+def simulated(base_s, per_item_s, workers=2):
+    return Simulator(ServiceTime.linear(base_s, per_item_s), workers)
+
+
+def test_simulation_names_the_policies_and_the_system_confirms_them():
+    machine = ToyMachine(overhead, noise=0.05)
+    surrogate = simulated(1e-3, 1e-5)
+    found = tune(machine, Workload(), SLA(0.1), "simulated", surrogate=surrogate, budget_s=60)
+    assert found.simulated is not None
+    predicted = {t.policy: t.capacity.rate_qps for t in found.simulated.trials}
+    asked = {policy for _, policy in machine.runs}
+    assert len(asked) <= 3 < len(predicted)
+    assert found.best.policy in asked
+    assert found.best.capacity.rate_qps == pytest.approx(predicted[found.best.policy], rel=0.05)
+    assert found.speedup.ratio >= 0.97
+
+
+def test_a_simulation_that_is_too_hopeful_is_put_right_by_the_system():
+    machine = ToyMachine(lambda n: 3 * overhead(n))
+    found = tune(
+        machine, Workload(), SLA(0.1), "simulated", surrogate=simulated(1e-3, 1e-5), budget_s=120
+    )
+    alone = tune(machine, Workload(), SLA(0.1), "exhaustive", budget_s=600)
+    assert found.best.capacity.rate_qps == pytest.approx(alone.best.capacity.rate_qps, rel=0.05)
+
+
+def test_no_policy_is_best_where_simulation_and_system_meet_nothing():
+    machine = ToyMachine(lambda n: 1.0)
+    found = tune(machine, Workload(), SLA(0.1), "simulated", surrogate=simulated(1.0, 0.0))
+    assert found.best is None
+    assert found.idle_p95_s >= 1.0
+
+
+def test_method_and_surrogate_belong_together():
+    for method, surrogate in (("simulated", None), ("static", simulated(1e-3, 0.0))):
+        with pytest.raises(UserError, match="surrogate"):
+            tune(ToyMachine(overhead), Workload(), SLA(0.1), method, surrogate=surrogate)
+    with pytest.raises(UserError, match="needs an engine"):
+        guided.tune(ToyMachine(overhead), Workload(), SLA(0.1), "simulated")
+
+
+def test_a_simulator_is_tuned_to_a_percent_of_an_exact_answer():
+    """One worker and whole queries of one size: M/D/1, whose saturation bounds its capacity."""
+    system = simulated(1e-3, 1e-4, workers=1)
+    found = tune(system, Workload(sizes="fixed:100"), SLA(1.0), "exhaustive")
+    assert found.best.capacity.rate_qps == pytest.approx(1 / 0.011, rel=0.02)
+    assert found.best.policy.batch_size >= 100

@@ -50,6 +50,24 @@ def test_a_longer_run_begins_with_the_shorter_one(arrivals, seed, short_s, more_
     assert (long.arrival_s[n:] > short_s).all()
 
 
+@pytest.mark.parametrize("arrivals", ["poisson", "constant", "bursty", "daily:7"])
+@given(seeds, st.floats(0.01, 60))
+def test_pieces_put_together_are_the_schedule(arrivals, seed, duration_s):
+    workload = Workload(arrivals=arrivals, seed=seed)
+    for limits in ({"duration_s": duration_s}, {"queries": 777}):
+        whole, parts = workload.schedule(20, **limits), list(workload.pieces(20, **limits))
+        arrival_s = np.concatenate([np.zeros(0), *(part.arrival_s for part in parts)])
+        size = np.concatenate([np.zeros(0), *(part.size for part in parts)])
+        assert same(whole, Schedule(arrival_s, size))
+
+
+def test_pieces_of_a_trace_are_the_trace(trace):
+    whole, workload = trace
+    parts = list(workload.pieces())
+    assert same(whole, Schedule(np.concatenate([p.arrival_s for p in parts]),
+                                np.concatenate([p.size for p in parts])))  # fmt: skip
+
+
 def test_another_seed_gives_another_schedule():
     one = Workload(seed=1)
     assert not same(one.schedule(10, queries=20), one.reseed(2).schedule(10, queries=20))

@@ -84,13 +84,13 @@ def run(
         "workers": workers,
         "interrupted": interrupted.is_set(),
         **detail,
-        **{name: value for name, value in found.to_dict().items() if name in _KEYS},
+        **measured(found),
     }
     report = files.write_run(folder, summary, request.json_file, records, requests)
     if timeline:
         write_timeline(timeline, records, requests, f"{request.model}, {policy}")
-    console.print(_table(found))
-    console.print(f"\n{_sentence(found, sla)}", style="bold", markup=False)
+    console.print(table(found))
+    console.print(f"\n{sentence(found, sla)}", style="bold", markup=False)
     console.print(f"report: {report}", markup=False)
     if timeline:
         console.print(f"timeline: {timeline}, opens in https://ui.perfetto.dev", markup=False)
@@ -100,7 +100,12 @@ def run(
     return 1 if request.sla_ms is not None and found.meets_sla is False else 0
 
 
-def _table(found: Summary) -> Table:
+def measured(found: Summary) -> dict[str, Any]:
+    """The part of a summary that a run's records say."""
+    return {name: value for name, value in found.to_dict().items() if name in _KEYS}
+
+
+def table(found: Summary) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "ms", "95 % interval"):
         table.add_column(name, justify="right" if name else "left")
@@ -117,13 +122,14 @@ def _table(found: Summary) -> Table:
     return table
 
 
-def _sentence(found: Summary, sla: SLA) -> str:
+def sentence(found: Summary, sla: SLA | None) -> str:
     word: dict[Any, str] = {True: "meets", False: "misses", None: "undecided whether it meets"}
     why = ", overloaded: the backlog grows" if found.overloaded else ""
     if found.limited_by:
         why = ", limited by the generator, not by the system"
     errors = "".join(f", {n} {name}" for name, n in found.errors.items())
+    verdict = f"; {word[found.meets_sla]} {sla}" if sla else ""
     return (
-        f"{show.rate(found.throughput_qps)} queries/s, {found.items_per_s:,.0f} items/s; "
-        f"{word[found.meets_sla]} {sla}{why}{errors}"
+        f"{show.rate(found.throughput_qps)} queries/s, {found.items_per_s:,.0f} items/s"
+        f"{verdict}{why}{errors}"
     )

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from deeprecsys.models import Model
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="One of `deeprecsys models`.")]
+NoModelName = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help="One of `deeprecsys models`, or --service.")
+]
 SlaMs = Annotated[float | None, typer.Option(help="Latency target, ms.  [default: the model's]")]
 Percentile = Annotated[
     float | None, typer.Option(help="Percentile of the target.  [default: the model's, 95]")
@@ -129,12 +132,47 @@ class Request:
         }
 
 
+@dataclass(frozen=True)
+class SimulationRequest(Request):
+    """The same where the model may be left out: then there is a law, and no published target."""
+
+    model: NoModelName = None  # type: ignore[assignment]
+
+    def check(self) -> None:
+        if self.model is not None:
+            Request.check(self)
+            return
+        positive("--workers", self.workers)
+        _ = self.target, self.workload
+
+    @property
+    def target(self) -> SLA | None:
+        """None where no model and no --sla-ms says one."""
+        if self.model is None and self.sla_ms is None:
+            return None
+        if self.model is None:
+            return SLA(self.sla_ms / 1e3, self.percentile or 95.0)  # type: ignore[operator]
+        return self.sla
+
+    def to_dict(self) -> dict[str, Any]:
+        if self.model is not None:
+            return Request.to_dict(self)
+        sla = self.target
+        return {
+            "model": None,
+            "seed": self.seed,
+            "sla": sla and {"percentile": sla.percentile, "latency_s": sla.latency_s},
+            "workload": self.workload.to_dict(),
+        }
+
+
 def measuring(verb: Callable[..., int]) -> Callable[..., int]:
     """A verb `f(request, own options)` as one function of all the options, for the parser."""
-    shared, own = _parameters(Request), _parameters(verb)[1:]
+    asked_for = get_type_hints(verb)["request"]
+    shared, own = _parameters(asked_for), _parameters(verb)[1:]
 
     def run(**given: Any) -> int:
-        request = Request(**{field.name: given.pop(field.name) for field in fields(Request)})
+        request = asked_for(**{field.name: given.pop(field.name) for field in fields(Request)})
         request.check()
         return verb(request, **given)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,62 +46,38 @@ def run(
 ) -> int:
     # Before torch is loaded: its profiler writes trace points to standard error otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from deeprecsys.engine import topology
-    from deeprecsys.engine.calibrate import choose
     from deeprecsys.engine.limits import measure_limits
-    from deeprecsys.engine.process import engine_settings
-    from deeprecsys.engine.profiler import Grid, busy_levels, measure
-    from deeprecsys.service_time import Point, Profile
+    from deeprecsys.engine.profiler import Grid, busy_levels, powers_of_two
 
     opt.positive("--budget-s", budget_s)
-    sizes = _sizes(batch_sizes, request.workload.size_law.largest)
+    sizes = _sizes(batch_sizes) or powers_of_two(request.workload.size_law.largest)
     files.check_target("--json", request.json_file)
     folder = files.new_folder(request.out, NAME, request.model)
     before = _unfinished(folder, request)
-    cores = topology.usable_cores()
-    workers = request.workers or len(cores)
-    pinned = cores[:workers] if workers <= len(cores) else [None] * workers
-    grid = Grid(sizes, busy_levels(workers))
+    if before is not None and request.runtime == "auto":
+        request = replace(request, runtime=before.about.get("runtime", "auto"))
     console = show.console(request.json_file)
     with (
         show.Progress(console, None, budget_s) as progress,
         show.interruptible() as interrupted,
-        engine_settings(),
+        show.loaded(progress, request) as engine,
     ):
-        show.loading(progress, request)
-        model = request.load()
-        runtime, _ = choose(request.runtime, model, pinned)
-        about = {
-            **{name: getattr(request, name) for name in ("model", "variant", "scale", "seed")},
-            "runtime": runtime.name,
-            "workers": workers,
-            "machine": topology.machine(),
-            "versions": topology.versions(),
-            "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
         if before is not None:
-            before.check(runtime=runtime.name, workers=workers)
             progress.line(f"going on with the profile in {folder}")
-
-        def keep(so_far: Profile, point: Point) -> None:
-            so_far.save(folder / FILE)
-            progress.at(f"batch size {point[0]}, {point[1]} busy, {grid.share_done(so_far):.0%}")
-
-        profile = measure(
-            before or Profile(about),
-            model,
-            runtime,
-            pinned,
-            grid,
+        profile = engine.profile(
+            sizes,
             budget_s=budget_s,
             indices=request.indices,
+            before=before,
             stop=interrupted.is_set,
-            on_visit=keep,
+            on_visit=profiling(progress, folder),
         )
-        limits = measure_limits(pinned, model.spec.width)
+        grid = Grid(sizes, busy_levels(engine.workers))
+        model, workers, cores = engine.model, engine.workers, engine.cores
+        limits = measure_limits(cores, model.spec.width)
         more = operators and not interrupted.is_set()
         classes = _operators(model, sizes) if more else None
-        roofline = _roofline(profile, model, limits, pinned) if more else None
+        roofline = _roofline(profile, model, limits, cores) if more else None
     summary = {
         **files.provenance(NAME),
         **request.to_dict(),
@@ -126,9 +103,19 @@ def run(
     return 0
 
 
-def _sizes(text: str | None, largest: int) -> list[int]:
+def profiling(progress: show.Progress, folder: Path) -> Callable[[Profile, Grid], None]:
+    """Keeps and shows a profile under way."""
+
+    def keep(so_far: Profile, grid: Grid) -> None:
+        so_far.save(folder / FILE)
+        progress.at(f"profile, {grid.share_done(so_far):.0%}")
+
+    return keep
+
+
+def _sizes(text: str | None) -> list[int] | None:
     if text is None:
-        return [1 << k for k in range(max(1, largest - 1).bit_length() + 1)]
+        return None
     try:
         sizes = sorted({int(part) for part in text.split(",")})
     except ValueError:
@@ -140,14 +127,12 @@ def _sizes(text: str | None, largest: int) -> list[int]:
 
 def _unfinished(folder: Path, request: opt.Request) -> Profile | None:
     """The profile that is in the folder already; UserError if it is of something else."""
-    from deeprecsys.service_time import Profile
+    from deeprecsys.service_time import ABOUT_MODEL, Profile
 
     if not (folder / FILE).is_file():
         return None
     found = Profile.load(folder / FILE)
-    found.check(
-        model=request.model, variant=request.variant, scale=request.scale, seed=request.seed
-    )
+    found.check(**{name: getattr(request, name) for name in ABOUT_MODEL})
     return found
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from deeprecsys.core import SLA, Policy, Records
 from deeprecsys.metrics import percentile
 from deeprecsys.report.text import interval, ms, rate
+from deeprecsys.report.text import policy as policy_text
 
 if TYPE_CHECKING:
     from deeprecsys.cli.options import Request
@@ -136,7 +137,7 @@ def trials_table(summary: dict[str, Any]) -> Table:
         note += ["best"] if policy == best else []
         note += [] if capacity["decided"] else ["undecided"]
         table.add_row(
-            str(policy["batch_size"]),
+            policy_text(policy).removeprefix("batch size "),
             rate(capacity["rate_qps"]),
             interval(capacity["interval_qps"], rate),
             str(len(trial["runs"])),

@@ -12,6 +12,7 @@ import typer
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
+from deeprecsys.cli.profile import profiling
 from deeprecsys.core import Policy, Records, Requests, UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ Example: deeprecsys tune dlrm-rmc1 --sla-ms 50 --budget-s 120
 """
 
 # Enough for every policy of each search on two cores; --budget-s overrides.
-BUDGET_S = {"hill-climb": 230.0, "exhaustive": 480.0, "static": 120.0}
+BUDGET_S = {"hill-climb": 230.0, "exhaustive": 480.0, "static": 120.0, "simulated": 48.0}
 # Of it, for one run at the end whose every request is recorded.
 _TRACE_S, _TRACE_SHARE, _TRACE_TURN = 10.0, 0.05, 900
 
@@ -36,17 +37,22 @@ _TRACE_S, _TRACE_SHARE, _TRACE_TURN = 10.0, 0.05, 900
 @opt.measuring
 def run(
     request: opt.Request,
-    method: Annotated[str, typer.Option(help="hill-climb, exhaustive or static.")] = "hill-climb",
+    method: Annotated[
+        str, typer.Option(help="hill-climb, exhaustive, static or simulated.")
+    ] = "hill-climb",
     budget_s: Annotated[
         float | None,
-        typer.Option(help="Bound on the search's time, s.  [default: 230; exhaustive 480]"),
+        typer.Option(
+            help="Bound on the search's time, s.  [default: 230; exhaustive 480; simulated 48]"
+        ),
     ] = None,
     duration_s: opt.DurationS = None,
 ) -> int:
-    from deeprecsys.tuning import SEARCHES, Observer, tune
+    from deeprecsys import guided
+    from deeprecsys.tuning import SIMULATED, Observer, tune
 
-    if method not in SEARCHES:
-        raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
+    if method not in BUDGET_S:
+        raise UserError(f"unknown method {method!r}; known: {', '.join(BUDGET_S)}")
     opt.positive("--budget-s", budget_s)
     opt.positive("--duration-s", duration_s)
     sla = request.sla
@@ -65,18 +71,30 @@ def run(
             f"{facts.workers} workers, runtime {engine.runtime.name}, target {sla}, "
             f"at most {budget:g} s"
         )
+        surrogate, profile_s = None, 0.0
+        if method == SIMULATED:
+            progress.phase("profile")
+            profile_s = guided.profile_seconds(budget)
+            profile = engine.profile(
+                budget_s=profile_s,
+                indices=request.indices,
+                stop=interrupted.is_set,
+                on_visit=profiling(progress, folder),
+            )
+            surrogate = guided.surrogate(engine, profile)
         study = tune(
             engine,
             request.workload,
             sla,
             method,
-            budget_s=budget - trace_s,
+            budget_s=budget - trace_s - profile_s,
             run_s=duration_s,
+            surrogate=surrogate,
             observer=Observer(
                 stop=interrupted.is_set,
                 on_phase=progress.phase,
                 on_progress=progress.step,
-                on_trial=lambda trial: progress.line(_trial_line(trial)),
+                on_trial=lambda trial: progress.line(trial_line(trial)),
             ),
         )
         records, requests = _records(study), None
@@ -118,8 +136,27 @@ def study_dict(study: Study) -> dict[str, Any]:
         "binds_kind": study.binds.kind,
         "idle_p95_s": study.idle_p95_s,
         "trials": [t.to_dict() for t in study.trials],
+        "simulated": _simulated(study) if study.simulated else None,
         "interrupted": study.interrupted,
         "elapsed_s": study.elapsed_s,
+    }
+
+
+def _simulated(study: Study) -> dict[str, Any]:
+    """The search in simulation, and its prediction for the policy that was measured best."""
+    assert study.simulated is not None
+    trials = [
+        {"policy": t.policy.to_dict(), "capacity": t.capacity.to_dict()}
+        for t in study.simulated.trials
+    ]
+    predicted = {t.policy: t.capacity.rate_qps for t in study.simulated.trials}
+    ratio = None
+    if study.best is not None and study.best.policy in predicted:
+        ratio = predicted[study.best.policy] / study.best.capacity.rate_qps
+    return {
+        "trials": trials,
+        "predicted_over_measured": ratio,
+        "elapsed_s": study.simulated.elapsed_s,
     }
 
 
@@ -142,6 +179,8 @@ def verdict(study: Study) -> str:
         f"{_interval(capacity)} at {sla}{'' if capacity.decided else ', undecided'}"
     ]
     parts += [text for c in study.comparisons if (text := _comparison(c, best.policy))]
+    if study.simulated and (ratio := _simulated(study)["predicted_over_measured"]):
+        parts.append(f"simulation had predicted {ratio:.2f}× that")
     return "; ".join([*parts, f"bound by {study.binds.kind}"])
 
 
@@ -162,7 +201,7 @@ def _interval(capacity: Capacity) -> str:
     return show.interval((lo, hi if math.isfinite(hi) else None), show.rate)
 
 
-def _trial_line(trial: Trial) -> str:
+def trial_line(trial: Trial) -> str:
     capacity = trial.capacity
     if capacity.rate_qps == 0 and capacity.idle_p95_s is not None:
         return f"{trial.policy}: no rate; idle {show.ms(capacity.idle_p95_s)} ms"

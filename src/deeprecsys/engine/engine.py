@@ -8,7 +8,8 @@ generator), `pool` (inputs), `limits` and `calibrate` (what the machine can do).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any, Self
@@ -16,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from deeprecsys.core import (
+    DEFAULT_INDICES,
     Facts,
     Inputs,
     Policy,
@@ -33,10 +35,13 @@ from deeprecsys.engine.group import EngineClosed, Group, Ledger, Query, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.pool import InputPool, draw_pool
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
+from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
 from deeprecsys.runtimes import Runtime, Scores
+from deeprecsys.service_time import ABOUT_MODEL, Profile
 
 # Items that may wait: far beyond what any target lets through, far below what memory holds.
 MAX_QUEUED_ITEMS = 4_000_000
+PROFILE_S = 60.0
 # A run begins a moment ahead, so that its first arrivals are not late for the set-up.
 _LEAD_S = 0.002
 _NOT_TAKEN = -1
@@ -108,6 +113,11 @@ class Engine:
     def workers(self) -> int:
         return len(self._cores)
 
+    @property
+    def cores(self) -> Sequence[int | None]:
+        """Which core each worker is bound to; None: to none."""
+        return self._cores
+
     def submit(
         self, inputs: Inputs, policy: Policy | None = None, deadline_s: float | None = None
     ) -> Future[Scores]:
@@ -169,6 +179,46 @@ class Engine:
                 group.drop(ids, Status.CANCELLED)
                 group.wait_quiet()
         return ledger.records(schedule, began_s, len(ids)), began_s
+
+    def profile(
+        self,
+        batch_sizes: Sequence[int] | None = None,
+        *,
+        budget_s: float = PROFILE_S,
+        indices: str = DEFAULT_INDICES,
+        before: Profile | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        on_visit: Callable[[Profile, Grid], None] = lambda *_: None,
+    ) -> Profile:
+        """Service time of requests by batch size (default: 1, 2, 4 .. 1,024) and busy workers.
+
+        Goes on where `before` ended, which must be of this model, runtime and number of workers
+        (UserError). The engine must have nothing else to do.
+        """
+        self._open_group().wait_quiet()
+        about = {
+            "model": self.model.name,
+            **{name: getattr(self.model, name, None) for name in ABOUT_MODEL[1:]},
+            "runtime": self.runtime.name,
+            "workers": self.workers,
+        }
+        if before is not None:
+            before.check(**about)
+        machine, versions = topology.machine(), topology.versions()
+        date = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        about |= {"machine": machine, "versions": versions, "date": date}
+        grid = Grid(batch_sizes or powers_of_two(1024), busy_levels(self.workers))
+        return measure(
+            before or Profile(about),
+            self.model,
+            self.runtime,
+            self._cores,
+            grid,
+            budget_s=budget_s,
+            indices=indices,
+            stop=stop,
+            on_visit=lambda profile, _: on_visit(profile, grid),
+        )
 
     def facts(self) -> Facts:
         """Workers, machine, measured service time and limits (measured at the first call)."""

@@ -242,8 +242,7 @@ class Group:
         while (slices := self._next(worker, state)) is not None:
             if slices:
                 state = _BUSY
-                for piece in slices:
-                    self._execute(worker, piece)
+                self._execute(worker, slices)
             elif state == _BUSY:
                 state = _HOT
                 time.sleep(0)  # lets whoever waits for the GIL run: most likely the generator
@@ -264,7 +263,7 @@ class Group:
                 self._waking -= 1
             if self._rules.has_deadlines:
                 expired = self._expire(now)
-            slices = self._pull(worker, now)
+            slices = self._pull(worker, now, 1 + len(self._idle) + self._hot + self._waking)
             if slices:
                 other = self._wake()
             elif self._closing:
@@ -280,47 +279,57 @@ class Group:
             _answer_expired(expired)
         return slices
 
-    def _pull(self, worker: int, now: float) -> list[Slice]:
+    def _pull(self, worker: int, now: float, idle: int) -> list[Slice]:
         """The next slices; a query that its owner cancelled before it began is forgotten.
 
         Under the lock, so that a future which runs is one that nobody has answered.
         """
-        while slices := self._rules.pull(worker, now):
-            id, lo, _ = slices[0]
-            query = self._queries[id]
-            if lo or query.future.set_running_or_notify_cancel():
-                return slices
-            self._rules.drop(id)
-            del self._queries[id]
-            query.ledger.status[query.row] = Status.CANCELLED
+        while slices := self._rules.pull(worker, now, idle):
+            kept = [piece for piece in slices if self._begins(*piece)]
+            if kept:
+                return kept
         return []
 
-    def _execute(self, worker: int, piece: Slice) -> None:
-        id, lo, hi = piece
-        query = self._queries.get(id)
-        if query is None:  # dropped between pull and here
+    def _begins(self, id: int, lo: int, hi: int) -> bool:
+        query = self._queries[id]
+        if lo or query.future.set_running_or_notify_cancel():
+            return True
+        self._rules.drop(id)
+        del self._queries[id]
+        query.ledger.status[query.row] = Status.CANCELLED
+        return False
+
+    def _execute(self, worker: int, slices: list[Slice]) -> None:
+        """One request. What a model raises concerns the queries in it, and no others."""
+        get = self._queries.get  # None: dropped between pull and here
+        work = [(query, lo, hi) for id, lo, hi in slices if (query := get(id)) is not None]
+        if not work:
             return
-        ledger, row = query.ledger, query.row
         began = clock()
-        if lo == 0:
-            ledger.start_s[row] = began
+        for query, lo, _ in work:
+            if lo == 0:
+                query.ledger.start_s[query.row] = began
         try:
-            self.runtime.execute(query.prepared, lo, hi)
-        except BaseException as error:  # whatever a model raises concerns its own query only
-            self.drop([id], Status.FAILED, error)
+            if len(work) == 1:
+                query, lo, hi = work[0]
+                self.runtime.execute(query.prepared, lo, hi)
+            else:
+                self.runtime.execute_together([(q.prepared, lo, hi) for q, lo, hi in work])
+        except BaseException as error:
+            self.drop([id for id, _, _ in slices], Status.FAILED, error)
             return
         now = clock()
         self.executed[worker] += 1
-        if ledger.trace is not None:
-            ledger.trace.append((row, lo, hi, worker, began, now))
         self._typical_s = 0.8 * min(self._typical_s, 1.0) + 0.2 * (now - began)
+        for query, lo, hi in work:
+            if query.ledger.trace is not None:
+                query.ledger.trace.append((query.row, lo, hi, worker, began, now))
         with self._lock:
-            finished = self._rules.finish(id, hi - lo)
-            if finished:
-                del self._queries[id]
-        if finished:
-            ledger.finish_s[row] = now
-            ledger.worker[row] = worker
+            done = self._rules.finish
+            finished = [self._queries.pop(id) for id, lo, hi in slices if done(id, hi - lo)]
+        for query in finished:
+            query.ledger.finish_s[query.row] = now
+            query.ledger.worker[query.row] = worker
             _answer(query, Status.OK)
 
     def _expire(self, now: float) -> list[Query]:

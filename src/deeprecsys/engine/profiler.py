@@ -118,6 +118,11 @@ def _thinned(times: FloatArray) -> FloatArray:
     return np.asarray(times[rows])
 
 
+def powers_of_two(largest: int) -> list[int]:
+    """1, 2, 4 .. to the first that is not below `largest`."""
+    return [1 << k for k in range(max(1, largest - 1).bit_length() + 1)]
+
+
 def busy_levels(workers: int) -> list[int]:
     """1, 2, 4 .. and all of them."""
     return sorted({1 << k for k in range(int(math.log2(workers)) + 1)} | {workers})

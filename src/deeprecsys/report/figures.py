@@ -19,6 +19,7 @@ Figure = dict[str, Any]
 # Okabe and Ito's palette: told apart by every kind of colour vision.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
 _CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", RED, "#F0E442")
+_SYMBOLS = ("circle", "diamond", "square")
 _MOST_POINTS = 2000
 _SLICES = 300
 
@@ -37,6 +38,10 @@ def capacity_by_batch(summary: dict[str, Any]) -> Figure | None:
     marked = [(t, names[t["policy"]["batch_size"]]) for t in trials
               if t["policy"]["batch_size"] in names and t["policy"] != best]  # fmt: skip
     data = [curve]
+    predicted = (summary.get("simulated") or {}).get("trials")
+    if predicted:  # the search in simulation that named the policies
+        line = _trace(predicted, "simulated", GREY, lines=True, size=5)
+        data.append(line | {"error_y": None, "line": {"color": GREY, "dash": "dot", "width": 1.5}})
     for trial, name in marked:
         data.append(_trace([trial], name, ORANGE, symbol="diamond", size=12))
     data += [_trace([t], "best", GREEN, symbol="star", size=17) for t in trials
@@ -289,18 +294,22 @@ def roofline(summary: dict[str, Any]) -> Figure | None:
         "type": "scatter", "mode": "lines", "name": "random rows", "x": x[: len(random)],
         "y": _round(random), "line": {"color": GREY, "dash": "dot", "width": 1.5},
     })  # fmt: skip
-    for colour, (name, points) in zip(_CYCLE * 3, found["models"].items(), strict=False):
+    for number, (name, points) in enumerate(found["models"].items()):
+        lap, place = divmod(number, len(_CYCLE))
+        colour, symbol = _CYCLE[place], _SYMBOLS[lap % len(_SYMBOLS)]
         data.append({
             "type": "scatter", "mode": "lines+markers", "name": escape(name),
             "x": _round([p["flops_per_byte"] for p in points]),
             "y": _round([p["flops_per_s"] / 1e9 for p in points]),
             "text": [f"batch {p['batch_size']}" for p in points],
-            "line": {"color": colour, "width": 1}, "marker": {"size": 7},
+            "line": {"color": colour, "width": 1}, "marker": {"size": 7, "symbol": symbol},
             "hovertemplate": "%{text}: %{y:.3g} GFLOP/s at %{x:.3g} FLOP a byte",
         })  # fmt: skip
     layout = _layout("arithmetic intensity (FLOP a byte)", "GFLOP/s")
     layout["xaxis"] |= {"type": "log", "dtick": 1}
     layout["yaxis"] |= {"type": "log", "dtick": 1}
+    if len(found["models"]) > 3:  # beside the picture: above it, so many names would cover it
+        layout["legend"] = {"orientation": "v", "x": 1.02, "y": 1}
     return {"data": data, "layout": layout}
 
 

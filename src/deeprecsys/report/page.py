@@ -25,8 +25,9 @@ Section = tuple[str, str, figures.Figure | None]  # heading, what it shows, figu
 def page(summary: dict[str, Any], records: Records | None, requests: Requests | None = None) -> str:
     """The whole document."""
     bodies = {"tune": _tune, "bench": _bench, "profile": _profile}
+    bodies["simulate"] = _tune if "trials" in summary else _bench
     body = bodies[summary["verb"]](summary, records, requests)
-    return document(f"{summary['verb']} {summary.get('model', '')}", body)
+    return document(f"{summary['verb']} {_subject(summary)}", body)
 
 
 def _tune(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Any]:
@@ -37,7 +38,7 @@ def _tune(summary: dict[str, Any], records: Records | None, requests: Requests |
         bounds = text.interval(capacity["interval_qps"], text.rate)
         facts = [
             ("capacity", f"{text.rate(capacity['rate_qps'])} queries/s", bounds),
-            ("batch size", str(best["policy"]["batch_size"]), "items a request, at most"),
+            ("policy", text.policy(best["policy"]), "items a request"),
             *_ratios(summary),
             *facts,
         ]
@@ -60,11 +61,11 @@ def _bench(
 ) -> list[Any]:
     meets = text.meets(summary.get("meets_sla"))
     verdict = (
-        f"batch size {summary['policy']['batch_size']} at {text.rate(summary['rate_qps'])} "
-        f"queries/s: p95 {text.ms(summary['p95_s'])} ms "
-        f"{text.interval(summary['p95_interval_s'], text.ms)}; "
-        f"{meets} {text.target(summary['sla'])}"
+        f"{text.policy(summary['policy'])} at {text.rate(summary['rate_qps'])} queries/s: "
+        f"p95 {text.ms(summary['p95_s'])} ms {text.interval(summary['p95_interval_s'], text.ms)}"
     )
+    if summary["sla"]:
+        verdict += f"; {meets} {text.target(summary['sla'])}"
     facts: list[Fact] = [
         ("throughput", f"{text.rate(summary['throughput_qps'])} queries/s"),
         *[(f"p{p}", f"{text.ms(summary.get(f'p{p}_s'))} ms",
@@ -85,6 +86,8 @@ def _bench(
 def _of_requests(
     summary: dict[str, Any], records: Records | None, requests: Requests | None
 ) -> tuple[Section, Section]:
+    if records is not None and requests is not None and len(requests):
+        records = records[: int(requests.query.max()) + 1]  # of a simulation, the first ones
     return (
         (
             "Where the time goes",
@@ -170,15 +173,27 @@ def _head(summary: dict[str, Any], verdict: str, facts: Sequence[Fact], binds: s
         for name, value, *rest in facts
     )
     stopped = "<p class=note>Interrupted: what was measured until then.</p>"
-    what = f"{summary['verb']} · {summary.get('model', '')}"
+    what = f"{summary['verb']} · {_subject(summary)}"
     scale = summary.get("scale", 1)
     if scale != 1:
         what += f" · tables scaled by {scale:g}"
     return (
         f"<header><p class=kicker>deeprecsys · {escape(what)}</p><h1>{escape(verdict)}</h1>"
         f"{stopped if summary.get('interrupted') else ''}<dl class=cards>{cards}</dl>"
-        f"{f'<p class=binds>What binds: {escape(binds)}.</p>' if binds else ''}</header>"
+        f"{f'<p class=binds>What binds: {escape(binds)}.</p>' if binds else ''}"
+        f"{_taken_for_granted(summary)}</header>"
     )
+
+
+def _subject(summary: dict[str, Any]) -> str:
+    """What was run: a model, or a law of service times."""
+    return str(summary.get("model") or (summary.get("simulated") or {}).get("service", ""))
+
+
+def _taken_for_granted(summary: dict[str, Any]) -> str:
+    """Every number of a simulation rests on these."""
+    said = (summary.get("simulated") or {}).get("assumptions")
+    return f"<p class=note>Simulated: {escape('; '.join(said))}.</p>" if said else ""
 
 
 def _trials(summary: dict[str, Any]) -> str:
@@ -194,7 +209,7 @@ def _trial(trial: dict[str, Any], best: bool) -> str:
     capacity = trial["capacity"]
     doubt = "" if capacity.get("decided", True) else " · undecided"
     head = (
-        f"<b>batch size {trial['policy']['batch_size']}</b>"
+        f"<b>{escape(text.policy(trial['policy']))}</b>"
         f"<span>{text.rate(capacity['rate_qps'])} queries/s "
         f"{text.interval(capacity['interval_qps'], text.rate)}{doubt}</span>"
         f"<span>{len(trial['runs'])} runs{' · best' if best else ''}</span>"

@@ -35,7 +35,16 @@ def ratio(comparison: dict[str, Any]) -> str:
     return f"{comparison['ratio']:.2f}× [{lo:.2f}, {hi:.2f}]{doubt}"
 
 
-def target(sla: dict[str, Any]) -> str:
+def policy(chosen: dict[str, Any]) -> str:
+    """As `core.Policy` says it, from its JSON."""
+    if chosen.get("adaptive"):
+        return f"adaptive, {chosen['batch_size']} to {chosen.get('most_items', 1024)} items"
+    return f"batch size {chosen['batch_size']}"
+
+
+def target(sla: dict[str, Any] | None) -> str:
+    if not sla:
+        return "no target"
     return f"p{sla['percentile']:g} ≤ {sla['latency_s'] * 1e3:g} ms"
 
 

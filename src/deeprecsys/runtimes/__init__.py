@@ -8,7 +8,7 @@ in the conformance tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -46,6 +46,10 @@ class Runtime(Protocol):
 
     def execute(self, prepared: Any, lo: int, hi: int) -> None:
         """Computes candidates lo .. hi - 1 into their rows of `scores`."""
+        ...
+
+    def execute_together(self, pieces: Sequence[tuple[Any, int, int]]) -> None:
+        """Several queries' slices (prepared, lo, hi) as one request."""
         ...
 
 

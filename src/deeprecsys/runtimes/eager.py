@@ -5,6 +5,7 @@ Holds the GIL between operators, so small requests on several workers get in eac
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,3 +47,15 @@ class Eager:
         tensors, scores = prepared
         with torch.inference_mode():
             scores[lo:hi].copy_(self._module([tensor[lo:hi] for tensor in tensors]))
+
+    def execute_together(self, pieces: Sequence[tuple[Prepared, int, int]]) -> None:
+        """The slices copied into one batch, and its scores back to where each belongs."""
+        slices = [[tensor[lo:hi] for tensor in prepared[0]] for prepared, lo, hi in pieces]
+        joined = [torch.cat(parts) for parts in zip(*slices, strict=True)]
+        outputs = [prepared[1][lo:hi] for prepared, lo, hi in pieces]
+        scores = torch.empty((sum(map(len, outputs)), outputs[0].shape[1]))
+        self.execute((joined, scores), 0, len(scores))
+        for output, part in zip(
+            outputs, torch.split(scores, [len(o) for o in outputs]), strict=True
+        ):
+            output.copy_(part)

@@ -7,7 +7,7 @@ service-time law, so queueing theory says what the engine must do.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,9 @@ class NoOp:
 
     def execute(self, prepared: Any, lo: int, hi: int) -> None:
         pass
+
+    def execute_together(self, pieces: Sequence[tuple[Any, int, int]]) -> None:
+        self.execute(None, 0, sum(hi - lo for _, lo, hi in pieces))
 
 
 class FixedTime(NoOp):

@@ -2,13 +2,14 @@
 
 from deeprecsys.tuning.capacity import COARSE, FINE, Capacity, Effort, Interrupted
 from deeprecsys.tuning.find import find_capacity
-from deeprecsys.tuning.searches import SEARCHES
+from deeprecsys.tuning.searches import SEARCHES, SIMULATED
 from deeprecsys.tuning.study import Comparison, Observer, Study, Trial, tune
 
 __all__ = [
     "COARSE",
     "FINE",
     "SEARCHES",
+    "SIMULATED",
     "Capacity",
     "Comparison",
     "Effort",

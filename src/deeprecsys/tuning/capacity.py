@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import SLA, Policy, Records, System
+from deeprecsys.core import SLA, Facts, Policy, Records, System
 from deeprecsys.metrics import Summary, percentile, summarize, verdict_so_far
 from deeprecsys.service_time import query_work_s
 from deeprecsys.workload import Workload
@@ -33,6 +33,8 @@ _RETRY = 50  # the turn (seed) of a second try
 # With more of the cores used by others than this, a failed run is repeated a little later.
 DISTURBED = 0.05
 _ATTEMPTS, _PAUSE_S, _LONGEST_PAUSE_S = 4, 0.5, 2.0
+_MOST_KEPT = 4096
+_VIRTUAL_MORE = 20  # queries of a simulated run over those of a live one
 _PATIENCE = 0.25  # of a search's time, for pauses and repeated runs
 
 
@@ -130,6 +132,13 @@ class Effort:
         most_s = min(2 * self.most_s, max(seconds / runs, _SHORTEST_S))
         return replace(self, most_s=most_s, least_s=min(self.least_s, most_s))
 
+    def on(self, facts: Facts) -> Effort:
+        """As suits a system: simulated time is cheap, and no neighbour spoils a run."""
+        if not facts.virtual:
+            return self
+        more: dict[str, Any] = {"queries": _VIRTUAL_MORE * self.queries, "most_s": math.inf}
+        return replace(self, tolerance=self.tolerance / 3, second_tries=False, **more)
+
 
 # A first look at every policy, then a careful one at those that can still be the best; a glance
 # at those whose cores could not do what another policy was seen to do.
@@ -168,6 +177,7 @@ class Probe:
         self.system, self.workload, self.sla = system, workload, sla
         self.stop, self.on_progress, self.on_run = stop, on_progress, on_run
         self.clock, self.pause = clock, pause
+        self._virtual = system.facts().virtual
 
     def __call__(
         self,
@@ -206,10 +216,10 @@ class Probe:
         if verdict is not None:
             summary = replace(summary, meets_sla=verdict)
         decided = verdict is not None
+        # A simulated run can be made again, and hundreds of long ones would fill the memory.
+        kept = None if self._virtual and len(records) > _MOST_KEPT else records
         others = self.system.disturbance()
-        run = Run(
-            rate_qps, workload.seed, summary, decided, others, stopped and not decided, records
-        )
+        run = Run(rate_qps, workload.seed, summary, decided, others, stopped and not decided, kept)
         self.on_run(policy, run)
         if self.stop():
             raise Interrupted(run)
@@ -223,20 +233,31 @@ def search_rate(
     *,
     before: Sequence[Run] = (),
     until: float = math.inf,
+    guess_qps: float | None = None,
 ) -> Capacity:
-    """Bracket, bisect, confirm; with runs of this policy made `before`, until a point in time."""
-    return _Search(probe, policy, effort, list(before), until).find()
+    """Bracket, bisect, confirm; with runs of this policy made `before`, until a point in time.
+
+    guess_qps: where to begin; default, just below the rate that saturates the workers.
+    """
+    return _Search(probe, policy, effort, list(before), until, guess_qps).find()
 
 
 class _Search:
     """One policy's runs so far, and which rate to try next."""
 
     def __init__(
-        self, probe: Probe, policy: Policy, effort: Effort, runs: list[Run], until: float
+        self,
+        probe: Probe,
+        policy: Policy,
+        effort: Effort,
+        runs: list[Run],
+        until: float,
+        guess_qps: float | None,
     ) -> None:
         self.probe, self.policy, self.effort = probe, policy, effort
         self.runs, self.until = runs, until
         self.ceiling = saturation_rate(probe, policy)
+        self.guess = guess_qps or 0.92 * self.ceiling
         self.alone_s = _alone_s(probe, policy)
         self.idle_s: float | None = None
         self.stalls = 0
@@ -298,7 +319,9 @@ class _Search:
         alone_s = self.alone_s if self.alone_s is not None else 10 / self.ceiling
         rate = 1 / (_IDLE_GAP * alone_s)
         duration_s = min(_IDLE_QUERIES / rate, 3 * self.effort.most_s)
-        run = self.probe(self.policy, rate, duration_s, until=self.until)
+        # Stopped at the first slow one of so few, a run would not even say how slow.
+        few = rate * duration_s < 2 * _IDLE_QUERIES / _IDLE_GAP
+        run = self.probe(self.policy, rate, duration_s, whole=few, until=self.until)
         self.runs.append(run)
         self.idle_s = _finished_percentile_s(run, self.probe.sla)
         return run.passed
@@ -307,7 +330,7 @@ class _Search:
         """The rate to try next, or None when the bracket is narrow enough."""
         lo, hi = _ends(self.runs)
         if lo == 0 and math.isinf(hi):
-            return 0.92 * self.ceiling
+            return self.guess
         if math.isinf(hi):
             return max(lo * 1.06, min(lo * 2, 0.8 * self.ceiling))
         if lo == 0:

@@ -42,6 +42,7 @@ def find_capacity(
     began, total_s = time.monotonic(), math.inf if budget_s is None else budget_s
     if effort is None:
         effort = FINE if budget_s is None else FINE.within(_SEARCH * budget_s, _RUNS)
+        effort = effort.on(system.facts())
     policy = policy or Policy()
     probe = Probe(system, workload, sla)
     found = search_rate(probe, policy, effort, until=began + _SEARCH * total_s)

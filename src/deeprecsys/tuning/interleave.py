@@ -126,7 +126,7 @@ def interleave(
                 contestant.take(run, probe.sla.latency_s)
             else:  # no word of this policy in this round
                 contestant.log_rates.append(None)
-        ratios = [_ratio(contestants[0], other) for other in contestants[1:]]
+        ratios = [ratio_of(contestants[0], other) for other in contestants[1:]]
         if all(map(_precise, ratios)) and contestants[0].settled:
             break
     return ratios
@@ -154,7 +154,7 @@ def elasticity(runs: Sequence[Run], rate_qps: float, ceiling_qps: float) -> floa
     return float(np.clip(np.polyfit(x, y, 1)[0], 2.0, 40.0))
 
 
-def _ratio(one: Contestant, other: Contestant) -> Ratio | None:
+def ratio_of(one: Contestant, other: Contestant) -> Ratio | None:
     """Of the rounds in which both said something; None with fewer than two of them."""
     pairs = zip(one.log_rates, other.log_rates, strict=False)
     logs = np.array([a - b for a, b in pairs if a is not None and b is not None])

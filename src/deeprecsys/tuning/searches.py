@@ -85,6 +85,10 @@ SEARCHES: dict[str, Callable[[Measure, Space], None]] = {
 }
 
 
+# Not a search over a measured function: the policies come from a search in simulation.
+SIMULATED = "simulated"
+
+
 def contenders(trials: Sequence[tuple[Policy, Capacity]], most: int = 3) -> list[Policy]:
     """The policies whose first look leaves them a chance of being the best, best first."""
     able = sorted((t for t in trials if t[1].rate_qps > 0), key=lambda t: -t[1].rate_qps)

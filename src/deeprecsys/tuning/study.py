@@ -27,14 +27,17 @@ from deeprecsys.tuning.capacity import (
     saturation_rate,
     search_rate,
 )
-from deeprecsys.tuning.interleave import Contestant, Ratio, elasticity, interleave
-from deeprecsys.tuning.searches import SEARCHES, Space, contenders
+from deeprecsys.tuning.interleave import Contestant, Ratio, elasticity, interleave, ratio_of
+from deeprecsys.tuning.searches import SEARCHES, SIMULATED, Space, contenders
 from deeprecsys.workload import Workload
 
 # How a time budget is spent: first looks, careful looks; the rest is for the comparison.
 _FIRST_LOOKS, _CAREFUL_LOOKS = 0.45, 0.72
 # A policy whose cores saturate below this share of the best rate seen needs no exact figure.
 _NO_CHANCE = 0.7
+# Simulation names the policies worth confirming: so many, at least this close to its best.
+_CONFIRMED, _CLOSE = 2, 0.97
+_NOT_MEASURED = Capacity(0.0, (0.0, math.inf), False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,10 @@ class Comparison:
 
 @dataclass(slots=True)
 class Study:
-    """A search over policies. `best` is None when no policy holds the target at any rate."""
+    """A search over policies. `best` is None when no policy holds the target at any rate.
+
+    simulated: the search that named the policies of this one, where simulation did.
+    """
 
     method: str
     sla: SLA
@@ -90,6 +96,7 @@ class Study:
     binds: Binds = field(default_factory=lambda: Binds("unknown", "unknown: not measured"))
     interrupted: bool = False
     elapsed_s: float = 0.0
+    simulated: Study | None = None
 
     @property
     def speedup(self) -> Ratio | None:
@@ -112,19 +119,24 @@ def tune(
     budget_s: float | None = None,
     run_s: float | None = None,
     observer: Observer | None = None,
+    surrogate: System | None = None,
 ) -> Study:
     """Finds the policy with the highest capacity.
 
     budget_s bounds the time it may take; run_s is the length of every run (default: as the
-    rate, the target and the budget ask). Raises UserError for a wrong method, budget or length.
+    rate, the target and the budget ask). surrogate: a simulation of `system`, which method
+    "simulated" searches in its stead. Raises UserError for a wrong method, budget or length.
     """
-    if method not in SEARCHES:
-        raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
+    if method not in (*SEARCHES, SIMULATED):
+        raise UserError(f"unknown method {method!r}; known: {', '.join([*SEARCHES, SIMULATED])}")
+    if (method == SIMULATED) != (surrogate is not None):
+        raise UserError("method simulated needs a surrogate of the system, and no other takes one")
     if budget_s is not None and not (budget_s > 0 and math.isfinite(budget_s)):
         raise UserError(f"the time budget must be positive, not {budget_s:g} s")
     if run_s is not None and not (run_s > 0 and math.isfinite(run_s)):
         raise UserError(f"the length of a run must be positive, not {run_s:g} s")
-    return _Tuning(system, workload, sla, method, budget_s, run_s, observer or Observer()).run()
+    watching = observer or Observer()
+    return _Tuning(system, workload, sla, method, budget_s, run_s, watching, surrogate).run()
 
 
 class _Tuning:
@@ -139,12 +151,15 @@ class _Tuning:
         budget_s: float | None,
         run_s: float | None,
         observer: Observer,
+        surrogate: System | None,
     ) -> None:
         self.system, self.workload, self.sla, self.method = system, workload, sla, method
+        self.surrogate, self.facts = surrogate, system.facts()
+        self.simulated: Study | None = None
         self.observer, self.run_s = observer, run_s
         self.began = time.monotonic()
         self.budget_s = math.inf if budget_s is None else budget_s
-        self.space = Space(system.facts().workers, workload.size_law.largest)
+        self.space = Space(self.facts.workers, workload.size_law.largest)
         self.trials: dict[Policy, Trial] = {}
         self.comparisons: list[Comparison] = []
         self.chosen: Policy | None = None
@@ -161,19 +176,50 @@ class _Tuning:
     def run(self) -> Study:
         interrupted = False
         try:
-            self._search()
-            self._look_again()
-            self._compare()
+            if self.surrogate is not None:
+                self._compare(self._simulate(self.surrogate))
+            else:
+                self._search()
+                self._look_again()
+                self._compare([])
         except Interrupted:
             interrupted = True
         return self._study(interrupted)
+
+    def _simulate(self, surrogate: System) -> list[Contestant]:
+        """The whole grid in simulation, a first look at its best; who is worth comparing."""
+        self.observer.on_phase("simulate")
+        self.simulated = tune(
+            surrogate,
+            self.workload,
+            self.sla,
+            "exhaustive",
+            observer=Observer(stop=self.observer.stop, on_progress=self.observer.on_progress),
+        )
+        if self.observer.stop():
+            return []
+        self.observer.on_phase("confirm")
+        predicted = {t.policy: t.capacity.rate_qps for t in self.simulated.trials}
+        able = sorted((p for p in predicted if predicted[p] > 0), key=lambda p: -predicted[p])
+        first = able[0] if able else self.space.static
+        self._measure(first, COARSE, self._until(), predicted[first] or None)
+        rate = self.trials[first].capacity.rate_qps
+        if rate == 0:  # simulation was too hopeful, or the target is out of reach
+            if first != self.space.static:
+                self._measure(self.space.static, COARSE, self._until())
+            return []
+        close = [p for p in able[1:] if predicted[p] > _CLOSE * predicted[first]]
+        ceiling = saturation_rate(self.probe, first)
+        slope = elasticity([], rate, ceiling)
+        entered = dict.fromkeys([first, *close[: _CONFIRMED - 1], self.space.static])
+        return [Contestant(p, rate * predicted[p] / predicted[first], slope) for p in entered]
 
     def _search(self) -> None:
         """First looks: quick runs, wide tolerance; the baseline's is always among them."""
         self.observer.on_phase("search")
         until = self.began + _FIRST_LOOKS * self.budget_s
-        self._measure(self.space.static, self._effort(COARSE), until)
-        SEARCHES[self.method](lambda p: self._measure(p, self._effort(COARSE), until), self.space)
+        self._measure(self.space.static, COARSE, until)
+        SEARCHES[self.method](lambda p: self._measure(p, COARSE, until), self.space)
 
     def _look_again(self) -> None:
         """Careful looks at the policies that can be the best, and at the baselines."""
@@ -182,24 +228,25 @@ class _Tuning:
         able = contenders([(t.policy, t.capacity) for t in self.trials.values()])
         for policy in dict.fromkeys([*able, self.space.static]):
             if not self._hopeless(policy):
-                self._measure(policy, self._effort(FINE), until)
+                self._measure(policy, FINE, until)
 
-    def _compare(self) -> None:
-        """The best against both baselines, interleaved."""
+    def _compare(self, entered: list[Contestant]) -> None:
+        """The best against both baselines, interleaved; or those that simulation named."""
         best = self._best()
         if best is None:
             return
         self.observer.on_phase("compare")
-        self.chosen = best.policy
         others = {
             "the static baseline": self.space.static,
             "the paper's literal": self.space.literal,
         }
-        rivals = {n: p for n, p in others.items() if p != best.policy and self._rate(p) > 0}
+        if not entered:
+            self.chosen = best.policy
+            rivals = [p for p in others.values() if p != best.policy and self._rate(p) > 0]
+            entered = [self._contestant(policy) for policy in (best.policy, *rivals)]
         looks = self._effort(FINE)
-        entered = [self._contestant(policy) for policy in (best.policy, *rivals.values())]
         try:
-            ratios = interleave(
+            interleave(
                 self.probe,
                 entered,
                 lambda rate: looks.duration_s(rate, self.sla),
@@ -207,18 +254,20 @@ class _Tuning:
             )
         finally:
             for one in entered:
-                trial = self.trials[one.policy]
-                self.trials[one.policy] = Trial(one.policy, one.capacity(trial.capacity))
-        measured = dict(zip(rivals, ratios, strict=True))
-        same = Ratio(1.0, (1.0, 1.0), 0)
+                before = self.trials.get(one.policy, Trial(one.policy, _NOT_MEASURED)).capacity
+                self.trials[one.policy] = Trial(one.policy, one.capacity(before))
+        if self.chosen is None:
+            self.chosen = max(entered, key=lambda c: self.trials[c.policy].capacity.rate_qps).policy
+        winner = next(c for c in entered if c.policy == self.chosen)
+        ratios = {c.policy: ratio_of(winner, c) for c in entered if c is not winner}
+        ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
         self.comparisons = [
-            Comparison(name, policy, same if policy == best.policy else measured.get(name))
-            for name, policy in others.items()
+            Comparison(name, policy, ratios.get(policy)) for name, policy in others.items()
         ]
 
     def _rate(self, policy: Policy) -> float:
         if policy not in self.trials:
-            self._measure(policy, self._effort(COARSE), self._until())
+            self._measure(policy, COARSE, self._until())
         return self.trials[policy].capacity.rate_qps
 
     def _contestant(self, policy: Policy) -> Contestant:
@@ -227,10 +276,14 @@ class _Tuning:
         slope = elasticity(capacity.runs, capacity.rate_qps, ceiling)
         return Contestant(policy, capacity.rate_qps, slope)
 
-    def _measure(self, policy: Policy, effort: Effort, until: float) -> Capacity:
+    def _measure(
+        self, policy: Policy, looks: Effort, until: float, guess_qps: float | None = None
+    ) -> Capacity:
+        """A look at a policy, `COARSE` or `FINE`, on top of its runs before."""
         before = self.trials[policy].capacity if policy in self.trials else None
-        if before is not None and effort.tolerance >= COARSE.tolerance:
+        if before is not None and looks is COARSE:
             return before
+        effort = self._effort(looks)
         self.current = list(before.runs) if before else []
         best = self._best()
         if best and saturation_rate(self.probe, policy) < _NO_CHANCE * best.capacity.rate_qps:
@@ -238,7 +291,12 @@ class _Tuning:
         try:
             until = min(until, self._fair_until(effort, until))
             capacity = search_rate(
-                self.probe, policy, effort, before=tuple(self.current), until=until
+                self.probe,
+                policy,
+                effort,
+                before=tuple(self.current),
+                until=until,
+                guess_qps=guess_qps,
             )
         except Interrupted:
             self._keep_unfinished(policy)
@@ -279,13 +337,16 @@ class _Tuning:
     def _until(self) -> float:
         return self.began + self.budget_s
 
-    def _effort(self, effort: Effort) -> Effort:
+    def _effort(self, looks: Effort) -> Effort:
         """Runs short enough that a small budget still buys every policy a few of them."""
+        effort = looks.on(self.facts)
         if self.run_s is not None:
             return replace(effort, least_s=self.run_s, most_s=self.run_s, least_queries=0)
-        if math.isinf(self.budget_s):
+        if self.facts.virtual or math.isinf(self.budget_s):
             return effort
-        if effort is COARSE:
+        if self.surrogate is not None:  # a look at one policy; then up to three, four rounds
+            share, runs = 1.0, 13
+        elif looks is COARSE:
             share, runs = _FIRST_LOOKS, 4 * (len(self.space.batch_sizes) + 2)
         else:  # three contenders and the baseline; then three policies, four rounds or more
             share, runs = 1 - _FIRST_LOOKS, 30
@@ -293,9 +354,7 @@ class _Tuning:
 
     def _study(self, interrupted: bool) -> Study:
         best = self._best()
-        baseline = self.trials.get(
-            self.space.static, Trial(self.space.static, Capacity(0.0, (0.0, math.inf), False))
-        )
+        baseline = self.trials.get(self.space.static, Trial(self.space.static, _NOT_MEASURED))
         study = Study(
             method=self.method,
             sla=self.sla,
@@ -305,11 +364,12 @@ class _Tuning:
             comparisons=self.comparisons,
             interrupted=interrupted,
             elapsed_s=time.monotonic() - self.began,
+            simulated=self.simulated,
         )
         if best is not None:
             sizes = self.workload.sample_sizes(4096)
             study.binds = what_binds(
-                self.system.facts(),
+                self.facts,
                 best.policy,
                 best.capacity.rate_qps,
                 sizes,

@@ -8,16 +8,17 @@ brings its own) nor systems, nor any clock: times are seconds from the start of 
 so the same seed at another rate gives the same gaps, scaled. `bursty` and `daily` are the same
 unit Poisson process seen through a clock that runs faster in a burst or at noon: a time change,
 which keeps every law one vectorised interpolation and a longer schedule the continuation of a
-shorter one.
+shorter one. Times come in pieces, so that a day of traffic need not fit in memory.
 
-A new law is one class with `times` and `describe`, one function that reads its options, and one
+A new law is one class with `pieces` and `describe`, one function that reads its options, and one
 line in `ARRIVAL_LAWS`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,6 +34,9 @@ DAY_S = 86_400.0
 # No public figure for a ranking service was found; every report prints it as an assumption.
 PEAK_TO_TROUGH = 2.0
 
+# Spells (pairs of quiet and burst) of `Bursty` drawn at a time. Part of what a seed means.
+_SPELLS = 256
+
 # Seconds since 1970 rather than since the start of the trace: nobody replays three idle years.
 _LOOKS_LIKE_A_DATE_S = 1e8
 
@@ -40,10 +44,11 @@ _LOOKS_LIKE_A_DATE_S = 1e8
 class ArrivalLaw(Protocol):
     """When queries come, at any rate."""
 
-    def times(self, rng: np.random.Generator, rate_qps: float, n: int) -> FloatArray:
-        """[n] sorted seconds at a mean rate of `rate_qps`; fewer only where a trace ends.
+    def pieces(self, rng: np.random.Generator, rate_qps: float, n: int) -> Iterator[FloatArray]:
+        """[n] sorted seconds at a mean rate of `rate_qps`, the next n, and so on; n >= 1.
 
-        The first m of n are what a call for m from the same generator state would have given.
+        Without an end, but for a trace's, whose last piece is shorter. Pieces of another length
+        put together are the same times.
         """
         ...
 
@@ -54,8 +59,9 @@ class ArrivalLaw(Protocol):
 class Poisson:
     """Independent exponential gaps: many users who know nothing of one another."""
 
-    def times(self, rng: np.random.Generator, rate_qps: float, n: int) -> FloatArray:
-        return _unit_poisson(rng, n) / rate_qps
+    def pieces(self, rng: np.random.Generator, rate_qps: float, n: int) -> Iterator[FloatArray]:
+        for work in _unit_poisson(rng, n):
+            yield work / rate_qps
 
     def describe(self) -> str:
         return "poisson: independent exponential gaps"
@@ -65,8 +71,9 @@ class Poisson:
 class Constant:
     """Equal gaps; the first query comes one gap after the start, as in the other laws."""
 
-    def times(self, rng: np.random.Generator, rate_qps: float, n: int) -> FloatArray:
-        return np.arange(1, n + 1) / rate_qps
+    def pieces(self, rng: np.random.Generator, rate_qps: float, n: int) -> Iterator[FloatArray]:
+        for first in itertools.count(1, n):
+            yield np.arange(first, first + n) / rate_qps
 
     def describe(self) -> str:
         return "constant: equal gaps"
@@ -97,24 +104,32 @@ class Bursty:
                 "SHARE lies between 0 and 1, QUERIES (a cycle) is at least 1"
             )
 
-    def times(self, rng: np.random.Generator, rate_qps: float, n: int) -> FloatArray:
+    def pieces(self, rng: np.random.Generator, rate_qps: float, n: int) -> Iterator[FloatArray]:
         gaps, spells = rng.spawn(2)  # so that more queries do not draw other spells
-        work = _unit_poisson(gaps, n)
-        clock, time = self._spells(spells, work[-1] if n else 0.0)
-        return _through_clock(work, clock, time) / rate_qps
+        lengths = self._spells(spells)
+        clock = time = np.zeros(1)  # knots of expected queries against time
+        last = 0.0
+        for work in _unit_poisson(gaps, n):
+            # What is behind is forgotten, but for the knot before the first query.
+            passed = max(0, int(np.searchsorted(clock, work[0])) - 1)
+            clock, time = clock[passed:], time[passed:]
+            while clock[-1] <= work[-1]:
+                queries, seconds = next(lengths)
+                clock, time = _more(clock, queries), _more(time, seconds)
+            seen = np.maximum(_through_clock(work, clock, time), last)
+            last = float(seen[-1])
+            yield seen / rate_qps
 
-    def _spells(self, rng: np.random.Generator, until: float) -> tuple[FloatArray, FloatArray]:
-        """Knots of expected queries against time, from (0, 0) to at least `until` queries."""
+    def _spells(self, rng: np.random.Generator) -> Iterator[tuple[FloatArray, FloatArray]]:
+        """Expected queries and lengths of spells, some at a time, without an end."""
         quiet_rate = 1 / (1 - self.share + self.share * self.ratio)
         burst_first = bool(rng.random() < self.share)
         in_burst = np.array([burst_first, not burst_first])
         rate = np.where(in_burst, self.ratio * quiet_rate, quiet_rate)
         mean_s = np.where(in_burst, self.share, 1 - self.share) * self.cycle
-        pairs = int(until / self.cycle * 1.1) + 16
-        length = np.empty((0, 2))
-        while (length @ rate).sum() <= until:
-            length = np.concatenate([length, rng.standard_exponential((pairs, 2)) * mean_s])
-        return _knots((length * rate).ravel()), _knots(length.ravel())
+        while True:
+            length = rng.standard_exponential((_SPELLS, 2)) * mean_s
+            yield (length * rate).ravel(), length.ravel()
 
     def describe(self) -> str:
         return (
@@ -142,12 +157,16 @@ class Daily:
     def period_s(self) -> float:
         return float(self.start_s[-1])
 
-    def times(self, rng: np.random.Generator, rate_qps: float, n: int) -> FloatArray:
-        clock = _knots(np.diff(self.start_s) * self.relative)
+    def pieces(self, rng: np.random.Generator, rate_qps: float, n: int) -> Iterator[FloatArray]:
+        clock = _more(np.zeros(1), np.diff(self.start_s) * self.relative)
         clock *= self.period_s / clock[-1]
-        day, within = np.divmod(_unit_poisson(rng, n) / rate_qps, self.period_s)
-        time = day * self.period_s + np.interp(within, clock, self.start_s)
-        return np.maximum.accumulate(time)
+        last_s = 0.0
+        for work in _unit_poisson(rng, n):
+            day, within = np.divmod(work / rate_qps, self.period_s)
+            time = day * self.period_s + np.interp(within, clock, self.start_s)
+            time = np.maximum(np.maximum.accumulate(time), last_s)
+            last_s = float(time[-1])
+            yield time
 
     def describe(self) -> str:
         return (
@@ -174,13 +193,13 @@ class Replay:
         last = float(self.arrival_s[-1])
         return len(self.arrival_s) / last if last > 0 else math.inf
 
-    def times(self, rng: np.random.Generator, rate_qps: float, n: int) -> FloatArray:
+    def pieces(self, rng: np.random.Generator, rate_qps: float, n: int) -> Iterator[FloatArray]:
         """The trace's own times, stretched so that the whole trace has a mean of `rate_qps`."""
-        if rate_qps == self.rate_qps:
-            return self.arrival_s[:n]
-        if math.isinf(self.rate_qps):
+        if rate_qps != self.rate_qps and math.isinf(self.rate_qps):
             raise UserError(f"{self.path}: all queries come at time 0, so no rate can be given")
-        return self.arrival_s[:n] * (self.rate_qps / rate_qps)
+        stretch = 1.0 if rate_qps == self.rate_qps else self.rate_qps / rate_qps
+        for first in range(0, len(self.arrival_s), n):
+            yield self.arrival_s[first : first + n] * stretch
 
     def describe(self) -> str:
         models = 1 if self.model is None else len(set(self.model.tolist()))
@@ -250,13 +269,20 @@ def parse_arrivals(spec: str) -> ArrivalLaw:
     return parse("arrivals", ARRIVAL_LAWS, spec)
 
 
-def _unit_poisson(rng: np.random.Generator, n: int) -> FloatArray:
-    """[n] arrival times at one query per unit of time."""
-    return np.cumsum(rng.standard_exponential(n))
+def _unit_poisson(rng: np.random.Generator, n: int) -> Iterator[FloatArray]:
+    """[n] arrival times at one query per unit of time, and the next n, without an end."""
+    after = 0.0
+    while True:
+        gaps = rng.standard_exponential(n)
+        gaps[:1] += after
+        times = np.cumsum(gaps)
+        after = float(times[-1])
+        yield times
 
 
-def _knots(steps: FloatArray) -> FloatArray:
-    return np.concatenate([[0.0], np.cumsum(steps)])
+def _more(knots: FloatArray, steps: FloatArray) -> FloatArray:
+    """Knots that go on from the last one by so many steps."""
+    return np.concatenate([knots, knots[-1] + np.cumsum(steps)])
 
 
 def _through_clock(work: FloatArray, clock: FloatArray, time: FloatArray) -> FloatArray:

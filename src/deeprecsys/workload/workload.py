@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -23,6 +24,9 @@ from deeprecsys.workload.sizes import SizeLaw, empirical, parse_sizes
 # a seed means: append only.
 Stream = Literal["sizes", "arrivals", "indices"]
 _STREAMS: tuple[Stream, ...] = ("sizes", "arrivals", "indices")
+
+# So many pieces, that a summary can tell how they vary; and no piece is large or tiny.
+_PIECES, _SHORTEST_PIECE, _LONGEST_PIECE = 64, 64, 1 << 17
 
 # 1.6 GB of schedule; beyond it, a rate and a duration were most likely mistyped.
 MAX_QUERIES = 100_000_000
@@ -74,6 +78,35 @@ class Workload:
             raise UserError("how long? give duration_s, or queries, or both")
         arrival_s = self._arrivals(rate, until_s, limit)
         return Schedule(arrival_s, self._sizes_of(len(arrival_s)), self.indices)
+
+    def pieces(
+        self,
+        rate_qps: float | None = None,
+        duration_s: float | None = None,
+        queries: int | None = None,
+    ) -> Iterator[Schedule]:
+        """The same schedule in pieces that follow each other: for runs too long for memory."""
+        rate = self._rate(rate_qps)
+        limit = math.inf if queries is None else _count("queries", queries, least=1)
+        until_s = math.inf if duration_s is None else _positive("duration_s", duration_s)
+        if queries is None and duration_s is None and not self._trace:
+            raise UserError("how long? give duration_s, or queries, or both")
+        expected = min(limit, rate * until_s, len(self._trace.size) if self._trace else math.inf)
+        n = int(min(max(expected / _PIECES, _SHORTEST_PIECE), _LONGEST_PIECE))
+        sizes, given = self.generator("sizes"), 0
+        for arrival_s in self.arrival_law.pieces(self.generator("arrivals"), rate, n):
+            wanted = int(min(len(arrival_s), limit - given))
+            ends = int(np.searchsorted(arrival_s, until_s, side="right"))
+            kept = min(wanted, ends)
+            if self._trace:
+                size = self._trace.size[given : given + kept]
+            else:
+                size = self.size_law.sample(sizes, kept)
+            given += kept
+            if kept:
+                yield Schedule(arrival_s[:kept], size, self.indices)
+            if kept < len(arrival_s) or given == limit:
+                return
 
     def sample_sizes(self, n: int) -> IntArray:
         """[n] int64 sizes: those of a schedule of n queries (of a trace: drawn from its sizes)."""
@@ -139,7 +172,7 @@ class Workload:
             )
         n = min(limit, int(min(expected + 5 * math.sqrt(expected) + 16, MAX_QUERIES)))
         while True:
-            times = self.arrival_law.times(self.generator("arrivals"), rate_qps, n)
+            times = next(self.arrival_law.pieces(self.generator("arrivals"), rate_qps, n))
             if n == limit or len(times) < n or times[-1] > until_s:
                 return times[: np.searchsorted(times, until_s, side="right")]
             n = min(limit, 2 * n)

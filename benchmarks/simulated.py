@@ -1,0 +1,219 @@
+"""Parts of `run.py` on simulation: its speed, searches in it, the adaptive policy, guided tuning.
+
+Each yields (what, measured, wanted, met). Profiles of the full-size models are measured once, into
+`runs/profiles/`, and taken from there afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+import deeprecsys as drs
+from deeprecsys.core import SLA, Policy, Schedule
+from deeprecsys.models import NAMES, get_spec, load_model
+from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.simulation import Simulator
+from deeprecsys.tuning import find_capacity, tune
+from deeprecsys.tuning.capacity import Probe
+from deeprecsys.tuning.interleave import Contestant, interleave, ratio_of
+
+Found = tuple[str, str, str, bool | None]
+PROFILES = Path("runs/profiles")
+ADAPTIVE = Policy(16, adaptive=True)
+WORKLOAD = drs.Workload()
+
+
+def profile_of(name: str, seconds: float = 20.0) -> Profile:
+    """The model's profile on this machine: kept, or measured now."""
+    path = PROFILES / f"{name}.json"
+    if path.is_file():
+        return Profile.load(path)
+    with drs.Engine(load_model(name)) as engine:
+        found = engine.profile(budget_s=seconds)
+    PROFILES.mkdir(parents=True, exist_ok=True)
+    found.save(path)
+    return found
+
+
+def simulator_of(name: str, workers: int) -> Simulator:
+    return Simulator(ServiceTime.from_profile(profile_of(name), extrapolate=True), workers)
+
+
+def speed() -> Iterator[Found]:
+    """Requests a second of one core, static policy, best of five; service times from a profile."""
+    law = ServiceTime.from_profile(profile_of("dlrm-rmc1"))
+    for workers in (2, 8, 16, 40, 64):
+        simulator = Simulator(law, workers)
+        rate = 0.8 * workers / float(law(np.array([256.0]))[0])
+        schedule = WORKLOAD.schedule(rate_qps=rate, queries=400_000)
+        policy = Policy(32)
+        requests = int(np.ceil(schedule.size / policy.batch_size).sum())
+        simulator.run(Schedule(schedule.arrival_s[:9], schedule.size[:9]), policy)
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            simulator.run(schedule, policy)
+            seconds.append(time.perf_counter() - began)
+        best = requests / min(seconds) / 1e6
+        yield (f"simulated requests of dlrm-rmc1, {workers} workers, batch size 32",
+               f"{best:.1f} million/s", "10 million/s", best >= 10)  # fmt: skip
+
+
+def climb40() -> Iterator[Found]:
+    """Hill climb over exhaustive search on 40 simulated workers, three targets each."""
+    ratios = {}
+    for name in NAMES:
+        target = get_spec(name).target
+        for factor in (0.5, 1.0, 1.5):
+            sla = SLA(factor * target.latency_s, target.percentile)
+            system = simulator_of(name, 40)
+            best = {
+                method: tune(system, WORKLOAD, sla, method).best
+                for method in ("hill-climb", "exhaustive")
+            }
+            if best["exhaustive"] is None:
+                ratios[name, factor] = float("nan")
+                continue
+            # A fresh, long look at both, so that luck in the search does not decide.
+            rates = [
+                find_capacity(system, WORKLOAD.reseed(77), sla, one.policy).rate_qps if one else 0.0
+                for one in best.values()
+            ]
+            ratios[name, factor] = rates[0] / rates[1]
+    known = {k: r for k, r in ratios.items() if r == r}
+    worst = min(known, key=lambda k: known[k])
+    none = [f"{name} at {factor:g}×" for (name, factor), r in ratios.items() if r != r]
+    yield (
+        "hill climb / exhaustive on 40 simulated workers, eight models, three targets",
+        f"lowest {known[worst]:.3f} ({worst[0]} at {worst[1]:g}×), median "
+        f"{np.median(list(known.values())):.3f} of {len(known)}"
+        + (f"; no policy meets {', '.join(none)}" if none else ""),
+        "0.97", known[worst] >= 0.97,
+    )  # fmt: skip
+
+
+def adaptive40() -> Iterator[Found]:
+    """The adaptive policy beside the tuned static one on 40 simulated workers."""
+    for name in NAMES:
+        target = get_spec(name).target
+        system = simulator_of(name, 40)
+        best = tune(system, WORKLOAD, target, "exhaustive").best
+        if best is None:
+            yield (
+                f"adaptive / tuned static, 40 simulated workers, {name}",
+                "none meets",
+                "1.0",
+                None,
+            )
+            continue
+        static = find_capacity(system, WORKLOAD.reseed(77), target, best.policy).rate_qps
+        adaptive = find_capacity(system, WORKLOAD.reseed(77), target, ADAPTIVE).rate_qps
+        p95 = []
+        for share in (0.1, 0.5, 0.9):
+            rate = share * static
+            one, other = (
+                system.stream(WORKLOAD.pieces(rate_qps=rate, queries=200_000), p)
+                for p in (ADAPTIVE, best.policy)
+            )
+            p95.append(one.p95_s / other.p95_s)
+        ratio = adaptive / static
+        yield (
+            f"adaptive / tuned static (batch size {best.policy.batch_size}), "
+            f"40 simulated workers, {name}",
+            f"capacity {ratio:.3f}; p95 at 10, 50, 90 % of it "
+            f"{', '.join(f'{r:.2f}' for r in p95)}",
+            "1.0; lower at 50 %", ratio >= 1.0 and p95[1] < 1.0,
+        )  # fmt: skip
+
+
+def shift40() -> Iterator[Found]:
+    """The sizes change under a policy tuned for others; and a day with a peak twice its trough."""
+    for name in ("dlrm-rmc1", "dlrm-rmc3", "ncf"):
+        target, system = get_spec(name).target, simulator_of(name, 40)
+        best = tune(system, WORKLOAD, target, "exhaustive").best
+        if best is None:
+            continue
+        for sizes in ("lognormal", "fixed:64", "uniform:1-1000"):
+            other = drs.Workload(sizes=sizes, seed=77)
+            rates = [find_capacity(system, other, target, p).rate_qps
+                     for p in (ADAPTIVE, best.policy)]  # fmt: skip
+            yield (f"{name}: tuned for production, then {sizes}: adaptive / static",
+                   f"{rates[0] / rates[1]:.3f}", "", None)  # fmt: skip
+        day = drs.Workload(arrivals="daily:600", seed=5)
+        rate = best.capacity.rate_qps / 1.4  # the peak is 4/3 of the mean
+        found = [system.stream(day.pieces(rate_qps=rate, duration_s=600), p)
+                 for p in (ADAPTIVE, best.policy)]  # fmt: skip
+        p50, p95 = (getattr(found[0], p) / getattr(found[1], p) for p in ("p50_s", "p95_s"))
+        yield (f"{name}: a day with a peak near capacity: adaptive / static",
+               f"p50 {p50:.2f}, p95 {p95:.2f}", "", None)  # fmt: skip
+
+
+def adaptive2() -> Iterator[Found]:
+    """Live on this machine, turn by turn against the best static policy that simulation names."""
+    for name in ("dlrm-rmc1", "dlrm-rmc3", "ncf", "wnd"):
+        model, target = load_model(name), get_spec(name).target
+        with drs.Engine(model) as engine:
+            system = simulator_of(name, engine.workers)
+            best = tune(system, WORKLOAD, target, "exhaustive").best
+            assert best is not None
+            rate = find_capacity(engine, WORKLOAD, target, best.policy, budget_s=20).rate_qps
+            pair = [Contestant(p, rate, 20.0) for p in (ADAPTIVE, best.policy)]
+            interleave(Probe(engine, WORKLOAD, target), pair, lambda _: 6.0,
+                       until=time.monotonic() + 90)  # fmt: skip
+            ratio = ratio_of(*pair)
+            half: list[list[float]] = [[], []]
+            for seed in range(4):
+                load = WORKLOAD.reseed(seed).schedule(rate_qps=rate / 2, duration_s=4)
+                for into, policy in zip(half, (ADAPTIVE, best.policy), strict=True):
+                    into.append(drs.summarize(engine.run(load, policy)).p95_s)
+        del model
+        lower = float(np.median(np.array(half[0]) / np.array(half[1])))
+        said = f"{ratio.ratio:.3f} [{ratio.interval[0]:.3f}, {ratio.interval[1]:.3f}]"
+        yield (
+            f"adaptive / tuned static (batch size {best.policy.batch_size}), live, {name}",
+            f"capacity {said}; p95 at half load {lower:.2f}",
+            "1.0; lower", ratio.interval[1] >= 1.0 and lower < 1.0,
+        )  # fmt: skip
+
+
+def guided() -> Iterator[Found]:
+    """`tune --method simulated` against an exhaustive live search; both judged turn by turn."""
+    for name in ("dlrm-rmc1", "ncf"):
+        model, target = load_model(name), get_spec(name).target
+        began = time.monotonic()
+        with drs.Engine(model) as engine:
+            quick = drs.tune(engine, WORKLOAD, target, "simulated", budget_s=48)
+            quick_s = time.monotonic() - began
+            slow = drs.tune(engine, WORKLOAD, target, "exhaustive", budget_s=480)
+            assert quick.best is not None
+            assert slow.best is not None
+            pair = [Contestant(s.best.policy, s.best.capacity.rate_qps, 20.0)
+                    for s in (quick, slow)]  # fmt: skip
+            if pair[0].policy == pair[1].policy:
+                ratio, said = 1.0, "1, the same policy"
+            else:
+                interleave(Probe(engine, WORKLOAD, target), pair, lambda _: 6.0,
+                           until=time.monotonic() + 120)  # fmt: skip
+                found = ratio_of(*pair)
+                ratio = found.ratio
+                said = f"{ratio:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
+        del model
+        reported = quick.best.capacity.rate_qps / slow.best.capacity.rate_qps
+        yield (
+            f"tune {name} by simulation / exhaustive live: capacity of its policy",
+            f"{said}; batch sizes {quick.best.policy.batch_size} and "
+            f"{slow.best.policy.batch_size}; reported capacities {reported:.3f}",
+            "0.97", ratio >= 0.97,
+        )  # fmt: skip
+        yield (
+            f"tune {name} by simulation: seconds after the model is loaded / exhaustive's",
+            f"{quick_s:.0f} / {slow.elapsed_s:.0f}", "60; a tenth",
+            quick_s <= 60 and quick_s <= slow.elapsed_s / 8,
+        )  # fmt: skip
+
+
+PARTS = (speed, climb40, adaptive40, shift40, adaptive2, guided)

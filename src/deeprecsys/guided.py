@@ -1,0 +1,55 @@
+"""`tune` as users call it: wires a profile and a simulation to method "simulated".
+
+Everything else it hands on to `tuning.tune`, which knows neither engines nor simulations.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from deeprecsys import tuning
+from deeprecsys.core import SLA, System, UserError
+from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.workload import Workload
+
+if TYPE_CHECKING:
+    from deeprecsys.engine import Engine
+    from deeprecsys.simulation import Simulator
+
+# Of the time there is, for the profile that simulation draws from.
+PROFILE_SHARE, PROFILE_S = 0.25, 12.0
+
+
+def tune(
+    system: System | Engine,
+    workload: Workload,
+    sla: SLA,
+    method: str = "hill-climb",
+    **options: Any,
+) -> tuning.Study:
+    """Finds the policy with the highest capacity; options as of `tuning.tune`.
+
+    Method "simulated" profiles the engine, searches in simulation, and confirms the best few
+    live; any other is all live.
+    """
+    if method == tuning.SIMULATED and options.get("surrogate") is None:
+        if not hasattr(system, "profile"):
+            raise UserError("method simulated needs an engine: another system has no profile")
+        budget_s = options.get("budget_s")
+        profile_s = profile_seconds(budget_s)
+        engine = cast("Engine", system)
+        options["surrogate"] = surrogate(engine, engine.profile(budget_s=profile_s))
+        if budget_s is not None:
+            options["budget_s"] = budget_s - profile_s
+    return tuning.tune(system, workload, sla, method, **options)
+
+
+def profile_seconds(budget_s: float | None) -> float:
+    return PROFILE_S if budget_s is None else min(PROFILE_S, PROFILE_SHARE * budget_s)
+
+
+def surrogate(engine: Engine, profile: Profile) -> Simulator:
+    """The engine's machine, simulated from its profile."""
+    from deeprecsys.simulation import Simulator
+
+    return Simulator(ServiceTime.from_profile(profile, extrapolate=True), engine.workers)

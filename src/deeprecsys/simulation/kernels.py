@@ -1,0 +1,193 @@
+"""The rules of `dispatch.Dispatcher` over arrays, compiled: which worker starts what, and when.
+
+Queries are served first come, first served, and workers are alike, so requests *start* in the
+order of their items: one loop over requests suffices, and the only state is when each worker is
+free. Each instant is settled in the same order everywhere: what finishes, what arrives, who pulls.
+The worker that has been free longest pulls first; of equals the lower number.
+
+Knows arrays only. `free_s` [workers] is a binary heap of when workers are free, `who` their
+numbers; both carry over from one call to the next, as does the generator.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numba import njit
+
+from deeprecsys.core import FloatArray
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def serve(
+    arrival_s: FloatArray,
+    size: Any,
+    batch_size: int,
+    free_s: FloatArray,
+    who: Any,
+    mean_s: FloatArray,
+    level: FloatArray,
+    spread: FloatArray,
+    group: Any,
+    exponential: bool,
+    rng: Any,
+    start_s: FloatArray,
+    finish_s: FloatArray,
+    worker: Any,
+) -> int:
+    """The static policy: slices of `batch_size` items, then the remainder; requests executed.
+
+    Fills the last three arrays [queries]. A query of no items is answered on arrival.
+    """
+    requests = 0
+    levels, quantiles = mean_s.shape[0], spread.shape[2]
+    for q in range(arrival_s.size):
+        arrived, left = arrival_s[q], size[q]
+        start_s[q] = finish_s[q] = arrived
+        worker[q] = -1
+        last = -math.inf
+        while left > 0:
+            items = min(left, batch_size)
+            now = max(free_s[0], arrived)
+            if last == -math.inf:
+                start_s[q] = now
+            seconds = mean_s[0, items]
+            row = 0
+            if levels > 1:
+                seconds, row = _at_level(mean_s, level[_busy(free_s, now)], items)
+            if exponential:
+                seconds *= rng.standard_exponential()
+            elif quantiles > 1:
+                seconds *= spread[row, group[items], int(rng.random() * quantiles)]
+            done = now + seconds
+            mine = _occupy(free_s, who, done)
+            if done > last or (done == last and mine > worker[q]):
+                last = done
+                worker[q] = mine
+            left -= items
+            requests += 1
+        if size[q] > 0:
+            finish_s[q] = last
+    return requests
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def serve_adaptive(
+    arrival_s: FloatArray,
+    size: Any,
+    batch_size: int,
+    most_items: int,
+    free_s: FloatArray,
+    who: Any,
+    mean_s: FloatArray,
+    level: FloatArray,
+    spread: FloatArray,
+    group: Any,
+    exponential: bool,
+    rng: Any,
+    start_s: FloatArray,
+    finish_s: FloatArray,
+    worker: Any,
+    left: int,
+    final: bool,
+) -> tuple[int, int, int]:
+    """The adaptive policy: a request of max(batch size, queued items / idle workers) items.
+
+    It takes slices of several queries if the first has too few left, and never more than
+    `most_items`. Of the first query only the last `left` items wait. Fills the last three arrays,
+    which hold each query's arrival at first. Unless `final`, ends before the first request that
+    queries after these could belong to. Requests executed; the query then at the head; its items
+    that wait.
+    """
+    requests = 0
+    levels, quantiles = mean_s.shape[0], spread.shape[2]
+    n = arrival_s.size
+    seen = 0  # queries that have arrived
+    head = 0  # the query at the head, of which `left` items wait
+    queued = left - size[0] if n else 0
+    while head < n:
+        if left == 0:  # it has no items
+            head += 1
+            left = size[head] if head < n else 0
+            continue
+        now = max(free_s[0], arrival_s[head])
+        if not final and now >= arrival_s[n - 1]:
+            break
+        while seen < n and arrival_s[seen] <= now:
+            queued += size[seen]
+            seen += 1
+        idle = 0
+        for w in range(free_s.size):
+            idle += free_s[w] <= now
+        items = min(max(batch_size, -(-queued // idle)), most_items)
+        items = min(items, queued)
+        seconds = mean_s[0, items]
+        row = 0
+        if levels > 1:
+            seconds, row = _at_level(mean_s, level[free_s.size - idle + 1], items)
+        if exponential:
+            seconds *= rng.standard_exponential()
+        elif quantiles > 1:
+            seconds *= spread[row, group[items], int(rng.random() * quantiles)]
+        done = now + seconds
+        mine = _occupy(free_s, who, done)
+        queued -= items
+        requests += 1
+        while items > 0:
+            part = min(items, left)
+            if part > 0:
+                if left == size[head]:
+                    start_s[head] = now
+                    finish_s[head] = done
+                    worker[head] = mine
+                elif done > finish_s[head] or (done == finish_s[head] and mine > worker[head]):
+                    finish_s[head] = done
+                    worker[head] = mine
+            items -= part
+            left -= part
+            if left == 0:
+                head += 1
+                left = size[head] if head < n else 0
+    return requests, head, left
+
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _busy(free_s: FloatArray, now: float) -> int:
+    """Workers that execute once one more has begun."""
+    busy = 1
+    for w in range(free_s.size):
+        busy += free_s[w] > now
+    return busy
+
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _at_level(mean_s: FloatArray, at: float, items: int) -> tuple[float, int]:
+    """Mean seconds between two levels, and the nearer one."""
+    below = min(int(at), mean_s.shape[0] - 2)
+    weight = at - below
+    low, high = mean_s[below, items], mean_s[below + 1, items]
+    return low + weight * (high - low), below + (weight >= 0.5)
+
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _occupy(free_s: FloatArray, who: Any, until: float) -> int:
+    """The first free worker is busy until then; its number. Sifts the heap's top down."""
+    mine = who[0]
+    n, hole = free_s.size, 0
+    while True:
+        child = 2 * hole + 1
+        if child >= n:
+            break
+        other = child + 1
+        if other < n and (
+            free_s[other] < free_s[child]
+            or (free_s[other] == free_s[child] and who[other] < who[child])
+        ):
+            child = other
+        if until < free_s[child] or (until == free_s[child] and mine < who[child]):
+            break
+        free_s[hole], who[hole] = free_s[child], who[child]
+        hole = child
+    free_s[hole], who[hole] = until, mine
+    return int(mine)

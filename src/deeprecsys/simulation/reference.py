@@ -1,0 +1,78 @@
+"""The machine as the dispatcher's own rules run it, event by event: slow, and the specification.
+
+`kernels.py` must give the same records, draw for draw. Also the one that keeps every request, for
+traces. Each instant is settled in one order: what finishes, what arrives, who pulls; the worker
+that has been free longest pulls first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Any
+
+import numpy as np
+
+from deeprecsys.core import Policy, Records, Requests, Schedule, Status
+from deeprecsys.dispatch import Dispatcher
+from deeprecsys.service_time import Tables
+
+
+def replay(
+    schedule: Schedule, policy: Policy, workers: int, tables: Tables, rng: np.random.Generator
+) -> tuple[Records, Requests]:
+    """Every query and every request of a run from an idle machine."""
+    n = len(schedule)
+    rules = Dispatcher()
+    start_s, finish_s = schedule.arrival_s.copy(), schedule.arrival_s.copy()
+    worker = np.full(n, -1)
+    arrivals, sizes = schedule.arrival_s.tolist(), schedule.size.tolist()
+    idle = [(0.0, w) for w in range(workers)]  # since when, and who
+    busy: list[tuple[float, int, list[tuple[int, int, int]]]] = []  # until when, who, at what
+    trace: list[tuple[int, int, int, int, float, float]] = []
+    row = 0
+    while row < n or busy:
+        now = min(arrivals[row] if row < n else math.inf, busy[0][0] if busy else math.inf)
+        while busy and busy[0][0] == now:
+            _, mine, slices = heapq.heappop(busy)
+            heapq.heappush(idle, (now, mine))
+            for query, lo, hi in slices:
+                if rules.finish(query, hi - lo):
+                    finish_s[query], worker[query] = now, mine
+        while row < n and arrivals[row] == now:
+            if sizes[row]:
+                rules.add(row, sizes[row], policy)
+            row += 1
+        while idle and (slices := rules.pull(idle[0][1], now, len(idle))):
+            _, mine = heapq.heappop(idle)
+            items = sum(hi - lo for _, lo, hi in slices)
+            until = now + draw_s(tables, items, workers - len(idle), rng)
+            heapq.heappush(busy, (until, mine, slices))
+            for query, lo, hi in slices:
+                start_s[query] = now if lo == 0 else start_s[query]
+                trace.append((query, lo, hi, mine, now, until))
+    trace.sort(key=lambda request: request[-1])
+    columns = zip(*trace, strict=True) if trace else [()] * 6
+    names = ("query", "lo", "hi", "worker", "start_s", "finish_s")
+    records = Records.from_columns({
+        "arrival_s": schedule.arrival_s, "start_s": start_s, "finish_s": finish_s,
+        "size": schedule.size, "worker": worker, "status": np.full(n, Status.OK),
+    })  # fmt: skip
+    return records, Requests.from_columns(dict(zip(names, columns, strict=True)))
+
+
+def draw_s(tables: Tables, items: int, busy: int, rng: Any) -> float:
+    """Seconds of a request of so many items that begins as the `busy`-th at work."""
+    at = float(tables.level[busy])
+    mean_s, row = float(tables.mean_s[0, items]), 0
+    if len(tables.mean_s) > 1:
+        below = min(int(at), len(tables.mean_s) - 2)
+        low, high = tables.mean_s[below : below + 2, items].tolist()
+        mean_s, row = low + (at - below) * (high - low), below + (at - below >= 0.5)
+    if tables.exponential:
+        return float(mean_s * rng.standard_exponential())
+    quantiles = tables.spread.shape[2]
+    if quantiles == 1:
+        return mean_s
+    of = tables.spread[row, tables.group[items]]
+    return float(mean_s * of[int(rng.random() * quantiles)])
