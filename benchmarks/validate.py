@@ -34,7 +34,7 @@ PROFILES = Path("runs/profiles")
 WORKLOAD = drs.Workload()
 SHARES = (0.5, 0.7, 0.9)
 PERCENTILES = (50, 95, 99)
-TURNS = 2
+TURNS, PART_S = 3, 6.0
 
 
 @dataclass
@@ -76,20 +76,21 @@ def main() -> None:
 
 def validate(model: Model) -> Case:
     with drs.Engine(model) as engine:
-        profile = engine.profile(budget_s=8)
-        sla, policy = _reachable(profile, engine.workers, get_spec(model.name).target)
+        parts = [engine.profile(budget_s=PART_S)]
+        sla, policy = _reachable(parts[0], engine.workers, get_spec(model.name).target)
         found = find_capacity(engine, WORKLOAD, sla, policy, budget_s=30)
-        profile = _merged(profile, engine.profile(budget_s=8))
         measured: dict[float, list[drs.Records]] = {share: [] for share in SHARES}
         for turn in range(TURNS):
+            parts.append(engine.profile(budget_s=PART_S))
             for share in SHARES:
                 rate = share * found.rate_qps
                 load = WORKLOAD.reseed(200 + turn).schedule(
                     rate_qps=rate, duration_s=max(8.0, 300 / rate)
                 )
                 measured[share].append(engine.run(load, policy))
-        profile = _merged(profile, engine.profile(budget_s=8))
+        parts.append(engine.profile(budget_s=PART_S))
         workers = engine.workers
+    profile = _merged(parts)
     PROFILES.mkdir(parents=True, exist_ok=True)
     profile.save(PROFILES / f"{model.name}.json")
     simulator = Simulator(ServiceTime.from_profile(profile, extrapolate=True), workers)
@@ -110,7 +111,7 @@ def validate(model: Model) -> Case:
 
 def sleeping() -> str:
     """The live engine with requests of fixed time, against the same law simulated."""
-    law, policy, workers = ServiceTime.linear(4e-3, 4e-5), Policy(128), 4
+    law, policy, workers = ServiceTime.linear(2e-2, 2e-4), Policy(128), 4
     model = load_model("ncf", scale=0.001)
     rate = 0.7 * workers / float(np.mean(law(np.array([128.0, 128.0, 14.0]))) * 2.5)
     load = WORKLOAD.reseed(7).schedule(rate_qps=rate, duration_s=60)
@@ -144,10 +145,17 @@ def _reachable(profile: Profile, workers: int, target: SLA) -> tuple[SLA, Policy
         sla = SLA(2 * sla.latency_s, sla.percentile)
 
 
-def _merged(one: Profile, other: Profile) -> Profile:
-    for point, samples in other.points.items():
-        one = one.with_visit(point, samples.seconds)
-    return one
+def _merged(profiles: list[Profile]) -> Profile:
+    """All their samples; of the overheads, the mean at each idle time."""
+    whole, *others = profiles
+    for other in others:
+        for point, samples in other.points.items():
+            whole = whole.with_visit(point, samples.seconds)
+    extra: dict[float, list[float]] = {}
+    for profile in profiles:
+        for idle_s, seconds in profile.overhead:
+            extra.setdefault(idle_s, []).append(seconds)
+    return whole.with_overhead(tuple((idle, float(np.mean(extra[idle]))) for idle in sorted(extra)))
 
 
 def _percentiles(latency_s: Any) -> dict[int, float]:

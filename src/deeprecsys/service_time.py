@@ -123,8 +123,9 @@ class ServiceTime:
         items = np.arange(largest + 1, dtype=np.float64)
         if self.profile is None:
             mean_s = np.maximum(self(items), 0.0)[None, :]
-            return Tables(mean_s, np.zeros(workers + 1), np.ones((1, 1, 1)),
-                          np.zeros(largest + 1, np.int32), self.law == "exponential")  # fmt: skip
+            group = np.zeros(largest + 1, np.int32)
+            return Tables(mean_s, np.zeros(workers + 1), np.ones((1, 1, 1)), group,
+                          self.law == "exponential", np.zeros(1), np.zeros(1))  # fmt: skip
         measured = self.profile.batch_sizes[-1]
         if largest > measured and not self.extrapolate:
             raise UserError(
@@ -161,7 +162,8 @@ class Tables:
 
     mean_s: [levels, items + 1]. level: [workers + 1], position between levels by the number of
     busy workers. spread: [levels, groups, quantiles] of mean 1. group: [items + 1], the row of
-    `spread`. exponential: the spread is that law, exactly.
+    `spread`. exponential: the spread is that law, exactly. extra_s: [k] seconds on top, by how
+    long the worker was idle: at least `idle_s` [k], of which the first is 0.
     """
 
     mean_s: FloatArray
@@ -169,6 +171,8 @@ class Tables:
     spread: FloatArray
     group: NDArray[np.int32]
     exponential: bool
+    idle_s: FloatArray
+    extra_s: FloatArray
 
 
 QUANTILES = 256
@@ -187,12 +191,16 @@ def _measured_tables(profile: Profile, items: FloatArray, workers: int) -> Table
         for j, batch in enumerate(sizes):
             if (batch, busy) in profile.points:
                 spread[i, j] = profile.points[batch, busy].spread()
+    idle_s, extra_s = np.array(profile.overhead or ((0.0, 0.0),)).T
+    idle_s[0] = 0.0
     return Tables(
         np.maximum(np.array(means), 0.5 * floor),
         np.interp(share, np.array(levels) / most, np.arange(len(levels))),
         spread,
         nearest.astype(np.int32),
         False,
+        idle_s.copy(),
+        extra_s.copy(),
     )
 
 
@@ -210,6 +218,9 @@ def query_work_s(
 ABOUT_MODEL = ("model", "variant", "scale", "seed")
 FORMAT, VERSION = "deeprecsys-profile", 1
 Point = tuple[int, int]  # batch size, busy workers
+# (idle seconds, extra seconds) pairs: what a request costs beside its execution, from that idle
+# time of its worker on. Empty: not measured.
+Overhead = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,13 +255,14 @@ class Samples:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Of one model on one machine; `points` by (batch size, busy workers).
+    """Of one model on one machine; `points` by (batch size, busy workers), back to back.
 
     about: model, variant, scale, seed, runtime, workers, machine, versions, date.
     """
 
     about: Mapping[str, Any]
     points: Mapping[Point, Samples] = field(default_factory=dict)
+    overhead: Overhead = ()
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -265,6 +277,9 @@ class Profile:
         before = self.points.get(point, Samples(np.zeros(0), 0))
         merged = Samples(np.concatenate([before.seconds, seconds]), before.rounds + 1)
         return replace(self, points={**self.points, point: merged})
+
+    def with_overhead(self, overhead: Overhead) -> Profile:
+        return replace(self, overhead=overhead)
 
     def mean_s(self, busy: int) -> tuple[FloatArray, FloatArray]:
         """(batch sizes, mean seconds) measured with so many workers busy; UserError if none."""
@@ -296,7 +311,13 @@ class Profile:
             for (batch, busy), samples in sorted(self.points.items())
         ]
         about = for_json(self.about)
-        return {"format": FORMAT, "version": VERSION, "about": about, "points": points}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "about": about,
+            "points": points,
+            "overhead": [list(pair) for pair in self.overhead],
+        }
 
     def save(self, path: str | Path) -> None:
         """Written beside and moved into place, so that an interruption leaves the old file."""
@@ -323,7 +344,9 @@ class Profile:
                 f"version {VERSION}: measure it again"
             )
         try:
-            return cls(dict(raw["about"]), dict(_point(entry) for entry in raw["points"]))
+            points = dict(_point(entry) for entry in raw["points"])
+            overhead = tuple((float(idle), float(extra)) for idle, extra in raw["overhead"])
+            return cls(dict(raw["about"]), points, overhead)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{source} is damaged: {error!r}; measure it again") from error
 

@@ -9,10 +9,12 @@ from stub_model import StubModel
 from deeprecsys.core import UserError, Work
 from deeprecsys.engine import doctor, roofline, topology
 from deeprecsys.engine.operators import CLASSES, PAPER_SHARES, classify, measure_operators
+from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.profiler import ROUNDS, Grid, busy_levels, measure
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.simulation import Simulator
 
 LAW = ServiceTime.linear(2e-3, 1e-5)
 GRID = Grid([1, 64], [1, 2])
@@ -220,3 +222,20 @@ def test_a_damaged_profile_is_refused_in_one_line(tmp_path, text, says):
 def test_a_profile_of_something_else_is_refused():
     with pytest.raises(UserError, match=r"of scale 0\.1, not 1\.0"):
         Profile({"model": "ncf", "scale": 0.1}).check(model="ncf", scale=1.0)
+
+
+def test_overhead_is_told_apart_by_how_long_a_worker_was_idle():
+    """A simulated machine of known overhead is measured as if it were live."""
+    profile = Profile({"workers": 2})
+    for batch in (1, 64, 256, 1024):
+        for busy in (1, 2):
+            profile = profile.with_visit((batch, busy), np.full(4, 1e-3 + 1e-5 * batch))
+    true = ((0.0, 5e-5), (1e-6, 2e-4), (2e-3, 6e-4))
+    machine = Simulator(ServiceTime.from_profile(profile.with_overhead(true)), 2)
+    found = measure_overhead(machine, profile, budget_s=60, indices="uniform").overhead
+    by_idle = dict(found)
+    assert by_idle[0.0] == pytest.approx(5e-5, abs=2e-5)
+    for idle_s in (2e-4, 5e-4, 1e-3):
+        assert by_idle[idle_s] == pytest.approx(2e-4, abs=4e-5)
+    for idle_s in (2e-3, 5e-3, 1e-2):
+        assert by_idle[idle_s] == pytest.approx(6e-4, abs=4e-5)

@@ -25,7 +25,7 @@ def profiled(workers=2, levels=(1, 2)):
             mean_s = (1e-4 + 1e-5 * batch) * (1 + 0.2 * busy)
             seconds = mean_s * rng.lognormal(0, 0.5 / batch, 40)
             profile = profile.with_visit((batch, busy), seconds)
-    return profile
+    return profile.with_overhead(((0.0, 1e-4), (1e-6, 3e-4), (5e-3, 1e-3)))
 
 
 LAWS = {
@@ -246,6 +246,14 @@ def test_a_request_beyond_the_profile_needs_leave():
         Simulator(LAWS["measured"], 2).run(schedule, Policy(100))
     free = ServiceTime.from_profile(profiled(), extrapolate=True)
     assert Simulator(free, 2).run(schedule, Policy(100)).finish_s[0] > 1e-3
+
+
+def test_a_worker_that_was_idle_pays_for_it():
+    profile = Profile({"workers": 1}).with_visit((1, 1), np.full(4, 1.0))
+    law = ServiceTime.from_profile(profile.with_overhead(((0.0, 0.1), (1e-6, 0.2), (5.0, 0.3))))
+    at = Schedule(np.array([0.5, 1.0, 4.0, 20.0]), np.ones(4))
+    records = Simulator(law, 1).run(at, Policy(1))
+    np.testing.assert_allclose(records.finish_s, [1.7, 2.8, 5.2, 21.3])
 
 
 def test_more_workers_than_were_measured_is_an_assumption_that_is_said():

@@ -31,6 +31,8 @@ def serve(
     spread: FloatArray,
     group: Any,
     exponential: bool,
+    idle_s: FloatArray,
+    extra_s: FloatArray,
     rng: Any,
     start_s: FloatArray,
     finish_s: FloatArray,
@@ -60,7 +62,7 @@ def serve(
                 seconds *= rng.standard_exponential()
             elif quantiles > 1:
                 seconds *= spread[row, group[items], int(rng.random() * quantiles)]
-            done = now + seconds
+            done = now + seconds + _extra(idle_s, extra_s, now - free_s[0])
             mine = _occupy(free_s, who, done)
             if done > last or (done == last and mine > worker[q]):
                 last = done
@@ -85,6 +87,8 @@ def serve_adaptive(
     spread: FloatArray,
     group: Any,
     exponential: bool,
+    idle_s: FloatArray,
+    extra_s: FloatArray,
     rng: Any,
     start_s: FloatArray,
     finish_s: FloatArray,
@@ -130,7 +134,7 @@ def serve_adaptive(
             seconds *= rng.standard_exponential()
         elif quantiles > 1:
             seconds *= spread[row, group[items], int(rng.random() * quantiles)]
-        done = now + seconds
+        done = now + seconds + _extra(idle_s, extra_s, now - free_s[0])
         mine = _occupy(free_s, who, done)
         queued -= items
         requests += 1
@@ -168,6 +172,15 @@ def _at_level(mean_s: FloatArray, at: float, items: int) -> tuple[float, int]:
     weight = at - below
     low, high = mean_s[below, items], mean_s[below + 1, items]
     return low + weight * (high - low), below + (weight >= 0.5)
+
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _extra(idle_s: FloatArray, extra_s: FloatArray, idle: float) -> float:
+    """Seconds on top for a worker that was idle so long."""
+    at = 0
+    while at + 1 < idle_s.size and idle >= idle_s[at + 1]:
+        at += 1
+    return float(extra_s[at])
 
 
 @njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]

@@ -44,9 +44,10 @@ def replay(
                 rules.add(row, sizes[row], policy)
             row += 1
         while idle and (slices := rules.pull(idle[0][1], now, len(idle))):
-            _, mine = heapq.heappop(idle)
+            since, mine = heapq.heappop(idle)
             items = sum(hi - lo for _, lo, hi in slices)
-            until = now + draw_s(tables, items, workers - len(idle), rng)
+            extra_s = tables.extra_s[np.searchsorted(tables.idle_s, now - since, "right") - 1]
+            until = now + draw_s(tables, items, workers - len(idle), rng) + float(extra_s)
             heapq.heappush(busy, (until, mine, slices))
             for query, lo, hi in slices:
                 start_s[query] = now if lo == 0 else start_s[query]

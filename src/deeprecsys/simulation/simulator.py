@@ -200,7 +200,10 @@ def _columns(schedule: Schedule) -> Columns:
 
 
 def _flat(tables: Tables) -> tuple[Any, ...]:
-    return tables.mean_s, tables.level, tables.spread, tables.group, tables.exponential
+    return (
+        tables.mean_s, tables.level, tables.spread, tables.group, tables.exponential,
+        tables.idle_s, tables.extra_s,
+    )  # fmt: skip
 
 
 def _records(
