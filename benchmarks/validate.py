@@ -23,7 +23,7 @@ from deeprecsys.core import SLA, Policy
 from deeprecsys.engine import topology
 from deeprecsys.models import NAMES, Model, get_spec, load_model
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import Profile, ServiceTime, query_work_s
+from deeprecsys.service_time import Overhead, Profile, ServiceTime, query_work_s
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import find_capacity, tune
 from draw import draw
@@ -146,16 +146,23 @@ def _reachable(profile: Profile, workers: int, target: SLA) -> tuple[SLA, Policy
 
 
 def _merged(profiles: list[Profile]) -> Profile:
-    """All their samples; of the overheads, the mean at each idle time."""
+    """All their samples and all their weather; of the other overheads, the mean."""
     whole, *others = profiles
     for other in others:
         for point, samples in other.points.items():
             whole = whole.with_visit(point, samples.seconds)
     extra: dict[float, list[float]] = {}
-    for profile in profiles:
-        for idle_s, seconds in profile.overhead:
+    for overhead in (profile.overhead for profile in profiles):
+        for idle_s, seconds in overhead.by_idle_s:
             extra.setdefault(idle_s, []).append(seconds)
-    return whole.with_overhead(tuple((idle, float(np.mean(extra[idle]))) for idle in sorted(extra)))
+    return whole.with_overhead(
+        Overhead(
+            tuple((idle_s, float(np.mean(extra[idle_s]))) for idle_s in sorted(extra)),
+            float(np.mean([profile.overhead.query_s for profile in profiles])),
+            float(np.mean([profile.overhead.slower for profile in profiles])),
+            sum((profile.overhead.weather for profile in profiles), ()),
+        )
+    )
 
 
 def _percentiles(latency_s: Any) -> dict[int, float]:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import FloatArray, Policy, UserError, for_json
 
+# How long each stretch of a profile's `Overhead.weather` lasts.
+WEATHER_STEP_S = 0.1
 Law = Literal["fixed", "exponential", "measured"]
 
 
@@ -125,7 +127,8 @@ class ServiceTime:
             mean_s = np.maximum(self(items), 0.0)[None, :]
             group = np.zeros(largest + 1, np.int32)
             return Tables(mean_s, np.zeros(workers + 1), np.ones((1, 1, 1)), group,
-                          self.law == "exponential", np.zeros(1), np.zeros(1))  # fmt: skip
+                          self.law == "exponential", np.zeros(1), np.zeros(1), 0.0,
+                          np.ones(1))  # fmt: skip
         measured = self.profile.batch_sizes[-1]
         if largest > measured and not self.extrapolate:
             raise UserError(
@@ -156,14 +159,14 @@ class ServiceTime:
         return said
 
 
-@dataclass(frozen=True, slots=True)
-class Tables:
+class Tables(NamedTuple):
     """Service times as arrays, for kernels: mean by level and items, times spread around it.
 
     mean_s: [levels, items + 1]. level: [workers + 1], position between levels by the number of
     busy workers. spread: [levels, groups, quantiles] of mean 1. group: [items + 1], the row of
     `spread`. exponential: the spread is that law, exactly. extra_s: [k] seconds on top, by how
-    long the worker was idle: at least `idle_s` [k], of which the first is 0.
+    long the worker was idle: at least `idle_s` [k], of which the first is 0. query_s, weather: as
+    in `Overhead`.
     """
 
     mean_s: FloatArray
@@ -173,6 +176,9 @@ class Tables:
     exponential: bool
     idle_s: FloatArray
     extra_s: FloatArray
+    query_s: float
+    weather: FloatArray
+    weather_step_s: float = WEATHER_STEP_S
 
 
 QUANTILES = 256
@@ -191,16 +197,18 @@ def _measured_tables(profile: Profile, items: FloatArray, workers: int) -> Table
         for j, batch in enumerate(sizes):
             if (batch, busy) in profile.points:
                 spread[i, j] = profile.points[batch, busy].spread()
-    idle_s, extra_s = np.array(profile.overhead or ((0.0, 0.0),)).T
-    idle_s[0] = 0.0
+    overhead = profile.overhead
+    idle_s, extra_s = np.array(overhead.by_idle_s).T
     return Tables(
-        np.maximum(np.array(means), 0.5 * floor),
+        np.maximum(np.array(means), 0.5 * floor) * (1 + overhead.slower),
         np.interp(share, np.array(levels) / most, np.arange(len(levels))),
         spread,
         nearest.astype(np.int32),
         False,
         idle_s.copy(),
         extra_s.copy(),
+        overhead.query_s,
+        np.array(overhead.weather),
     )
 
 
@@ -218,9 +226,22 @@ def query_work_s(
 ABOUT_MODEL = ("model", "variant", "scale", "seed")
 FORMAT, VERSION = "deeprecsys-profile", 1
 Point = tuple[int, int]  # batch size, busy workers
-# (idle seconds, extra seconds) pairs: what a request costs beside its execution, from that idle
-# time of its worker on. Empty: not measured.
-Overhead = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What a live request costs beside its execution in a tight loop.
+
+    by_idle_s: (idle seconds, extra seconds), from that idle time of its worker on; begins at 0.
+    query_s: once a query: checking and preparing it takes the time of somebody's core.
+    slower: how much longer executing takes than in the loop, as a share of it.
+    weather: the machine's slowness in consecutive stretches of `WEATHER_STEP_S`, of mean 1.
+    """
+
+    by_idle_s: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
+    query_s: float = 0.0
+    slower: float = 0.0
+    weather: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +283,7 @@ class Profile:
 
     about: Mapping[str, Any]
     points: Mapping[Point, Samples] = field(default_factory=dict)
-    overhead: Overhead = ()
+    overhead: Overhead = Overhead()
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -316,7 +337,7 @@ class Profile:
             "version": VERSION,
             "about": about,
             "points": points,
-            "overhead": [list(pair) for pair in self.overhead],
+            "overhead": for_json(asdict(self.overhead)),
         }
 
     def save(self, path: str | Path) -> None:
@@ -345,10 +366,19 @@ class Profile:
             )
         try:
             points = dict(_point(entry) for entry in raw["points"])
-            overhead = tuple((float(idle), float(extra)) for idle, extra in raw["overhead"])
-            return cls(dict(raw["about"]), points, overhead)
+            return cls(dict(raw["about"]), points, _overhead(raw["overhead"]))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{source} is damaged: {error!r}; measure it again") from error
+
+
+def _overhead(raw: Mapping[str, Any]) -> Overhead:
+    pairs = tuple((float(idle_s), float(extra_s)) for idle_s, extra_s in raw["by_idle_s"])
+    weather = tuple(map(float, raw["weather"]))
+    found = Overhead(pairs, float(raw["query_s"]), float(raw["slower"]), weather)
+    numbers = [*sum(pairs, ()), found.query_s, 1 + found.slower, *found.weather]
+    if not pairs or not found.weather or not all(0 <= x < math.inf for x in numbers):
+        raise ValueError("an overhead that is not made of times")
+    return found
 
 
 def _point(entry: Mapping[str, Any]) -> tuple[Point, Samples]:

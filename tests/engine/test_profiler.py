@@ -13,7 +13,7 @@ from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.profiler import ROUNDS, Grid, busy_levels, measure
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 
 LAW = ServiceTime.linear(2e-3, 1e-5)
@@ -230,12 +230,18 @@ def test_overhead_is_told_apart_by_how_long_a_worker_was_idle():
     for batch in (1, 64, 256, 1024):
         for busy in (1, 2):
             profile = profile.with_visit((batch, busy), np.full(4, 1e-3 + 1e-5 * batch))
-    true = ((0.0, 5e-5), (1e-6, 2e-4), (2e-3, 6e-4))
+    rng = np.random.default_rng(3)
+    weather = tuple(np.repeat(rng.choice([0.95, 1.05], 100), 3).tolist())
+    true = Overhead(((0.0, 5e-5), (1e-6, 2e-4), (2e-3, 6e-4)), 3e-4, 0.1, weather)
     machine = Simulator(ServiceTime.from_profile(profile.with_overhead(true)), 2)
-    found = measure_overhead(machine, profile, budget_s=60, indices="uniform").overhead
-    by_idle = dict(found)
-    assert by_idle[0.0] == pytest.approx(5e-5, abs=2e-5)
+    found = measure_overhead(machine, profile, budget_s=150, indices="uniform").overhead
+    by_idle = dict(found.by_idle_s)
+    assert found.slower == pytest.approx(0.1, abs=0.01)
+    assert found.query_s == pytest.approx(3e-4, abs=6e-5)
+    assert by_idle[0.0] == pytest.approx(5e-5, abs=6e-5)
     for idle_s in (2e-4, 5e-4, 1e-3):
-        assert by_idle[idle_s] == pytest.approx(2e-4, abs=4e-5)
+        assert by_idle[idle_s] == pytest.approx(2e-4, abs=1e-4)
     for idle_s in (2e-3, 5e-3, 1e-2):
-        assert by_idle[idle_s] == pytest.approx(6e-4, abs=4e-5)
+        assert by_idle[idle_s] == pytest.approx(6e-4, abs=1e-4)
+    low, high = np.quantile(found.weather, [0.25, 0.75])
+    assert high / low == pytest.approx(1.105, rel=0.02)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
 from deeprecsys.metrics import summarize
-from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.simulator import _Machine
 from deeprecsys.simulation.theory import erlang_c, mg1_mean_s, mmc_mean_s, mmc_percentile_s
@@ -25,7 +25,9 @@ def profiled(workers=2, levels=(1, 2)):
             mean_s = (1e-4 + 1e-5 * batch) * (1 + 0.2 * busy)
             seconds = mean_s * rng.lognormal(0, 0.5 / batch, 40)
             profile = profile.with_visit((batch, busy), seconds)
-    return profile.with_overhead(((0.0, 1e-4), (1e-6, 3e-4), (5e-3, 1e-3)))
+    by_idle_s = ((0.0, 1e-4), (1e-6, 3e-4), (5e-3, 1e-3))
+    weather = tuple(rng.uniform(0.8, 1.2, 7).tolist())
+    return profile.with_overhead(Overhead(by_idle_s, 2e-4, 0.1, weather))
 
 
 LAWS = {
@@ -250,7 +252,8 @@ def test_a_request_beyond_the_profile_needs_leave():
 
 def test_a_worker_that_was_idle_pays_for_it():
     profile = Profile({"workers": 1}).with_visit((1, 1), np.full(4, 1.0))
-    law = ServiceTime.from_profile(profile.with_overhead(((0.0, 0.1), (1e-6, 0.2), (5.0, 0.3))))
+    overhead = Overhead(((0.0, 0.1), (1e-6, 0.2), (5.0, 0.3)))
+    law = ServiceTime.from_profile(profile.with_overhead(overhead))
     at = Schedule(np.array([0.5, 1.0, 4.0, 20.0]), np.ones(4))
     records = Simulator(law, 1).run(at, Policy(1))
     np.testing.assert_allclose(records.finish_s, [1.7, 2.8, 5.2, 21.3])

@@ -1,26 +1,32 @@
-"""What a request costs beside its execution in a tight loop: turning to it, waking up, being cold.
+"""What a request costs beside its execution in a tight loop: taking its query, turning to it,
+waking up, being cold; and how the machine's pace changes while it works.
 
-A profile is measured back to back. A live worker first finishes its last query's paperwork, or
-wakes up, and after a pause its caches and clock are cold: tenths of a millisecond that matter to
-small requests. Estimated from traced runs at several loads; the simulator adds it by how long the
-worker has been idle.
+A profile is measured back to back, and these are tenths of a millisecond that matter to small
+requests. Estimated from traced runs at several loads, whole queries and split ones in turn: they
+have as many queries in another number of requests. The simulator adds them.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
+from scipy.optimize import lsq_linear
 
 from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule
-from deeprecsys.service_time import Overhead, Profile, ServiceTime
+from deeprecsys.service_time import WEATHER_STEP_S, Overhead, Profile, ServiceTime, Tables
 from deeprecsys.workload import Workload
 
-LOADS = (0.25, 0.5, 0.75, 0.9)
-_POLICY = Policy(256)
+_WHOLE, _SPLIT = Policy(1024), Policy(64)
+RUNS = ((0.3, _WHOLE), (0.8, _SPLIT), (0.55, _WHOLE), (0.9, _WHOLE), (0.5, _SPLIT))  # load, policy
 # Idle times from which another cost is told apart: none at all, then about thirds of a decade.
 EDGES_S = (0.0, 1e-6, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 _LEAST = 12  # requests, for a word on an idle time
+_LEAST_WORK_S = 0.3 * WEATHER_STEP_S  # for a word on the pace of a stretch
+# A live request may seem faster than the profile, which met a slower hour, by no more than this.
+_MOST_FASTER = 0.1
 _SEED = 77
 
 
@@ -33,84 +39,113 @@ class Traced(Protocol):
     def traced_run(self, schedule: Schedule, policy: Policy) -> tuple[Records, Requests]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Of requests, in one row each: when they began, how long their worker had been idle, what
+    they cost and were expected to, and whether they began a query."""
+
+    start_s: FloatArray
+    idle_s: FloatArray
+    cost_s: FloatArray
+    expected_s: FloatArray
+    first: FloatArray
+
+
 def measure_overhead(engine: Traced, profile: Profile, *, budget_s: float, indices: str) -> Profile:
     """The profile with its `overhead`, from runs of `budget_s` together."""
     law = ServiceTime.from_profile(profile, extrapolate=True)
-    tables = law.tables(_POLICY.batch_size, engine.workers)
+    tables = law.tables(_WHOLE.batch_size, engine.workers)
     workload = Workload(indices=indices, seed=_SEED)
-    sizes = workload.sample_sizes(1000)
-    whole, rest = np.divmod(sizes, _POLICY.batch_size)
-    query_s = float(np.mean(whole * tables.mean_s[-1, -1] + tables.mean_s[-1, rest] * (rest > 0)))
+    query_s = float(tables.mean_s[-1, workload.sample_sizes(1000)].mean())
     found = []
-    for load in LOADS:
+    for load, policy in RUNS:
         schedule = workload.schedule(
-            rate_qps=load * engine.workers / query_s, duration_s=budget_s / len(LOADS)
+            rate_qps=load * engine.workers / query_s, duration_s=budget_s / len(RUNS)
         )
         if len(schedule):
-            records, requests = engine.traced_run(schedule, _POLICY)
-            found.append(extra(records, requests, tables, engine.workers))
-    if not found:
-        return profile
-    return profile.with_overhead(by_idle_time(*np.concatenate(found, axis=1)))
+            records, requests = engine.traced_run(schedule, policy)
+            found.append(costs(records, requests, tables, engine.workers))
+    return profile.with_overhead(estimate(found)) if found else profile
 
 
-def extra(
-    records: Records, requests: Requests, tables: Any, workers: int
-) -> tuple[FloatArray, FloatArray]:
-    """(idle seconds, extra seconds) of each request that was not its worker's first.
+def costs(records: Records, requests: Requests, tables: Tables, workers: int) -> Costs:
+    """Of each request that was not its worker's first.
 
     A worker is idle until the query it takes was handed over; what passes from then, or from the
-    end of its last request, to the end of this one is its cost, and the profile's mean for its
-    items and the others at work is what was to be expected.
+    end of its last request, to the end of this one is the cost. Expected is the profile's mean
+    for its items and the others at work.
     """
-    order = np.lexsort((requests.start_s, requests.worker))
-    sorted_ = requests[order]
-    same = np.append(False, sorted_.worker[1:] == sorted_.worker[:-1])
-    before_s = np.append(np.nan, sorted_.finish_s[:-1])
-    handed_s = records.submit_s[sorted_.query]
-    since_s = np.maximum(before_s, handed_s)
-    items = sorted_.hi - sorted_.lo
-    others = _others_at_work(sorted_, workers)
-    at = np.interp(1 + others, np.arange(workers + 1), tables.level)
+    rows = requests[np.lexsort((requests.start_s, requests.worker))]
+    same = np.append(False, rows.worker[1:] == rows.worker[:-1])
+    before_s = np.append(np.nan, rows.finish_s[:-1])
+    handed_s = records.submit_s[rows.query]
+    at = np.interp(1 + _others_at_work(rows, workers), np.arange(workers + 1), tables.level)
     low = np.minimum(at.astype(int), max(len(tables.mean_s) - 2, 0))
-    high = np.minimum(low + 1, len(tables.mean_s) - 1)
-    expected_s = tables.mean_s[low, items] * (1 - (at - low)) + tables.mean_s[high, items] * (
-        at - low
+    high, items = np.minimum(low + 1, len(tables.mean_s) - 1), rows.hi - rows.lo
+    expected_s = (1 - (at - low)) * tables.mean_s[low, items]
+    expected_s += (at - low) * tables.mean_s[high, items]
+    # A later slice of a query whose first worker was still waking is nobody's idle time.
+    kept = same & ((rows.lo == 0) | (before_s >= handed_s))
+    return Costs(
+        rows.start_s[kept],
+        np.maximum(handed_s - before_s, 0.0)[kept],
+        (rows.finish_s - np.maximum(before_s, handed_s))[kept],
+        expected_s[kept],
+        (rows.lo == 0)[kept].astype(float),
     )
-    # Later slices of a query whose first worker was still waking are nobody's idle time.
-    first = same & ((sorted_.lo == 0) | (before_s >= handed_s))
-    idle_s = np.maximum(handed_s - before_s, 0.0)
-    cost_s = sorted_.finish_s - since_s - expected_s
-    return idle_s[first], cost_s[first]
 
 
-def by_idle_time(idle_s: FloatArray, extra_s: FloatArray) -> Overhead:
-    """Mean extra seconds from each idle time on; an idle time too seldom seen takes its
-    neighbour's. The extreme hundredths are left out: they are stalls of the machine."""
-    found: list[tuple[float, float]] = []
-    for lo, hi in zip(EDGES_S, (*EDGES_S[1:], np.inf), strict=True):
-        values = np.sort(extra_s[(idle_s >= lo) & (idle_s < hi)])
-        if len(values) >= _LEAST:
-            cut = len(values) // 100
-            found.append((lo, max(0.0, float(values[cut : len(values) - cut].mean()))))
-    return tuple(found)
+def estimate(runs: Sequence[Costs]) -> Overhead:
+    """Least squares of what each request cost on top: by idle time, by query, by its own length.
+
+    The extreme hundredths are left out: they are stalls of the machine.
+    """
+    every = Costs(*(np.concatenate([getattr(run, name) for run in runs])
+                    for name in Costs.__slots__))  # fmt: skip
+    extra_s = every.cost_s - every.expected_s
+    ratio = extra_s / every.expected_s
+    kept = (ratio >= np.quantile(ratio, 0.01)) & (ratio <= np.quantile(ratio, 0.99))
+    of = np.searchsorted(EDGES_S, every.idle_s[kept], side="right") - 1
+    bins = np.flatnonzero(np.bincount(of, minlength=len(EDGES_S)) >= _LEAST)
+    if not len(bins):
+        return Overhead()
+    # An idle time too seldom seen takes its neighbour's.
+    nearest = bins[np.abs(bins[None, :] - of[:, None]).argmin(axis=1)]
+    columns = [*(nearest[None, :] == bins[:, None]), every.first[kept], every.expected_s[kept]]
+    matrix = np.array(columns, float).T
+    weight = 1 / np.sqrt(every.expected_s[kept])  # a long request varies more
+    found = lsq_linear(matrix * weight[:, None], extra_s[kept] * weight,
+                       bounds=([0.0] * (len(bins) + 1) + [-_MOST_FASTER], np.inf)).x  # fmt: skip
+    by_idle_s = [(EDGES_S[k], float(seconds)) for k, seconds in zip(bins, found, strict=False)]
+    by_idle_s[0] = (0.0, by_idle_s[0][1])
+    mean = Overhead(tuple(by_idle_s), float(found[-2]), float(found[-1]))
+    weather = np.concatenate([_pace(run, mean) for run in runs])
+    if len(weather) < _LEAST:
+        return mean
+    return replace(mean, weather=tuple((weather / weather.mean()).tolist()))
+
+
+def _pace(run: Costs, overhead: Overhead) -> FloatArray:
+    """Cost over what was expected, by stretch; a stretch with little work is left out."""
+    idle_s, extra_s = np.array(overhead.by_idle_s).T
+    extra = extra_s[np.searchsorted(idle_s, run.idle_s, "right") - 1]
+    expected_s = run.expected_s * (1 + overhead.slower) + extra + overhead.query_s * run.first
+    stretch = (np.maximum(run.start_s, 0.0) / WEATHER_STEP_S).astype(int)
+    cost, expected = np.bincount(stretch, run.cost_s), np.bincount(stretch, expected_s)
+    known = expected > _LEAST_WORK_S
+    return np.asarray(cost[known] / expected[known])
 
 
 def _others_at_work(requests: Requests, workers: int) -> FloatArray:
     """Mean number of other workers that execute during each request."""
     shared_s = np.zeros(len(requests))
-    length_s = requests.finish_s - requests.start_s
     for worker in range(workers):
         mine = requests[np.flatnonzero(requests.worker == worker)]
-        edges = np.column_stack([mine.start_s, mine.finish_s]).ravel()
-        done = np.append(0.0, np.cumsum(mine.finish_s - mine.start_s))
-        known = np.column_stack([done[:-1], done[1:]]).ravel()
-        if not len(edges):
-            continue
-
-        def busy_until(at: FloatArray, edges: FloatArray = edges, known: FloatArray = known) -> Any:
-            return np.interp(at, edges, known)
-
-        during_s = busy_until(requests.finish_s) - busy_until(requests.start_s)
-        shared_s += np.where(requests.worker == worker, 0.0, during_s)
-    return np.asarray(shared_s / np.maximum(length_s, 1e-12))
+        if len(mine):
+            edges = np.column_stack([mine.start_s, mine.finish_s]).ravel()
+            worked_s = np.repeat(np.cumsum(mine.finish_s - mine.start_s), 2)
+            worked_s[::2] -= mine.finish_s - mine.start_s
+            until_s = np.interp(requests.finish_s, edges, worked_s)
+            during_s = until_s - np.interp(requests.start_s, edges, worked_s)
+            shared_s += np.where(requests.worker == worker, 0.0, during_s)
+    return np.asarray(shared_s / np.maximum(requests.finish_s - requests.start_s, 1e-12))

@@ -5,8 +5,9 @@ order of their items: one loop over requests suffices, and the only state is whe
 free. Each instant is settled in the same order everywhere: what finishes, what arrives, who pulls.
 The worker that has been free longest pulls first; of equals the lower number.
 
-Knows arrays only. `free_s` [workers] is a binary heap of when workers are free, `who` their
-numbers; both carry over from one call to the next, as does the generator.
+Knows arrays only; `tables` is `service_time.Tables`. `free_s` [workers] is a binary heap of when
+workers are free, `who` their numbers; both carry over from one call to the next, as does the
+generator.
 """
 
 from __future__ import annotations
@@ -26,13 +27,7 @@ def serve(
     batch_size: int,
     free_s: FloatArray,
     who: Any,
-    mean_s: FloatArray,
-    level: FloatArray,
-    spread: FloatArray,
-    group: Any,
-    exponential: bool,
-    idle_s: FloatArray,
-    extra_s: FloatArray,
+    tables: Any,
     rng: Any,
     start_s: FloatArray,
     finish_s: FloatArray,
@@ -43,7 +38,6 @@ def serve(
     Fills the last three arrays [queries]. A query of no items is answered on arrival.
     """
     requests = 0
-    levels, quantiles = mean_s.shape[0], spread.shape[2]
     for q in range(arrival_s.size):
         arrived, left = arrival_s[q], size[q]
         start_s[q] = finish_s[q] = arrived
@@ -54,15 +48,9 @@ def serve(
             now = max(free_s[0], arrived)
             if last == -math.inf:
                 start_s[q] = now
-            seconds = mean_s[0, items]
-            row = 0
-            if levels > 1:
-                seconds, row = _at_level(mean_s, level[_busy(free_s, now)], items)
-            if exponential:
-                seconds *= rng.standard_exponential()
-            elif quantiles > 1:
-                seconds *= spread[row, group[items], int(rng.random() * quantiles)]
-            done = now + seconds + _extra(idle_s, extra_s, now - free_s[0])
+            busy = 1 if tables.mean_s.shape[0] == 1 else _busy(free_s, now)
+            begun = 1 if last == -math.inf else 0
+            done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], rng)
             mine = _occupy(free_s, who, done)
             if done > last or (done == last and mine > worker[q]):
                 last = done
@@ -82,13 +70,7 @@ def serve_adaptive(
     most_items: int,
     free_s: FloatArray,
     who: Any,
-    mean_s: FloatArray,
-    level: FloatArray,
-    spread: FloatArray,
-    group: Any,
-    exponential: bool,
-    idle_s: FloatArray,
-    extra_s: FloatArray,
+    tables: Any,
     rng: Any,
     start_s: FloatArray,
     finish_s: FloatArray,
@@ -105,7 +87,6 @@ def serve_adaptive(
     that wait.
     """
     requests = 0
-    levels, quantiles = mean_s.shape[0], spread.shape[2]
     n = arrival_s.size
     seen = 0  # queries that have arrived
     head = 0  # the query at the head, of which `left` items wait
@@ -126,15 +107,15 @@ def serve_adaptive(
             idle += free_s[w] <= now
         items = min(max(batch_size, -(-queued // idle)), most_items)
         items = min(items, queued)
-        seconds = mean_s[0, items]
-        row = 0
-        if levels > 1:
-            seconds, row = _at_level(mean_s, level[free_s.size - idle + 1], items)
-        if exponential:
-            seconds *= rng.standard_exponential()
-        elif quantiles > 1:
-            seconds *= spread[row, group[items], int(rng.random() * quantiles)]
-        done = now + seconds + _extra(idle_s, extra_s, now - free_s[0])
+        begun = 0
+        reach = left - size[head]
+        for q in range(head, seen):
+            if reach >= items:
+                break
+            begun += reach >= 0 and size[q] > 0
+            reach += size[q]
+        busy = free_s.size - idle + 1
+        done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], rng)
         mine = _occupy(free_s, who, done)
         queued -= items
         requests += 1
@@ -166,21 +147,30 @@ def _busy(free_s: FloatArray, now: float) -> int:
 
 
 @njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _at_level(mean_s: FloatArray, at: float, items: int) -> tuple[float, int]:
-    """Mean seconds between two levels, and the nearer one."""
-    below = min(int(at), mean_s.shape[0] - 2)
-    weight = at - below
-    low, high = mean_s[below, items], mean_s[below + 1, items]
-    return low + weight * (high - low), below + (weight >= 0.5)
-
-
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
-def _extra(idle_s: FloatArray, extra_s: FloatArray, idle: float) -> float:
-    """Seconds on top for a worker that was idle so long."""
-    at = 0
-    while at + 1 < idle_s.size and idle >= idle_s[at + 1]:
-        at += 1
-    return float(extra_s[at])
+def _cost_s(
+    tables: Any, items: int, begun: int, busy: int, now: float, idle: float, rng: Any
+) -> float:
+    """Seconds of a request that begins `begun` queries, by a worker that was idle so long."""
+    mean_s, row = tables.mean_s[0, items], 0
+    if tables.mean_s.shape[0] > 1:
+        at = tables.level[busy]
+        below = min(int(at), tables.mean_s.shape[0] - 2)
+        weight = at - below
+        mean_s = tables.mean_s[below, items]
+        mean_s += weight * (tables.mean_s[below + 1, items] - mean_s)
+        row = below + (weight >= 0.5)
+    quantiles = tables.spread.shape[2]
+    if tables.exponential:
+        mean_s *= rng.standard_exponential()
+    elif quantiles > 1:
+        mean_s *= tables.spread[row, tables.group[items], int(rng.random() * quantiles)]
+    at_idle = 0
+    while at_idle + 1 < tables.idle_s.size and idle >= tables.idle_s[at_idle + 1]:
+        at_idle += 1
+    seconds = mean_s + (tables.extra_s[at_idle] + begun * tables.query_s)
+    if tables.weather.size > 1:
+        seconds *= tables.weather[int(now / tables.weather_step_s) % tables.weather.size]
+    return float(seconds)
 
 
 @njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]

@@ -46,8 +46,8 @@ def replay(
         while idle and (slices := rules.pull(idle[0][1], now, len(idle))):
             since, mine = heapq.heappop(idle)
             items = sum(hi - lo for _, lo, hi in slices)
-            extra_s = tables.extra_s[np.searchsorted(tables.idle_s, now - since, "right") - 1]
-            until = now + draw_s(tables, items, workers - len(idle), rng) + float(extra_s)
+            begun = sum(lo == 0 for _, lo, _ in slices)
+            until = now + cost_s(tables, items, begun, workers - len(idle), now, now - since, rng)
             heapq.heappush(busy, (until, mine, slices))
             for query, lo, hi in slices:
                 start_s[query] = now if lo == 0 else start_s[query]
@@ -62,18 +62,24 @@ def replay(
     return records, Requests.from_columns(dict(zip(names, columns, strict=True)))
 
 
-def draw_s(tables: Tables, items: int, busy: int, rng: Any) -> float:
-    """Seconds of a request of so many items that begins as the `busy`-th at work."""
+def cost_s(
+    tables: Tables, items: int, begun: int, busy: int, now: float, idle: float, rng: Any
+) -> float:
+    """Seconds of a request that begins `begun` queries as the `busy`-th at work, on a worker
+    that was idle so long."""
     at = float(tables.level[busy])
     mean_s, row = float(tables.mean_s[0, items]), 0
     if len(tables.mean_s) > 1:
         below = min(int(at), len(tables.mean_s) - 2)
         low, high = tables.mean_s[below : below + 2, items].tolist()
         mean_s, row = low + (at - below) * (high - low), below + (at - below >= 0.5)
-    if tables.exponential:
-        return float(mean_s * rng.standard_exponential())
     quantiles = tables.spread.shape[2]
-    if quantiles == 1:
-        return mean_s
-    of = tables.spread[row, tables.group[items]]
-    return float(mean_s * of[int(rng.random() * quantiles)])
+    if tables.exponential:
+        mean_s *= rng.standard_exponential()
+    elif quantiles > 1:
+        mean_s *= float(tables.spread[row, tables.group[items], int(rng.random() * quantiles)])
+    extra_s = float(tables.extra_s[np.searchsorted(tables.idle_s, idle, "right") - 1])
+    seconds = mean_s + (extra_s + begun * tables.query_s)
+    if len(tables.weather) > 1:
+        seconds *= float(tables.weather[int(now / tables.weather_step_s) % len(tables.weather)])
+    return seconds

@@ -60,7 +60,7 @@ class Simulator:
         from deeprecsys.simulation.reference import replay
 
         machine = _Machine(self, policy, schedule)
-        tables = self.tables(machine.largest(schedule))
+        tables = machine.tables(self.tables(machine.largest(schedule)))
         return replay(schedule, policy, self.workers, tables, machine.rng)
 
     def stream(
@@ -133,6 +133,7 @@ class _Machine:
         self.who = np.arange(simulator.workers, dtype=np.int32)
         # The sizes pick the stream: the same at every rate, another for another seed of theirs.
         self.rng = simulator.generator(first)
+        self.weather_from = self.rng.random()
         self._serve: Callable[..., tuple[Records, Schedule]] = (
             self._adaptive if policy.adaptive else self._static
         )
@@ -140,6 +141,11 @@ class _Machine:
         self.waiting = _NOTHING
         self.known = _columns(_NOTHING)
         self.left = 0
+
+    def tables(self, tables: Tables) -> Tables:
+        """With this run's weather, which begins anywhere in the measured one."""
+        first = int(self.weather_from * len(tables.weather))
+        return tables._replace(weather=np.roll(tables.weather, -first))
 
     def serve(self, schedule: Schedule, *, final: bool) -> tuple[Records, Schedule]:
         """Records of the queries whose requests have all begun, and those that still wait.
@@ -161,7 +167,7 @@ class _Machine:
         tables = self.simulator.tables(self.largest(schedule))
         serve(
             schedule.arrival_s, schedule.size, self.policy.batch_size, self.free_s, self.who,
-            *_flat(tables), self.rng, *columns,
+            self.tables(tables), self.rng, *columns,
         )  # fmt: skip
         return _records(schedule, *columns), _NOTHING
 
@@ -178,7 +184,7 @@ class _Machine:
         most = self.largest(every)
         _, head, self.left = serve_adaptive(
             every.arrival_s, every.size, self.policy.batch_size, most, self.free_s, self.who,
-            *_flat(self.simulator.tables(most)), self.rng, *columns, left, final,
+            self.tables(self.simulator.tables(most)), self.rng, *columns, left, final,
         )  # fmt: skip
         self.waiting = Schedule(every.arrival_s[head:], every.size[head:])
         self.known = _each(lambda i: columns[i][head:])
@@ -197,13 +203,6 @@ def _columns(schedule: Schedule) -> Columns:
     """start_s, finish_s, worker of queries that no worker has touched."""
     arrival_s = schedule.arrival_s
     return arrival_s.copy(), arrival_s.copy(), np.full(len(schedule), -1, np.int32)
-
-
-def _flat(tables: Tables) -> tuple[Any, ...]:
-    return (
-        tables.mean_s, tables.level, tables.spread, tables.group, tables.exponential,
-        tables.idle_s, tables.extra_s,
-    )  # fmt: skip
 
 
 def _records(
