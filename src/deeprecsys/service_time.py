@@ -152,6 +152,8 @@ class ServiceTime:
                 f"{workers} workers are assumed to slow each other as {measured} did at the same "
                 "share of busy ones: memory and caches that grow with the cores"
             )
+        if len(self.profile.overhead.weather) > 1:
+            said.append("the machine's pace varies as it did while it was profiled")
         if self.extrapolate:
             said.append(
                 f"requests of more than {self.profile.batch_sizes[-1]} items are extrapolated"

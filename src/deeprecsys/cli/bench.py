@@ -21,6 +21,12 @@ Exit code 1 if a target was asked for with --sla-ms and was missed.
 
 Example: deeprecsys bench wnd --qps 50 --batch-size 128
 """
+Adaptive = Annotated[
+    bool,
+    typer.Option(
+        "--adaptive", help="Take more when much waits, --batch-size at least: the adaptive policy."
+    ),
+]
 _KEYS = (
     "queries", "warm_up_queries", "duration_s", "throughput_qps", "items_per_s", "mean_s",
     "p50_s", "p95_s", "p99_s", "p50_interval_s", "p95_interval_s", "p99_interval_s", "by_size",
@@ -35,13 +41,14 @@ def run(
         float | None, typer.Option(help="Queries per second.  [default: a trace's own rate]")
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
+    adaptive: Adaptive = False,
     duration_s: opt.DurationS = None,
     queries: Annotated[int | None, typer.Option(help="End after this many.")] = None,
     timeline: Annotated[
         str | None, typer.Option(help="Write a Chrome trace for ui.perfetto.dev to this file.")
     ] = None,
 ) -> int:
-    policy, sla = Policy(batch_size=batch_size), request.sla
+    policy, sla = Policy(batch_size=batch_size, adaptive=adaptive), request.sla
     replayed = request.arrivals.startswith("replay:")
     if qps is None and not replayed:
         raise UserError("at which rate? give --qps; only --arrivals replay:FILE has its own")

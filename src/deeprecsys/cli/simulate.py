@@ -55,9 +55,7 @@ def run(
         bool, typer.Option("--extrapolate", help="Allow requests beyond the profile's largest.")
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Take more when much waits: the adaptive policy.")
-    ] = False,
+    adaptive: bench.Adaptive = False,
     duration_s: opt.DurationS = None,
     queries: Annotated[
         int | None, typer.Option(help="End after this many.  [default: 1,000,000]")
@@ -88,9 +86,6 @@ def run(
             "workers": simulator.workers,
             "accelerator": None,
         }
-        if interrupted.is_set():
-            console.print("interrupted: the profile is kept", markup=False)
-            return 130
         if schedule is None:
             return _tune(request, simulator, method, common, folder, console, progress, interrupted)
     records = simulator.run(schedule, policy)
@@ -193,6 +188,9 @@ def _profiled(
             stop=stop,
             on_visit=profiling(progress, folder),
         )
+    if stop():
+        progress.line(f"interrupted: what was measured is in {folder / FILE}")
+        raise KeyboardInterrupt
     progress.line(f"profile: {folder / FILE} (for --profile)")
     return ServiceTime.from_profile(found, extrapolate=extrapolate)
 

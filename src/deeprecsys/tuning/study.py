@@ -184,7 +184,7 @@ class _Tuning:
                 self._compare([])
         except Interrupted:
             interrupted = True
-        return self._study(interrupted)
+        return self._study(interrupted or bool(self.simulated and self.simulated.interrupted))
 
     def _simulate(self, surrogate: System) -> list[Contestant]:
         """The whole grid in simulation, a first look at its best; who is worth comparing."""
