@@ -104,6 +104,51 @@ def test_queries_of_another_policy_are_not_joined():
     assert rules.pull(0, 0.0) == [(2, 0, 6)]
 
 
+@given(sizes, st.integers(1, 500), st.integers(1, 700), st.integers(1, 3))
+def test_large_queries_go_whole_to_the_accelerator_with_the_least_to_do(
+    sizes, threshold, most, count
+):
+    rules = Dispatcher(accelerators=count)
+    policy = Policy(16, offload_threshold=threshold, most_items=most)
+    todo = [0] * count
+    for query, size in enumerate(sizes):
+        rules.add(query, size, policy)
+        if size >= threshold:
+            todo[todo.index(min(todo))] += size
+        assert rules.offloaded_items == todo
+    assert rules.queued_items == sum(size for size in sizes if size < threshold)
+    done = []
+    for device in range(count):
+        while slices := rules.pull_offloaded(device, 0.0):
+            assert [lo for _, lo, _ in slices] == [0] * len(slices)
+            items = sum(hi for _, _, hi in slices)
+            assert items <= most or len(slices) == 1
+            assert all(sizes[q] == hi >= threshold for q, _, hi in slices)
+            done += [q for q, _, hi in slices if rules.finish(q, hi)]
+    assert rules.offloaded_items == [0] * count
+    assert sorted(done) == [q for q, size in enumerate(sizes) if size >= threshold]
+    assert all(sizes[q] < threshold for q, _, _ in drain(rules))
+
+
+def test_a_dropped_query_leaves_the_accelerator_free():
+    rules, policy = Dispatcher(accelerators=2), Policy(8, offload_threshold=10, most_items=100)
+    for query, size in enumerate([50, 30, 40]):
+        rules.add(query, size, policy)
+    assert rules.offloaded_items == [50, 70]
+    assert rules.drop(1)
+    assert rules.offloaded_items == [50, 40]
+    assert rules.pull_offloaded(1, 0.0) == [(2, 0, 40)]
+    assert rules.drop(2)
+    assert not rules.finish(2, 40)
+    assert rules.offloaded_items == [50, 0]
+
+
+def test_without_an_accelerator_nothing_is_offloaded():
+    rules = Dispatcher()
+    rules.add(0, 50, Policy(64, offload_threshold=10))
+    assert rules.pull(0, 0.0) == [(0, 0, 50)]
+
+
 def test_deadlines_expire_open_queries_only_and_at_their_time():
     rules = Dispatcher()
     for query, deadline in enumerate([5.0, 1.0, math.inf, 3.0]):

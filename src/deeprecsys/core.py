@@ -69,7 +69,8 @@ class Policy:
     offload_threshold: queries of at least this many items go whole to the accelerator
         (None: none does).
     adaptive: a free worker takes max(batch_size, queued items / idle workers), of several
-        queries if need be, and at most `most_items`.
+        queries if need be.
+    most_items: of a request that joins queries, of an adaptive policy or on an accelerator.
     """
 
     batch_size: int = 128
@@ -331,6 +332,7 @@ class Facts:
 
     service_s: estimated seconds of one request of n items on one worker, or None if unknown.
     virtual: its time is computed, not waited for, and no neighbour can disturb it.
+    accelerators: seconds of one request of n items on each, or empty where there is none.
     """
 
     workers: int
@@ -340,6 +342,7 @@ class Facts:
     work: Work | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
     virtual: bool = False
+    accelerators: tuple[Callable[[FloatArray], FloatArray], ...] = ()
 
 
 def for_json(value: Any) -> Any:

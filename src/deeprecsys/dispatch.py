@@ -6,7 +6,9 @@ integers. The engine wraps it in a lock; the simulator must obey it query by que
 First come, first served, and workers *pull*. Static policy: a free worker takes one slice of
 `min(batch_size, items left)` items of the query at the head, so a query is cut lazily into full
 slices and a remainder. Adaptive: it takes its share of all that waits, coalescing queries when
-they are many. Dropping a query forgets its items that nobody has started.
+they are many. Queries of at least `offload_threshold` items go whole to the accelerator with the
+least to do, which executes those that wait together as one request, up to `most_items`. Dropping a
+query forgets its items that nobody has started.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ class QueueFull(RuntimeError):
 class _Query:
     """What the dispatcher remembers of one query it has not finished."""
 
-    __slots__ = ("dropped", "id", "left", "next", "policy", "size")
+    __slots__ = ("accelerator", "dropped", "id", "left", "next", "policy", "size")
 
-    def __init__(self, id: int, size: int, policy: Policy) -> None:
+    def __init__(self, id: int, size: int, policy: Policy, accelerator: int | None) -> None:
         self.id = id
         self.size = size
         self.policy = policy
+        self.accelerator = accelerator
         self.next = 0  # first item that no worker has taken
         self.left = size  # items not yet executed
         self.dropped = False
@@ -47,20 +50,31 @@ def request_items(policy: Policy, queued_items: int, idle: int) -> int:
 
 
 def requests(size: int, policy: Policy) -> Iterator[tuple[int, int]]:
-    """The slices `(lo, hi)` into which a static policy cuts a query: for planning ahead."""
+    """The slices `(lo, hi)` into which a static policy cuts a query for cores: to plan ahead."""
     for lo in range(0, size, policy.batch_size):
         yield lo, min(lo + policy.batch_size, size)
 
 
-class Dispatcher:
-    """Queue and splitting rule of one machine. Not thread-safe: its owner holds a lock."""
+def offloads(policy: Policy, size: int) -> bool:
+    """Does a query of so many items go to an accelerator, where there is one?"""
+    return policy.offload_threshold is not None and size >= policy.offload_threshold
 
-    def __init__(self, max_queued_items: int | None = None) -> None:
+
+class Dispatcher:
+    """Queue and splitting rule of one machine. Not thread-safe: its owner holds a lock.
+
+    queued_items wait for the cores; offloaded_items [accelerators] wait for, or execute on, each
+    accelerator.
+    """
+
+    def __init__(self, max_queued_items: int | None = None, accelerators: int = 0) -> None:
         if max_queued_items is not None and max_queued_items < 1:
             raise UserError(f"the bound on queued items must be positive, not {max_queued_items}")
         self.max_queued_items = max_queued_items
         self.queued_items = 0
+        self.offloaded_items = [0] * accelerators
         self._queue: deque[_Query] = deque()
+        self._queues: list[deque[_Query]] = [deque() for _ in range(accelerators)]
         self._open: dict[int, _Query] = {}
         self._deadlines: list[tuple[float, int]] = []
 
@@ -78,12 +92,17 @@ class Dispatcher:
         could never be answered.
         """
         bound = self.max_queued_items
-        if bound is not None and self.queued_items and self.queued_items + size > bound:
-            raise QueueFull(f"{self.queued_items} items wait already, the bound is {bound}")
-        entry = _Query(query, size, policy)
-        self._open[query] = entry
-        self._queue.append(entry)
-        self.queued_items += size
+        waiting = self.queued_items + sum(self.offloaded_items)
+        if bound is not None and waiting and waiting + size > bound:
+            raise QueueFull(f"{waiting} items wait already, the bound is {bound}")
+        chosen = self._accelerator(size, policy)
+        entry = self._open[query] = _Query(query, size, policy, chosen)
+        if chosen is None:
+            self._queue.append(entry)
+            self.queued_items += size
+        else:
+            self._queues[chosen].append(entry)
+            self.offloaded_items[chosen] += size
         if deadline_s < math.inf:
             heapq.heappush(self._deadlines, (deadline_s, query))
 
@@ -126,6 +145,36 @@ class Dispatcher:
         self.queued_items -= hi - lo
         return entry.id, lo, hi
 
+    def pull_offloaded(self, accelerator: int, now: float) -> list[Slice]:
+        """The whole queries that an accelerator executes next as one request; empty: none waits.
+
+        The first is taken whatever its size, the next ones of its policy while all of them have
+        at most `most_items`.
+        """
+        queue = self._queues[accelerator]
+        taken: list[_Query] = []
+        left = 0
+        while queue:
+            entry = queue[0]
+            unfit = taken and (entry.size > left or entry.policy != taken[0].policy)
+            if unfit and not entry.dropped:
+                break
+            queue.popleft()
+            if entry.dropped:
+                continue
+            if not taken:
+                left = entry.policy.most_items
+            left -= entry.size
+            entry.next = entry.size
+            taken.append(entry)
+        return [(entry.id, 0, entry.size) for entry in taken]
+
+    def _accelerator(self, size: int, policy: Policy) -> int | None:
+        """The one with the fewest items to do, of equals the first; None: the cores."""
+        if not self._queues or not offloads(policy, size):
+            return None
+        return min(range(len(self._queues)), key=self.offloaded_items.__getitem__)
+
     def finish(self, query: int, items: int) -> bool:
         """`items` of it were executed; True once, when that was the last of the query."""
         entry = self._open.get(query)
@@ -135,6 +184,8 @@ class Dispatcher:
         if entry.left:
             return False
         del self._open[query]
+        if entry.accelerator is not None:
+            self.offloaded_items[entry.accelerator] -= entry.size
         return True
 
     def drop(self, query: int) -> bool:
@@ -143,7 +194,10 @@ class Dispatcher:
         if entry is None:
             return False
         entry.dropped = True
-        self.queued_items -= entry.size - entry.next
+        if entry.accelerator is None:
+            self.queued_items -= entry.size - entry.next
+        else:
+            self.offloaded_items[entry.accelerator] -= entry.size
         return True
 
     def expire(self, now: float) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import FloatArray, Policy, UserError, for_json
+from deeprecsys.core import Facts, FloatArray, Policy, UserError, for_json
 
 # How long each stretch of a profile's `Overhead.weather` lasts.
 WEATHER_STEP_S = 0.1
@@ -222,6 +222,23 @@ def query_work_s(
     whole = service_s(np.array([float(policy.batch_size)]))[0]
     work: FloatArray = full * whole + np.where(rest > 0, service_s(rest.astype(float)), 0.0)
     return work
+
+
+def busy_shares(facts: Facts, sizes: NDArray[Any], policy: Policy) -> tuple[float, float]:
+    """Seconds that a query, on average, keeps all workers busy, and all accelerators.
+
+    Its inverse is a rate that cannot be held for long. Accelerators are taken to join as many
+    queries as the policy lets them. Needs `facts.service_s`.
+    """
+    assert facts.service_s is not None
+    sizes = np.asarray(sizes)
+    threshold = policy.offload_threshold if facts.accelerators else None
+    taken = np.zeros(len(sizes), bool) if threshold is None else sizes >= threshold
+    cores_s = float(query_work_s(facts.service_s, sizes[~taken], policy).sum())
+    rates = [policy.most_items / float(law(np.array([float(policy.most_items)]))[0])
+             for law in facts.accelerators]  # fmt: skip
+    devices_s = float(sizes[taken].sum()) / sum(rates) if rates else 0.0
+    return cores_s / len(sizes) / facts.workers, devices_s / len(sizes)
 
 
 # What `Profile.about` says of the model.

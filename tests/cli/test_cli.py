@@ -238,6 +238,35 @@ def test_simulate_profiles_a_model_and_takes_the_profile_again(tmp_path, capsys)
     assert "profile ends at requests of" in capsys.readouterr().err
 
 
+def test_simulate_with_an_accelerator_says_that_it_is_emulated(tmp_path, capsys):
+    profile = Profile({"model": "dlrm-rmc3", "variant": "paper", "scale": 1.0, "workers": 2})
+    for batch in (1, 32, 1024):
+        for busy in (1, 2):
+            profile = profile.with_visit((batch, busy), np.full(3, 2e-4 + 4e-5 * batch))
+    profile.save(tmp_path / "p.json")
+    arguments = ["simulate", "dlrm-rmc3", "--profile", "p.json", "--workers", "4"]
+    device = ["--accelerator", "gtx-1080ti"]
+    assert call([*arguments, *device, "--tune", "--out", "t", "--json", "t.json"]) == 0
+    found = json.loads((tmp_path / "t.json").read_text())
+    assert found["accelerator"]["name"] == "gtx-1080ti"
+    assert found["accelerator"]["emulated"] is True
+    assert found["baseline"]["policy"]["offload_threshold"] is None
+    assert found["best"]["policy"]["offload_threshold"] > 100
+    assert found["speedup"]["ratio"] > 1.3
+    assert "gtx-1080ti is emulated" in capsys.readouterr().out
+    report = (tmp_path / "t" / "report.html").read_text()
+    assert "Capacity by offload threshold" in report
+    assert "is emulated" in report
+    assert call([*arguments, *device, "--qps", "50", "--queries", "3000",
+                 "--offload-threshold", "300", "--out", "b"]) == 0  # fmt: skip
+    records = Records.load(tmp_path / "b" / "records.parquet")
+    assert ((records.device == 1) == (records.size >= 300)).all()
+    assert call([*arguments, "--qps", "50", "--offload-threshold", "300"]) == 2
+    assert "needs an --accelerator" in capsys.readouterr().err
+    assert call([*arguments, "--qps", "50", "--accelerator", "tpu"]) == 2
+    assert "unknown accelerator 'tpu'" in capsys.readouterr().err
+
+
 def test_an_overload_is_simulated_to_its_end_and_called_one(capsys):
     assert call([*ERLANG, "--qps", "5000", "--queries", "50000", "--sla-ms", "10000"]) == 1
     assert "overloaded" in capsys.readouterr().out

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
+from deeprecsys.accelerators import Accelerator
+from deeprecsys.core import SLA, Policy, Schedule, Status, UserError, replace
 from deeprecsys.metrics import summarize
 from deeprecsys.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.simulation import Simulator
@@ -60,19 +61,53 @@ def test_the_kernel_obeys_the_dispatcher_query_by_query(schedule, policy, worker
         np.testing.assert_array_equal(getattr(fast, column), getattr(slow, column), column)
 
 
-@settings(max_examples=150, deadline=None)
-@given(schedules(), policies, st.integers(1, 5), st.lists(st.integers(0, 40), max_size=4))
-def test_a_schedule_in_pieces_is_served_as_the_whole(schedule, policy, workers, cuts):
-    simulator = Simulator(LAWS["measured"], workers)
+DEVICES = {
+    "fast": Accelerator("fast", ServiceTime.linear(2e-3, 1e-5), "a law"),
+    "slow": Accelerator("slow", LAWS["linear"], "a law"),
+    "measured": Accelerator(
+        "measured", ServiceTime.from_profile(profiled(), extrapolate=True), "a profile"
+    ),
+}
+devices = st.lists(st.sampled_from(sorted(DEVICES)), max_size=3)
+
+
+@settings(max_examples=300, deadline=None)
+@given(schedules(), policies, st.integers(1, 60), devices, st.integers(1, 4), st.integers(0, 9))
+def test_the_kernels_obey_the_dispatcher_with_accelerators(
+    schedule, policy, threshold, names, workers, seed
+):
+    if names:
+        policy = replace(policy, offload_threshold=threshold)
+    accelerators = [DEVICES[name] for name in names]
+    simulator = Simulator(LAWS["measured"], workers, accelerators=accelerators, seed=seed)
+    fast, (slow, requests) = simulator.run(schedule, policy), simulator.traced_run(schedule, policy)
+    for column in ("start_s", "finish_s", "worker", "device"):
+        np.testing.assert_array_equal(getattr(fast, column), getattr(slow, column), column)
+    if names:
+        assert ((fast.device > 0) == (schedule.size >= threshold)).all()
+    items = np.bincount(requests.query, requests.hi - requests.lo, minlength=len(schedule))
+    np.testing.assert_array_equal(items, schedule.size)
+
+
+@settings(max_examples=200, deadline=None)
+@given(schedules(), policies, st.integers(1, 60), devices, st.integers(1, 5),
+       st.lists(st.integers(0, 40), max_size=4))  # fmt: skip
+def test_a_schedule_in_pieces_is_served_as_the_whole(
+    schedule, policy, threshold, names, workers, cuts
+):
+    if names:
+        policy = replace(policy, offload_threshold=threshold)
+    accelerators = [DEVICES[name] for name in names]
+    simulator = Simulator(LAWS["measured"], workers, accelerators=accelerators)
     whole = simulator.run(schedule, policy)
     machine = _Machine(simulator, policy, schedule)
     ends = [0, *sorted(min(c, len(schedule)) for c in cuts), len(schedule)]
     pieces = [
-        machine.serve(Schedule(schedule.arrival_s[a:b], schedule.size[a:b]), final=False)[0]
+        machine.serve(Schedule(schedule.arrival_s[a:b], schedule.size[a:b]), final=False)
         for a, b in itertools.pairwise(ends)
     ]
-    pieces.append(machine.serve(Schedule(np.zeros(0), np.zeros(0)), final=True)[0])
-    for column in ("arrival_s", "start_s", "finish_s", "worker", "size"):
+    pieces.append(machine.serve(Schedule(np.zeros(0), np.zeros(0)), final=True))
+    for column in ("arrival_s", "start_s", "finish_s", "worker", "size", "device"):
         joined = np.concatenate([getattr(piece, column) for piece in pieces])
         np.testing.assert_array_equal(joined, getattr(whole, column), column)
 

@@ -130,14 +130,15 @@ def trials_table(summary: dict[str, Any]) -> Table:
     for name in ("batch size", "queries/s", "interval", "runs", ""):
         table.add_column(name, justify="left" if not name else "right")
     best = (summary["best"] or {}).get("policy")
-    notes = {c["policy"]["batch_size"]: c["name"] for c in summary["comparisons"]}
+    notes = {policy_text(c["policy"]): c["name"] for c in summary["comparisons"]}
     for trial in summary["trials"]:
         capacity, policy = trial["capacity"], trial["policy"]
-        note = [notes[policy["batch_size"]]] if policy["batch_size"] in notes else []
+        name = policy_text(policy)
+        note = [notes[name]] if name in notes else []
         note += ["best"] if policy == best else []
         note += [] if capacity["decided"] else ["undecided"]
         table.add_row(
-            policy_text(policy).removeprefix("batch size "),
+            name.removeprefix("batch size "),
             rate(capacity["rate_qps"]),
             interval(capacity["interval_qps"], rate),
             str(len(trial["runs"])),

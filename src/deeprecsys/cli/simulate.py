@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprecsys.accelerators import check_names
 from deeprecsys.cli import bench, show
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
@@ -56,13 +57,23 @@ def run(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
     adaptive: bench.Adaptive = False,
+    accelerator: Annotated[
+        list[str] | None,
+        typer.Option(help="gtx-1080ti or emulated:FILE (a profile); several: give it again."),
+    ] = None,
+    offload_threshold: Annotated[
+        int | None, typer.Option(help="Queries of at least this size go to the accelerator.")
+    ] = None,
     duration_s: opt.DurationS = None,
     queries: Annotated[
         int | None, typer.Option(help="End after this many.  [default: 1,000,000]")
     ] = None,
 ) -> int:
-    policy = Policy(batch_size=batch_size, adaptive=adaptive)
+    policy = Policy(batch_size, offload_threshold, adaptive)
     _check(request, qps, tune, method, service, profile)
+    if offload_threshold is not None and not accelerator:
+        raise UserError("--offload-threshold needs an --accelerator")
+    check_names(accelerator or [])
     opt.positive("--profile-s", profile_s)
     schedule = None if tune else _schedule(request, qps, duration_s, queries)
     law = _given(request, service, profile, extrapolate)
@@ -75,7 +86,7 @@ def run(
     ):
         if law is None:
             law = _profiled(request, progress, folder, profile_s, extrapolate, interrupted.is_set)
-        simulator = _simulator(request, law)
+        simulator = _simulator(request, law, accelerator or [])
         for line in simulator.facts().detail["assumptions"]:
             progress.line(f"simulated: {line}")
         began = time.monotonic()
@@ -84,7 +95,7 @@ def run(
             **request.to_dict(),
             "simulated": dict(simulator.facts().detail),
             "workers": simulator.workers,
-            "accelerator": None,
+            "accelerator": _described(simulator),
         }
         if schedule is None:
             return _tune(request, simulator, method, common, folder, console, progress, interrupted)
@@ -195,15 +206,25 @@ def _profiled(
     return ServiceTime.from_profile(found, extrapolate=extrapolate)
 
 
-def _simulator(request: opt.SimulationRequest, law: ServiceTime) -> Simulator:
+def _simulator(request: opt.SimulationRequest, law: ServiceTime, wanted: list[str]) -> Simulator:
     """As many workers as asked for; else as were profiled, or as this machine has cores."""
+    from deeprecsys.accelerators import accelerator
     from deeprecsys.engine.topology import usable_cores
     from deeprecsys.simulation import Simulator
 
     workers = request.workers
     if workers is None and law.profile is not None:
         workers = law.profile.about.get("workers")
-    return Simulator(law, workers or len(usable_cores()), seed=request.seed)
+    devices = [accelerator(text, request.model, law.profile) for text in wanted]
+    return Simulator(law, workers or len(usable_cores()), accelerators=devices, seed=request.seed)
+
+
+def _described(simulator: Simulator) -> dict[str, Any] | None:
+    """For summaries: name, and that it is emulated."""
+    devices = simulator.accelerators
+    if not devices:
+        return None
+    return {**devices[0].to_dict(), "count": len(devices)}
 
 
 def _tune(

@@ -26,7 +26,7 @@ _SLICES = 300
 
 def capacity_by_batch(summary: dict[str, Any]) -> Figure | None:
     """Capacity against batch size, with brackets; baselines and the best are marked."""
-    trials = [t for t in summary["trials"] if t["capacity"]["rate_qps"]]
+    trials = [t for t in _held(summary) if not t["policy"].get("offload_threshold")]
     if not trials:
         return None
     best = (summary.get("best") or {}).get("policy")
@@ -50,6 +50,39 @@ def capacity_by_batch(summary: dict[str, Any]) -> Figure | None:
     layout["xaxis"] |= {"type": "log", "tickvals": [1 << k for k in range(21)]}
     layout["yaxis"]["rangemode"] = "tozero"
     return {"data": data, "layout": layout}
+
+
+def capacity_by_threshold(summary: dict[str, Any]) -> Figure | None:
+    """Capacity against the offload threshold; the cores alone and the best are marked."""
+    offloading = [t for t in _held(summary) if t["policy"].get("offload_threshold")]
+    if not offloading:
+        return None
+    best = (summary.get("best") or {}).get("policy")
+    size = offloading[0]["policy"]["batch_size"]
+    alone = max((t["capacity"]["rate_qps"] for t in _held(summary)
+                 if not t["policy"].get("offload_threshold")), default=None)  # fmt: skip
+    curve = _trace(offloading, f"batch size {size}", BLUE, lines=True)
+    curve["x"] = [t["policy"]["offload_threshold"] for t in offloading]
+    curve["hovertemplate"] = "offload ≥ %{x}: %{y:.0f} queries/s"
+    data = [curve]
+    for trial in offloading:
+        if trial["policy"] == best:
+            star = _trace([trial], "best", GREEN, symbol="star", size=17)
+            data.append(star | {"x": [best["offload_threshold"]]})
+    layout = _layout("queries of at least so many items are offloaded", "capacity (queries/s)")
+    layout["yaxis"]["rangemode"] = "tozero"
+    if alone is not None:
+        layout["shapes"] = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": alone,
+                             "y1": alone, "line": {"color": GREY, "dash": "dot"}}]  # fmt: skip
+        layout["annotations"] = [{"xref": "paper", "x": 1, "y": alone, "text": "cores alone",
+                                  "showarrow": False, "xanchor": "right",
+                                  "yanchor": "bottom"}]  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def _held(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Trials of a rate that holds the target."""
+    return [t for t in summary["trials"] if t["capacity"]["rate_qps"]]
 
 
 def latency_by_rate(summary: dict[str, Any]) -> Figure | None:

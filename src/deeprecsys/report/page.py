@@ -33,6 +33,9 @@ def page(summary: dict[str, Any], records: Records | None, requests: Requests | 
 def _tune(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Any]:
     best, sla = summary.get("best"), summary["sla"]
     facts: list[Fact] = [("target", text.target(sla)), ("method", summary.get("method", "–"))]
+    if summary.get("accelerator"):
+        device = summary["accelerator"]
+        facts.append(("accelerator", device["name"], "emulated" if device["emulated"] else ""))
     if best:
         capacity = best["capacity"]
         bounds = text.interval(capacity["interval_qps"], text.rate)
@@ -47,6 +50,8 @@ def _tune(summary: dict[str, Any], records: Records | None, requests: Requests |
         ("Capacity by batch size",
          "Highest rate that holds the target; bars are brackets of the search, or 95 % intervals "
          "where rounds were run.", figures.capacity_by_batch(summary)),
+        ("Capacity by offload threshold", "Dotted: the best that the cores reach alone.",
+         figures.capacity_by_threshold(summary)),
         ("Latency by rate", "The best policy's runs: filled meets, open undecided, cross misses.",
          figures.latency_by_rate(summary)),
         *_of_records(summary, records, "The best policy at its capacity."),

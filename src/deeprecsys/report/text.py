@@ -37,9 +37,12 @@ def ratio(comparison: dict[str, Any]) -> str:
 
 def policy(chosen: dict[str, Any]) -> str:
     """As `core.Policy` says it, from its JSON."""
+    threshold = chosen.get("offload_threshold")
+    offload = f", offload ≥ {threshold}" if threshold else ""
     if chosen.get("adaptive"):
-        return f"adaptive, {chosen['batch_size']} to {chosen.get('most_items', 1024)} items"
-    return f"batch size {chosen['batch_size']}"
+        most = chosen.get("most_items", 1024)
+        return f"adaptive, {chosen['batch_size']} to {most} items{offload}"
+    return f"batch size {chosen['batch_size']}{offload}"
 
 
 def target(sla: dict[str, Any] | None) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 from deeprecsys.core import FloatArray
@@ -135,6 +136,80 @@ def serve_adaptive(
                 head += 1
                 left = size[head] if head < n else 0
     return requests, head, left
+
+
+@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+def serve_offloaded(
+    arrival_s: FloatArray,
+    size: Any,
+    draw: FloatArray,
+    most_items: int,
+    free_s: FloatArray,
+    todo: Any,
+    executing: Any,
+    tables: Any,
+    start_s: FloatArray,
+    finish_s: FloatArray,
+    device: Any,
+    final: bool,
+) -> None:
+    """Whole queries on accelerators, each with a queue of its own, which a query joins where the
+    fewest items are to be done; those that wait together are one request of up to `most_items`.
+
+    draw: [queries] of 0 .. 1, the chance of the request that a query is the first of. free_s,
+    todo (items), executing (items): [accelerators], carried over. Fills start_s, finish_s and
+    device (from 1; 0 at first); unless `final`, a query that may still be joined keeps NaN.
+    """
+    n, count = arrival_s.size, free_s.size
+    following = np.full(n, -1)
+    first, last = np.full(count, -1), np.full(count, -1)
+    for q in range(n + 1):
+        now = arrival_s[q] if q < n else math.inf
+        if q == n and not final:
+            break
+        for k in range(count):
+            while first[k] >= 0 and max(free_s[k], arrival_s[first[k]]) < now:
+                begin = max(free_s[k], arrival_s[first[k]])
+                items, end = 0, first[k]
+                while (
+                    end >= 0
+                    and arrival_s[end] <= begin
+                    and (items == 0 or items + size[end] <= most_items)
+                ):
+                    items += size[end]
+                    end = following[end]
+                done = begin + _device_s(tables[k], items, draw[first[k]])
+                while first[k] != end:
+                    start_s[first[k]], finish_s[first[k]] = begin, done
+                    first[k] = following[first[k]]
+                if end < 0:
+                    last[k] = -1
+                todo[k] -= executing[k]
+                free_s[k], executing[k] = done, items
+            if free_s[k] <= now:
+                todo[k] -= executing[k]
+                executing[k] = 0
+        if q < n:
+            if device[q] == 0:
+                least = int(np.argmin(todo))
+                device[q] = least + 1
+                todo[least] += size[q]
+            k = device[q] - 1
+            if last[k] < 0:
+                first[k] = q
+            else:
+                following[last[k]] = q
+            last[k] = q
+
+
+@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+def _device_s(tables: Any, items: int, draw: float) -> float:
+    """Seconds of a request on an accelerator."""
+    quantiles = tables.spread.shape[2]
+    seconds = tables.mean_s[-1, items]
+    if quantiles > 1:
+        seconds *= tables.spread[-1, tables.group[items], int(draw * quantiles)]
+    return float(seconds)
 
 
 @njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]

@@ -9,21 +9,37 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import Policy, Records, Requests, Schedule, Status
-from deeprecsys.dispatch import Dispatcher
+from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule, Status
+from deeprecsys.dispatch import Dispatcher, offloads
 from deeprecsys.service_time import Tables
+
+_NO_DRAWS = np.zeros(0)
 
 
 def replay(
-    schedule: Schedule, policy: Policy, workers: int, tables: Tables, rng: np.random.Generator
+    schedule: Schedule,
+    policy: Policy,
+    workers: int,
+    tables: Tables,
+    rng: np.random.Generator,
+    accelerators: Sequence[Tables] = (),
+    draws: FloatArray = _NO_DRAWS,
 ) -> tuple[Records, Requests]:
-    """Every query and every request of a run from an idle machine."""
+    """Every query and every request of a run from an idle machine.
+
+    draws: the chance of each query that is offloaded, in order of arrival. Requests of an
+    accelerator stand as of workers from `workers` on.
+    """
     n = len(schedule)
-    rules = Dispatcher()
+    rules = Dispatcher(accelerators=len(accelerators))
+    device = np.zeros(n, np.int16)
+    chance: dict[int, float] = {}
+    waits_for = list(range(len(accelerators)))  # accelerators that are idle
     start_s, finish_s = schedule.arrival_s.copy(), schedule.arrival_s.copy()
     worker = np.full(n, -1)
     arrivals, sizes = schedule.arrival_s.tolist(), schedule.size.tolist()
@@ -35,14 +51,28 @@ def replay(
         now = min(arrivals[row] if row < n else math.inf, busy[0][0] if busy else math.inf)
         while busy and busy[0][0] == now:
             _, mine, slices = heapq.heappop(busy)
-            heapq.heappush(idle, (now, mine))
+            if mine < workers:
+                heapq.heappush(idle, (now, mine))
+            else:
+                waits_for.append(mine - workers)
             for query, lo, hi in slices:
                 if rules.finish(query, hi - lo):
-                    finish_s[query], worker[query] = now, mine
+                    finish_s[query], worker[query] = now, mine if mine < workers else -1
         while row < n and arrivals[row] == now:
             if sizes[row]:
                 rules.add(row, sizes[row], policy)
+                if accelerators and offloads(policy, sizes[row]):
+                    chance[row] = float(draws[len(chance)])
             row += 1
+        for mine in list(waits_for):
+            if slices := rules.pull_offloaded(mine, now):
+                waits_for.remove(mine)
+                items = sum(hi for _, _, hi in slices)
+                until = now + device_s(accelerators[mine], items, chance[slices[0][0]])
+                heapq.heappush(busy, (until, workers + mine, slices))
+                for query, lo, hi in slices:
+                    start_s[query], device[query] = now, mine + 1
+                    trace.append((query, lo, hi, workers + mine, now, until))
         while idle and (slices := rules.pull(idle[0][1], now, len(idle))):
             since, mine = heapq.heappop(idle)
             items = sum(hi - lo for _, lo, hi in slices)
@@ -57,9 +87,18 @@ def replay(
     names = ("query", "lo", "hi", "worker", "start_s", "finish_s")
     records = Records.from_columns({
         "arrival_s": schedule.arrival_s, "start_s": start_s, "finish_s": finish_s,
-        "size": schedule.size, "worker": worker, "status": np.full(n, Status.OK),
+        "size": schedule.size, "worker": worker, "status": np.full(n, Status.OK), "device": device,
     })  # fmt: skip
     return records, Requests.from_columns(dict(zip(names, columns, strict=True)))
+
+
+def device_s(tables: Tables, items: int, draw: float) -> float:
+    """Seconds of a request on an accelerator."""
+    quantiles = tables.spread.shape[2]
+    if quantiles == 1:
+        return float(tables.mean_s[-1, items])
+    of = tables.spread[-1, tables.group[items]]
+    return float(tables.mean_s[-1, items] * of[int(draw * quantiles)])
 
 
 def cost_s(

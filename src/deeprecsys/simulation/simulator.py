@@ -7,16 +7,19 @@ that its memory does not grow with the length of the run. Knows no models and no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprecsys.accelerators import Accelerator
 from deeprecsys.core import (
+    RECORD_COLUMNS,
     SLA,
     Facts,
     FloatArray,
+    IntArray,
     Policy,
     Records,
     Requests,
@@ -24,6 +27,7 @@ from deeprecsys.core import (
     Status,
     UserError,
     Watch,
+    replace,
 )
 from deeprecsys.metrics import Summary
 from deeprecsys.service_time import ServiceTime, Tables
@@ -42,26 +46,39 @@ class Simulator:
     The same seed and schedule give the same records.
     """
 
-    def __init__(self, service: ServiceTime, workers: int, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        service: ServiceTime,
+        workers: int,
+        *,
+        accelerators: Sequence[Accelerator] = (),
+        seed: int = 0,
+    ) -> None:
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise UserError(f"workers must be a whole number of at least 1, not {workers!r}")
         self.service, self.workers, self.seed = service, workers, seed
+        self.accelerators = tuple(accelerators)
+        if any(one.service.law == "exponential" for one in self.accelerators):
+            raise UserError("an accelerator's service time is fixed or measured, not exponential")
         self._tables: dict[int, Tables] = {}
 
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
         """Every query's record. UserError where a request would be beyond the profile."""
-        machine = _Machine(self, policy, schedule)
-        records, rest = machine.serve(schedule, final=True)
-        assert not len(rest)
+        records = _Machine(self, policy, schedule).serve(schedule, final=True)
         return records if watch is None else _watched(records, watch)
 
     def traced_run(self, schedule: Schedule, policy: Policy) -> tuple[Records, Requests]:
         """The same records, and every request: event by event, at some 100,000 requests/s."""
         from deeprecsys.simulation.reference import replay
 
-        machine = _Machine(self, policy, schedule)
-        tables = machine.tables(self.tables(machine.largest(schedule)))
-        return replay(schedule, policy, self.workers, tables, machine.rng)
+        cores = _Cores(self, policy, schedule)
+        tables = cores.tables(self.tables(cores.largest(schedule)))
+        devices = _Devices(self, policy, schedule)
+        n = int(devices.takes(schedule).sum())
+        return replay(
+            schedule, policy, self.workers, tables, cores.rng,
+            devices.tables(schedule), devices.rng.random(n),
+        )  # fmt: skip
 
     def stream(
         self, schedules: Iterable[Schedule], policy: Policy, sla: SLA | None = None
@@ -72,17 +89,16 @@ class Simulator:
         """
         found = RunningSummary(sla, self.workers)
         machine: _Machine | None = None
-        waiting, longest = _NOTHING, 1
+        longest = 1
         for piece in schedules:
             longest = max(longest, len(piece))
             if machine is None:
                 machine = _Machine(self, policy, piece)
-            records, waiting = machine.serve(piece, final=False)
-            found.add(records)
-            if found.inside + len(waiting) > MOST_WAITING:
+            found.add(machine.serve(piece, final=False))
+            if found.inside + machine.waiting > MOST_WAITING:
                 break
         if machine is not None:
-            rest = machine.serve(_NOTHING, final=True)[0]
+            rest = machine.serve(_NOTHING, final=True)
             for first in range(0, len(rest), longest):
                 found.add(rest[first : first + longest])
         return found.summary()
@@ -96,10 +112,14 @@ class Simulator:
             machine=machine,
             service_s=self.service,
             virtual=True,
+            accelerators=tuple(one.service for one in self.accelerators),
             detail={
                 "simulated": True,
                 "service": self.service.text,
-                "assumptions": self.service.assumptions(self.workers),
+                "assumptions": [
+                    *self.service.assumptions(self.workers),
+                    *(f"{one.name} is emulated: {one.text}" for one in self.accelerators),
+                ],
             },
         )
 
@@ -123,20 +143,59 @@ _NOTHING = Schedule(np.zeros(0), np.zeros(0, np.int64))
 
 
 class _Machine:
-    """The state that carries over from one piece of a schedule to the next."""
+    """Cores and accelerators of one run, and the queries that wait from one piece to the next.
+
+    Which of the two a query goes to depends on its size alone, so they know nothing of each other.
+    """
 
     def __init__(self, simulator: Simulator, policy: Policy, first: Schedule) -> None:
-        if policy.offload_threshold is not None:
+        if policy.offload_threshold is not None and not simulator.accelerators:
             raise UserError("this machine has no accelerator: leave the offload threshold out")
+        self.cores = _Cores(simulator, policy, first)
+        self.devices = _Devices(simulator, policy, first)
+        # What is known already of queries that came after one which still waits.
+        self.held = _records(_NOTHING, *_columns(_NOTHING))
+        self.held_rows = self.core_rows = np.zeros(0, np.int64)
+        self.given = 0
+
+    @property
+    def waiting(self) -> int:
+        """Queries of which a part has not begun."""
+        return len(self.cores.waiting) + len(self.devices.waiting)
+
+    def serve(self, schedule: Schedule, *, final: bool) -> Records:
+        """Records, in order of arrival, up to the first query that waits for what follows.
+
+        Unless `final`, more queries follow, which may share a request with the last of these.
+        """
+        if not self.devices.simulator.accelerators:
+            return self.cores.serve(schedule, final)
+        rows = np.arange(self.given, self.given + len(schedule))
+        self.given += len(schedule)
+        taken = self.devices.takes(schedule)
+        on_cores = self.cores.serve(_rows_of(schedule, ~taken), final)
+        core_rows = np.concatenate([self.core_rows, rows[~taken]])
+        core_rows, self.core_rows = np.split(core_rows, [len(on_cores)])
+        on_devices, device_rows = self.devices.serve(_rows_of(schedule, taken), rows[taken], final)
+        known = np.concatenate([self.held_rows, core_rows, device_rows])
+        order = np.argsort(known)
+        first_waiting = min([self.given, *self.core_rows[:1], *self.devices.rows[:1]])
+        ready = int(np.searchsorted(known[order], first_waiting))
+        every = _joined(self.held, on_cores, on_devices)[order]
+        self.held, self.held_rows = every[ready:], known[order][ready:]
+        return every[:ready]
+
+
+class _Cores:
+    """The workers, and the queries that wait for them."""
+
+    def __init__(self, simulator: Simulator, policy: Policy, first: Schedule) -> None:
         self.simulator, self.policy = simulator, policy
         self.free_s = np.zeros(simulator.workers)
         self.who = np.arange(simulator.workers, dtype=np.int32)
-        # The sizes pick the stream: the same at every rate, another for another seed of theirs.
         self.rng = simulator.generator(first)
         self.weather_from = self.rng.random()
-        self._serve: Callable[..., tuple[Records, Schedule]] = (
-            self._adaptive if policy.adaptive else self._static
-        )
+        self.serve = self._adaptive if policy.adaptive else self._static
         # Adaptive: queries of earlier pieces that wait, and what is known of them.
         self.waiting = _NOTHING
         self.known = _columns(_NOTHING)
@@ -147,20 +206,13 @@ class _Machine:
         first = int(self.weather_from * len(tables.weather))
         return tables._replace(weather=np.roll(tables.weather, -first))
 
-    def serve(self, schedule: Schedule, *, final: bool) -> tuple[Records, Schedule]:
-        """Records of the queries whose requests have all begun, and those that still wait.
-
-        Unless `final`, more queries follow, which may share a request with the last of these.
-        """
-        return self._serve(schedule, final)
-
     def largest(self, schedule: Schedule) -> int:
         """Items of the largest request."""
         if self.policy.adaptive:
             return self.policy.most_items
         return int(min(schedule.size.max(initial=1), self.policy.batch_size))
 
-    def _static(self, schedule: Schedule, final: bool) -> tuple[Records, Schedule]:
+    def _static(self, schedule: Schedule, final: bool) -> Records:
         from deeprecsys.simulation.kernels import serve
 
         columns = _columns(schedule)
@@ -169,15 +221,12 @@ class _Machine:
             schedule.arrival_s, schedule.size, self.policy.batch_size, self.free_s, self.who,
             self.tables(tables), self.rng, *columns,
         )  # fmt: skip
-        return _records(schedule, *columns), _NOTHING
+        return _records(schedule, *columns)
 
-    def _adaptive(self, schedule: Schedule, final: bool) -> tuple[Records, Schedule]:
+    def _adaptive(self, schedule: Schedule, final: bool) -> Records:
         from deeprecsys.simulation.kernels import serve_adaptive
 
-        every = Schedule(
-            np.concatenate([self.waiting.arrival_s, schedule.arrival_s]),
-            np.concatenate([self.waiting.size, schedule.size]),
-        )
+        every = _joined_schedule(self.waiting, schedule)
         fresh = _columns(schedule)
         columns = _each(lambda i: np.concatenate([self.known[i], fresh[i]]))
         left = self.left if len(self.waiting) else int(every.size[:1].sum())
@@ -189,7 +238,58 @@ class _Machine:
         self.waiting = Schedule(every.arrival_s[head:], every.size[head:])
         self.known = _each(lambda i: columns[i][head:])
         done = Schedule(every.arrival_s[:head], every.size[:head])
-        return _records(done, *_each(lambda i: columns[i][:head])), self.waiting
+        return _records(done, *_each(lambda i: columns[i][:head]))
+
+
+class _Devices:
+    """The accelerators, and the queries that wait for them."""
+
+    def __init__(self, simulator: Simulator, policy: Policy, first: Schedule) -> None:
+        count = len(simulator.accelerators)
+        self.simulator, self.policy = simulator, policy
+        self.free_s = np.zeros(count)
+        self.todo, self.executing = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.rng = simulator.generator(first).spawn(1)[0]
+        self.tables_of: tuple[Tables, ...] = ()
+        self.waiting = _NOTHING
+        self.rows = np.zeros(0, np.int64)
+        self.draw = np.zeros(0)
+        self.device = np.zeros(0, np.int64)
+
+    def takes(self, schedule: Schedule) -> NDArray[np.bool_]:
+        """[n] Which queries go to an accelerator."""
+        threshold = self.policy.offload_threshold
+        if threshold is None or not self.simulator.accelerators:
+            return np.zeros(len(schedule), bool)
+        return np.asarray(schedule.size >= threshold)
+
+    def serve(self, schedule: Schedule, rows: IntArray, final: bool) -> tuple[Records, IntArray]:
+        """Records of the queries that have begun, and their rows, in order."""
+        from deeprecsys.simulation.kernels import serve_offloaded
+
+        every = _joined_schedule(self.waiting, schedule)
+        rows = np.concatenate([self.rows, rows])
+        draw = np.concatenate([self.draw, self.rng.random(len(schedule))])
+        device = np.concatenate([self.device, np.zeros(len(schedule), np.int64)])
+        start_s, finish_s = np.full((2, len(every)), math.nan)
+        serve_offloaded(
+            every.arrival_s, every.size, draw, self.policy.most_items, self.free_s, self.todo,
+            self.executing, self.tables(every), start_s, finish_s, device, final,
+        )  # fmt: skip
+        begun = ~np.isnan(start_s)
+        self.waiting, self.rows = _rows_of(every, ~begun), rows[~begun]
+        self.draw, self.device = draw[~begun], device[~begun]
+        worker = np.full(int(begun.sum()), -1, np.int32)
+        found = _records(_rows_of(every, begun), start_s[begun], finish_s[begun], worker)
+        return replace(found, device=device[begun].astype(np.int16)), rows[begun]
+
+    def tables(self, schedule: Schedule) -> tuple[Tables, ...]:
+        """Of each accelerator; they grow with the largest query that was seen."""
+        largest = max(self.policy.most_items, int(schedule.size.max(initial=0)))
+        if not self.tables_of or largest >= self.tables_of[0].mean_s.shape[1]:
+            services = (one.service for one in self.simulator.accelerators)
+            self.tables_of = tuple(service.tables(largest, 1) for service in services)
+        return self.tables_of
 
 
 Columns = tuple[FloatArray, FloatArray, NDArray[np.int32]]
@@ -219,6 +319,21 @@ def _records(
         status=np.zeros(n, np.int8),
         submit_s=schedule.arrival_s,
     )
+
+
+def _joined(*parts: Records) -> Records:
+    columns = RECORD_COLUMNS
+    return Records(**{c: np.concatenate([getattr(p, c) for p in parts]) for c in columns})
+
+
+def _joined_schedule(one: Schedule, other: Schedule) -> Schedule:
+    return Schedule(
+        np.concatenate([one.arrival_s, other.arrival_s]), np.concatenate([one.size, other.size])
+    )
+
+
+def _rows_of(schedule: Schedule, rows: NDArray[np.bool_]) -> Schedule:
+    return Schedule(schedule.arrival_s[rows], schedule.size[rows], schedule.indices)
 
 
 def _watched(records: Records, watch: Watch) -> Records:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import SLA, Facts, Policy
-from deeprecsys.service_time import query_work_s
+from deeprecsys.service_time import busy_shares, query_work_s
 from deeprecsys.tuning.capacity import Run
 
 # Busier than this at capacity, the cores bind; less, the tail does.
@@ -24,7 +24,7 @@ _LARGE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Binds:
-    """kind: one of compute, memory, dispatch, tail, generator, unknown."""
+    """kind: one of compute, memory, dispatch, tail, accelerator, generator, unknown."""
 
     kind: str
     sentence: str
@@ -44,7 +44,13 @@ def what_binds(
     if facts.service_s is None:
         return Binds("unknown", "unknown: the system does not say how long a request takes")
     work_s = query_work_s(facts.service_s, sizes, policy)
-    busy = rate_qps * float(work_s.mean()) / facts.workers
+    busy, device = (rate_qps * share for share in busy_shares(facts, sizes, policy))
+    if device > max(busy, _BUSY):
+        return Binds(
+            "accelerator",
+            f"accelerator: it would be {min(device, 1.0):.0%} busy at capacity if it always joined "
+            f"{policy.most_items} items, the workers {min(busy, 1.0):.0%}",
+        )
     large_s = float(np.percentile(work_s, sla.percentile))
     if busy < _BUSY and large_s > _LARGE * sla.latency_s:
         large_ms = large_s * 1e3

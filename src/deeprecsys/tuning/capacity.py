@@ -17,7 +17,7 @@ import numpy as np
 
 from deeprecsys.core import SLA, Facts, Policy, Records, System
 from deeprecsys.metrics import Summary, percentile, summarize, verdict_so_far
-from deeprecsys.service_time import query_work_s
+from deeprecsys.service_time import busy_shares
 from deeprecsys.workload import Workload
 
 # Rates within this of each other count as one: policies are chosen for gains of several percent.
@@ -353,15 +353,14 @@ class _Search:
 
 
 def saturation_rate(probe: Probe, policy: Policy) -> float:
-    """Workers over the mean service time of a query: no rate beyond it can be held for long.
+    """At which workers or accelerators are always busy: no rate beyond it can be held for long.
 
     100 queries/s where the system does not say how long a request takes.
     """
     facts = probe.system.facts()
     if facts.service_s is None:
         return 100.0
-    work = query_work_s(facts.service_s, probe.workload.sample_sizes(4096), policy)
-    return float(facts.workers / work.mean())
+    return 1 / max(busy_shares(facts, probe.workload.sample_sizes(4096), policy))
 
 
 def _alone_s(probe: Probe, policy: Policy) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from deeprecsys.core import Policy
+from deeprecsys.core import Policy, replace
 from deeprecsys.tuning.capacity import Capacity
 
 # The paper's static setting spreads the largest query evenly: ceil(1000 / cores), which it
@@ -22,10 +22,15 @@ Measure = Callable[[Policy], Capacity]
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """What a search may choose from."""
+    """What a search may choose from.
+
+    thresholds: sizes from which on queries may be offloaded, descending; empty without an
+    accelerator.
+    """
 
     workers: int
     largest: int
+    thresholds: tuple[int, ...] = ()
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -45,31 +50,45 @@ class Space:
 
 
 def hill_climb(measure: Measure, space: Space) -> None:
-    """The paper's climb: batch size 1 upward while the rate grows.
+    """The paper's climb: batch size 1 upward while the rate grows; then the threshold, downward.
 
-    A plateau, or a loss within the noise of a first look, does not stop it: two batch sizes in a
-    row must be surely worse than the best.
+    A plateau, or a loss within the noise of a first look, does not stop it: two steps in a row
+    must be surely worse than the best.
     """
-    best: Capacity | None = None
-    worse = 0
-    for batch_size in space.batch_sizes:
-        found = measure(Policy(batch_size=batch_size))
-        if best is not None and found.interval_qps[1] < best.interval_qps[0]:
+    best = _climb(measure, [Policy(batch_size=size) for size in space.batch_sizes])
+    _climb(measure, [best, *offloading(best, space)])
+
+
+def _climb(measure: Measure, policies: Sequence[Policy]) -> Policy:
+    """The best of them, tried in order until two in a row are surely worse than the best."""
+    best, rate, worse = policies[0], measure(policies[0]), 0
+    for policy in policies[1:]:
+        found = measure(policy)
+        if found.interval_qps[1] < rate.interval_qps[0]:
             worse += 1
             if worse == 2:
-                return
+                break
             continue
         worse = 0
-        if best is None or found.rate_qps > best.rate_qps:
-            best = found
+        if found.rate_qps > rate.rate_qps:
+            best, rate = policy, found
+    return best
+
+
+def offloading(policy: Policy, space: Space) -> list[Policy]:
+    """The same policy with each threshold, the one that offloads least first."""
+    return [replace(policy, offload_threshold=size) for size in space.thresholds]
 
 
 def exhaustive(measure: Measure, space: Space) -> None:
-    """Every batch size of the climb, the sizes between them from 16 on, and both baselines."""
+    """Every batch size of the climb, the sizes between them from 16 on, and both baselines; then
+    every threshold, with the best of them."""
     between = [3 * size // 2 for size in space.batch_sizes if 16 <= size < space.largest]
     sizes = {*space.batch_sizes, *between, space.static.batch_size, space.literal.batch_size}
-    for batch_size in sorted(sizes):
-        measure(Policy(batch_size=batch_size))
+    found = {size: measure(Policy(batch_size=size)).rate_qps for size in sorted(sizes)}
+    best = Policy(batch_size=max(found, key=lambda size: found[size]))
+    for policy in offloading(best, space):
+        measure(policy)
 
 
 def static(measure: Measure, space: Space) -> None:

@@ -29,7 +29,7 @@ from deeprecsys.tuning.capacity import (
 )
 from deeprecsys.tuning.interleave import Contestant, Ratio, elasticity, interleave, ratio_of
 from deeprecsys.tuning.searches import SEARCHES, SIMULATED, Space, contenders
-from deeprecsys.workload import Workload
+from deeprecsys.workload import SizeLaw, Workload
 
 # How a time budget is spent: first looks, careful looks; the rest is for the comparison.
 _FIRST_LOOKS, _CAREFUL_LOOKS = 0.45, 0.72
@@ -139,6 +139,15 @@ def tune(
     return _Tuning(system, workload, sla, method, budget_s, run_s, watching, surrogate).run()
 
 
+def thresholds(sizes: SizeLaw) -> tuple[int, ...]:
+    """Sizes worth a try, descending: twentieths of the queries, and every query."""
+    return tuple(sorted({1, *(sizes.percentile(p) for p in range(5, 100, 5))}, reverse=True))
+
+
+def _by_knobs(trial: Trial) -> tuple[int, float]:
+    return trial.policy.batch_size, trial.policy.offload_threshold or math.inf
+
+
 class _Tuning:
     """One call of `tune`: the trials so far, by policy, and the time left."""
 
@@ -159,7 +168,11 @@ class _Tuning:
         self.observer, self.run_s = observer, run_s
         self.began = time.monotonic()
         self.budget_s = math.inf if budget_s is None else budget_s
-        self.space = Space(self.facts.workers, workload.size_law.largest)
+        self.space = Space(
+            self.facts.workers,
+            workload.size_law.largest,
+            thresholds(workload.size_law) if self.facts.accelerators else (),
+        )
         self.trials: dict[Policy, Trial] = {}
         self.comparisons: list[Comparison] = []
         self.chosen: Policy | None = None
@@ -360,7 +373,7 @@ class _Tuning:
             sla=self.sla,
             baseline=baseline,
             best=best,
-            trials=sorted(self.trials.values(), key=lambda t: t.policy.batch_size),
+            trials=sorted(self.trials.values(), key=_by_knobs),
             comparisons=self.comparisons,
             interrupted=interrupted,
             elapsed_s=time.monotonic() - self.began,
