@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import deeprecsys as drs
+from deeprecsys.accelerators import accelerator
 from deeprecsys.core import SLA, Policy, Schedule
 from deeprecsys.models import NAMES, get_spec, load_model
 from deeprecsys.service_time import Profile, ServiceTime
@@ -23,7 +24,6 @@ from deeprecsys.tuning.interleave import Contestant, interleave, ratio_of
 
 Found = tuple[str, str, str, bool | None]
 PROFILES = Path("runs/profiles")
-ADAPTIVE = Policy(16, adaptive=True)
 WORKLOAD = drs.Workload()
 
 
@@ -37,6 +37,13 @@ def profile_of(name: str, seconds: float = 20.0) -> Profile:
     PROFILES.mkdir(parents=True, exist_ok=True)
     found.save(path)
     return found
+
+
+def adaptive_of(name: str) -> Policy:
+    """Nothing is searched: at most the batch size at which the profile has the most items/s."""
+    profile = profile_of(name)
+    items, seconds = profile.mean_s(max(profile.busy_levels))
+    return Policy(16, adaptive=True, most_items=int(items[np.argmax(items / seconds)]))
 
 
 def simulator_of(name: str, workers: int) -> Simulator:
@@ -111,18 +118,19 @@ def adaptive40() -> Iterator[Found]:
             )
             continue
         static = find_capacity(system, WORKLOAD.reseed(77), target, best.policy).rate_qps
-        adaptive = find_capacity(system, WORKLOAD.reseed(77), target, ADAPTIVE).rate_qps
+        pull = adaptive_of(name)
+        adaptive = find_capacity(system, WORKLOAD.reseed(77), target, pull).rate_qps
         p95 = []
         for share in (0.1, 0.5, 0.9):
             rate = share * static
             one, other = (
                 system.stream(WORKLOAD.pieces(rate_qps=rate, queries=200_000), p)
-                for p in (ADAPTIVE, best.policy)
+                for p in (adaptive_of(name), best.policy)
             )
             p95.append(one.p95_s / other.p95_s)
         ratio = adaptive / static
         yield (
-            f"adaptive / tuned static (batch size {best.policy.batch_size}), "
+            f"adaptive (16 to {pull.most_items}) / tuned static ({best.policy.batch_size}), "
             f"40 simulated workers, {name}",
             f"capacity {ratio:.3f}; p95 at 10, 50, 90 % of it "
             f"{', '.join(f'{r:.2f}' for r in p95)}",
@@ -140,13 +148,13 @@ def shift40() -> Iterator[Found]:
         for sizes in ("lognormal", "fixed:64", "uniform:1-1000"):
             other = drs.Workload(sizes=sizes, seed=77)
             rates = [find_capacity(system, other, target, p).rate_qps
-                     for p in (ADAPTIVE, best.policy)]  # fmt: skip
+                     for p in (adaptive_of(name), best.policy)]  # fmt: skip
             yield (f"{name}: tuned for production, then {sizes}: adaptive / static",
                    f"{rates[0] / rates[1]:.3f}", "", None)  # fmt: skip
         day = drs.Workload(arrivals="daily:600", seed=5)
         rate = best.capacity.rate_qps / 1.4  # the peak is 4/3 of the mean
         found = [system.stream(day.pieces(rate_qps=rate, duration_s=600), p)
-                 for p in (ADAPTIVE, best.policy)]  # fmt: skip
+                 for p in (adaptive_of(name), best.policy)]  # fmt: skip
         p50, p95 = (getattr(found[0], p) / getattr(found[1], p) for p in ("p50_s", "p95_s"))
         yield (f"{name}: a day with a peak near capacity: adaptive / static",
                f"p50 {p50:.2f}, p95 {p95:.2f}", "", None)  # fmt: skip
@@ -154,35 +162,71 @@ def shift40() -> Iterator[Found]:
 
 def adaptive2() -> Iterator[Found]:
     """Live on this machine, turn by turn against the best static policy that simulation names."""
-    for name in ("dlrm-rmc1", "dlrm-rmc3", "ncf", "wnd"):
+    for name in ("dlrm-rmc1", "dlrm-rmc3", "ncf"):
         model, target = load_model(name), get_spec(name).target
         with drs.Engine(model) as engine:
             system = simulator_of(name, engine.workers)
             best = tune(system, WORKLOAD, target, "exhaustive").best
             assert best is not None
             rate = find_capacity(engine, WORKLOAD, target, best.policy, budget_s=20).rate_qps
-            pair = [Contestant(p, rate, 20.0) for p in (ADAPTIVE, best.policy)]
+            pair = [Contestant(p, rate, 20.0) for p in (adaptive_of(name), best.policy)]
             interleave(Probe(engine, WORKLOAD, target), pair, lambda _: 6.0,
                        until=time.monotonic() + 90)  # fmt: skip
             ratio = ratio_of(*pair)
             half: list[list[float]] = [[], []]
             for seed in range(4):
                 load = WORKLOAD.reseed(seed).schedule(rate_qps=rate / 2, duration_s=4)
-                for into, policy in zip(half, (ADAPTIVE, best.policy), strict=True):
+                for into, policy in zip(half, (adaptive_of(name), best.policy), strict=True):
                     into.append(drs.summarize(engine.run(load, policy)).p95_s)
         del model
         lower = float(np.median(np.array(half[0]) / np.array(half[1])))
         said = f"{ratio.ratio:.3f} [{ratio.interval[0]:.3f}, {ratio.interval[1]:.3f}]"
         yield (
-            f"adaptive / tuned static (batch size {best.policy.batch_size}), live, {name}",
+            f"adaptive (16 to {adaptive_of(name).most_items}) / tuned static "
+            f"({best.policy.batch_size}), live, {name}",
             f"capacity {said}; p95 at half load {lower:.2f}",
             "1.0; lower", ratio.interval[1] >= 1.0 and lower < 1.0,
         )  # fmt: skip
 
 
+def thresholds() -> Iterator[Found]:
+    """The threshold by climbing over that by trying all; and what the emulated device adds."""
+    for workers in (4, 40):
+        climbed, added, said = {}, {}, []
+        for name in NAMES:
+            profile = profile_of(name)
+            law = ServiceTime.from_profile(profile, extrapolate=True)
+            device = accelerator("gtx-1080ti", name, profile)
+            system = Simulator(law, workers, accelerators=[device])
+            target = get_spec(name).target
+            climb, every = (tune(system, WORKLOAD, target, m).best
+                            for m in ("hill-climb", "exhaustive"))  # fmt: skip
+            alone = tune(Simulator(law, workers), WORKLOAD, target, "exhaustive").best
+            if climb is None or every is None:
+                said.append(f"{name}: none meets")
+                continue
+            fresh = WORKLOAD.reseed(77)
+            rates = [find_capacity(system, fresh, target, one.policy).rate_qps
+                     for one in (climb, every)]  # fmt: skip
+            climbed[name] = rates[0] / rates[1]
+            threshold = climb.policy.offload_threshold
+            if alone is None:
+                said.append(f"{name} ≥{threshold}: only with it")
+                continue
+            cores = find_capacity(system, fresh, target, alone.policy).rate_qps
+            added[name] = rates[0] / cores
+            said.append(f"{name} ≥{threshold}: {added[name]:.2f}×")
+        worst = min(climbed, key=lambda n: climbed[n])
+        yield (f"threshold by climbing / by trying all, {workers} simulated cores, emulated GTX "
+               "1080 Ti", f"lowest {climbed[worst]:.3f} ({worst})", "0.97",
+               climbed[worst] >= 0.97)  # fmt: skip
+        yield (f"cores and emulated GTX 1080 Ti / tuned cores, {workers} simulated cores",
+               "; ".join(said), "1.0", min(added.values()) >= 1.0)  # fmt: skip
+
+
 def guided() -> Iterator[Found]:
     """`tune --method simulated` against an exhaustive live search; both judged turn by turn."""
-    for name in ("dlrm-rmc1", "ncf"):
+    for name in ("dlrm-rmc1",):
         model, target = load_model(name), get_spec(name).target
         began = time.monotonic()
         with drs.Engine(model) as engine:
@@ -216,4 +260,4 @@ def guided() -> Iterator[Found]:
         )  # fmt: skip
 
 
-PARTS = (speed, climb40, adaptive40, shift40, adaptive2, guided)
+PARTS = (speed, climb40, adaptive40, shift40, thresholds, adaptive2, guided)

@@ -2,8 +2,8 @@
 waking up, being cold; and how the machine's pace changes while it works.
 
 A profile is measured back to back, and these are tenths of a millisecond that matter to small
-requests. Estimated from traced runs at several loads, whole queries and split ones in turn: they
-have as many queries in another number of requests. The simulator adds them.
+requests. Estimated from traced runs at several loads, larger and smaller requests in turn: the same
+queries in another number of requests. The simulator adds them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,19 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule
-from deeprecsys.service_time import WEATHER_STEP_S, Overhead, Profile, ServiceTime, Tables
+from deeprecsys.service_time import (
+    WEATHER_STEP_S,
+    Overhead,
+    Profile,
+    ServiceTime,
+    Tables,
+    query_work_s,
+)
 from deeprecsys.workload import Workload
 
-_WHOLE, _SPLIT = Policy(1024), Policy(64)
-RUNS = ((0.3, _WHOLE), (0.8, _SPLIT), (0.55, _WHOLE), (0.9, _WHOLE), (0.5, _SPLIT))  # load, policy
+# Loads, and whether requests are of the batch size with the most items a second or a quarter of
+# it: costs differ where caches overflow, so they are measured where the best policies are.
+RUNS = ((0.3, 1), (0.8, 4), (0.55, 1), (0.9, 1), (0.5, 4))
 # Idle times from which another cost is told apart: none at all, then about thirds of a decade.
 EDGES_S = (0.0, 1e-6, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2)
 _LEAST = 12  # requests, for a word on an idle time
@@ -54,13 +62,16 @@ class Costs:
 def measure_overhead(engine: Traced, profile: Profile, *, budget_s: float, indices: str) -> Profile:
     """The profile with its `overhead`, from runs of `budget_s` together."""
     law = ServiceTime.from_profile(profile, extrapolate=True)
-    tables = law.tables(_WHOLE.batch_size, engine.workers)
+    items, seconds = profile.mean_s(max(profile.busy_levels))
+    best = int(items[np.argmax(items / seconds)])
+    tables = law.tables(best, engine.workers)
     workload = Workload(indices=indices, seed=_SEED)
-    query_s = float(tables.mean_s[-1, workload.sample_sizes(1000)].mean())
     found = []
-    for load, policy in RUNS:
+    for load, part in RUNS:
+        policy = Policy(max(1, best // part))
+        work_s = query_work_s(law, workload.sample_sizes(1000), policy).mean()
         schedule = workload.schedule(
-            rate_qps=load * engine.workers / query_s, duration_s=budget_s / len(RUNS)
+            rate_qps=load * engine.workers / float(work_s), duration_s=budget_s / len(RUNS)
         )
         if len(schedule):
             records, requests = engine.traced_run(schedule, policy)
