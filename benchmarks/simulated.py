@@ -15,6 +15,7 @@ import numpy as np
 import deeprecsys as drs
 from deeprecsys.accelerators import accelerator
 from deeprecsys.core import SLA, Policy, Schedule
+from deeprecsys.guided import adaptive_policy
 from deeprecsys.models import NAMES, get_spec, load_model
 from deeprecsys.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
@@ -25,6 +26,7 @@ from deeprecsys.tuning.interleave import Contestant, interleave, ratio_of
 Found = tuple[str, str, str, bool | None]
 PROFILES = Path("runs/profiles")
 WORKLOAD = drs.Workload()
+EXHAUSTIVE_S = 480.0
 
 
 def profile_of(name: str, seconds: float = 20.0) -> Profile:
@@ -40,10 +42,7 @@ def profile_of(name: str, seconds: float = 20.0) -> Profile:
 
 
 def adaptive_of(name: str) -> Policy:
-    """Nothing is searched: at most the batch size at which the profile has the most items/s."""
-    profile = profile_of(name)
-    items, seconds = profile.mean_s(max(profile.busy_levels))
-    return Policy(16, adaptive=True, most_items=int(items[np.argmax(items / seconds)]))
+    return adaptive_policy(profile_of(name), get_spec(name).target)
 
 
 def simulator_of(name: str, workers: int) -> Simulator:
@@ -232,7 +231,7 @@ def guided() -> Iterator[Found]:
         with drs.Engine(model) as engine:
             quick = drs.tune(engine, WORKLOAD, target, "simulated", budget_s=48)
             quick_s = time.monotonic() - began
-            slow = drs.tune(engine, WORKLOAD, target, "exhaustive", budget_s=480)
+            slow = drs.tune(engine, WORKLOAD, target, "exhaustive", budget_s=EXHAUSTIVE_S)
             assert quick.best is not None
             assert slow.best is not None
             pair = [Contestant(s.best.policy, s.best.capacity.rate_qps, 20.0)
@@ -241,7 +240,7 @@ def guided() -> Iterator[Found]:
                 ratio, said = 1.0, "1, the same policy"
             else:
                 interleave(Probe(engine, WORKLOAD, target), pair, lambda _: 6.0,
-                           until=time.monotonic() + 120)  # fmt: skip
+                           until=time.monotonic() + 60)  # fmt: skip
                 found = ratio_of(*pair)
                 ratio = found.ratio
                 said = f"{ratio:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"

@@ -47,12 +47,13 @@ class Case:
     predicted_qps: float
     measured_qps: float
     measured_interval: tuple[float, float]
+    decided: bool
     measured_s: dict[float, dict[int, float]]
     predicted_s: dict[float, dict[int, float]]
 
     @property
     def capacity_ratio(self) -> float:
-        return self.predicted_qps / self.measured_qps if self.measured_qps else math.nan
+        return self.predicted_qps / self.measured_qps if self.decided else math.nan
 
     def ratio(self, share: float, p: int) -> float:
         return self.predicted_s[share][p] / self.measured_s[share][p]
@@ -109,7 +110,8 @@ def validate(model: Model) -> Case:
         for share in SHARES
     }
     return Case(
-        model.name, sla, policy, predicted.rate_qps, found.rate_qps, found.interval_qps,
+        model.name, sla, policy, predicted.rate_qps,
+        found.rate_qps, found.interval_qps, found.decided,
         {share: _percentiles(np.concatenate([r.latency_s for r in runs]))
          for share, runs in measured.items()},
         {share: {p: getattr(s, f"p{p}_s") for p in PERCENTILES} for share, s in streams.items()},
@@ -178,7 +180,7 @@ def _percentiles(latency_s: Any) -> dict[int, float]:
 
 def page(asleep: str, cases: list[Case]) -> str:
     machine, versions = topology.machine(), topology.versions()
-    capacity = [abs(c.capacity_ratio - 1) for c in cases]
+    capacity = [abs(c.capacity_ratio - 1) for c in cases if c.decided] or [math.nan]
     p95 = [abs(c.ratio(0.7, 95) - 1) for c in cases]
     drawn = draw(_figure(cases), FIGURE)
     heads = ["model", "target", "policy", "measured queries/s", "predicted", "ratio",
@@ -213,7 +215,7 @@ def _row(case: Case) -> str:
     cells = [
         case.name, str(case.sla), str(case.policy),
         f"{case.measured_qps:.4g} [{lo:.4g}, {hi:.4g}]", f"{case.predicted_qps:.4g}",
-        f"**{case.capacity_ratio:.3f}**",
+        f"**{case.capacity_ratio:.3f}**" if case.decided else "undecided live",
         *(f"{case.ratio(s, p):.2f}" for s in SHARES for p in PERCENTILES),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

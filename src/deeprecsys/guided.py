@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+
 from deeprecsys import tuning
-from deeprecsys.core import SLA, System, UserError
+from deeprecsys.core import SLA, Policy, System, UserError
 from deeprecsys.service_time import Profile, ServiceTime
 from deeprecsys.workload import Workload
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # Of the time there is, for the profile that simulation draws from.
 PROFILE_SHARE, PROFILE_S = 0.25, 12.0
+_LEAST_ITEMS, _SHARE_OF_TARGET = 16, 0.25
 
 
 def tune(
@@ -42,6 +45,20 @@ def tune(
         if budget_s is not None:
             options["budget_s"] = budget_s - profile_s
     return tuning.tune(system, workload, sla, method, **options)
+
+
+def adaptive_policy(profile: Profile, sla: SLA) -> Policy:
+    """An adaptive policy from a profile alone; nothing is searched.
+
+    At most the batch size with the most items a second, and none that takes more than a quarter
+    of the target by itself; at least 16 items, below which fixed costs rule.
+    """
+    items, seconds = profile.mean_s(max(profile.busy_levels))
+    brief = np.flatnonzero(seconds <= _SHARE_OF_TARGET * sla.latency_s)
+    if not len(brief):
+        return Policy(_LEAST_ITEMS, adaptive=True, most_items=_LEAST_ITEMS)
+    most = int(items[brief[np.argmax(items[brief] / seconds[brief])]])
+    return Policy(_LEAST_ITEMS, adaptive=True, most_items=max(most, _LEAST_ITEMS))
 
 
 def profile_seconds(budget_s: float | None) -> float:

@@ -2,11 +2,12 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from deeprecsys import guided
 from deeprecsys.core import SLA, Policy, UserError
-from deeprecsys.service_time import ServiceTime
+from deeprecsys.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import SEARCHES, Capacity, Observer, study, tune
 from deeprecsys.tuning.binds import what_binds
@@ -238,3 +239,14 @@ def test_a_simulator_is_tuned_to_a_percent_of_an_exact_answer():
     found = tune(system, Workload(sizes="fixed:100"), SLA(1.0), "exhaustive")
     assert found.best.capacity.rate_qps == pytest.approx(1 / 0.011, rel=0.02)
     assert found.best.policy.batch_size >= 100
+
+
+def test_the_adaptive_policy_of_a_profile_leaves_a_quarter_of_the_target():
+    profile = Profile({"workers": 1})
+    for batch in (1, 16, 64, 256, 1024):
+        profile = profile.with_visit((batch, 1), np.full(3, 1e-3 + 1e-4 * batch))
+    found = {ms: guided.adaptive_policy(profile, SLA(ms / 1e3)) for ms in (1, 40, 110, 1000)}
+    assert all(policy.adaptive for policy in found.values())
+    assert {ms: policy.most_items for ms, policy in found.items()} == {
+        1: 16, 40: 64, 110: 256, 1000: 1024,
+    }  # fmt: skip
