@@ -56,7 +56,8 @@ def hill_climb(measure: Measure, space: Space) -> None:
     must be surely worse than the best.
     """
     best = _climb(measure, [Policy(batch_size=size) for size in space.batch_sizes])
-    _climb(measure, [best, *offloading(best, space)])
+    if space.thresholds:
+        _climb(measure, [best, *offloading(best, space)])
 
 
 def _climb(measure: Measure, policies: Sequence[Policy]) -> Policy:
