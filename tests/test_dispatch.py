@@ -171,3 +171,38 @@ def test_the_bound_refuses_whole_queries_but_never_the_only_one():
     assert rules.queued_items == 1000
     drain(rules)
     rules.add(2, 100, Policy(10))
+
+
+def test_a_query_stays_on_the_cores_while_the_accelerators_have_enough_to_do():
+    rules = Dispatcher(accelerators=2)
+    policy = Policy(8, offload_threshold=10, offload_backlog=30)
+    chosen = [rules.add(query, size, policy) for query, size in enumerate([40, 9, 31, 20, 20])]
+    assert chosen == [0, None, 1, None, None]
+    rules.finish(2, 31)
+    assert rules.add(5, 20, policy) == 1
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=20), st.integers(0, 6), st.integers(0, 3))
+def test_a_lost_accelerator_s_queries_are_the_cores_and_none_is_lost(sizes, begun, done):
+    rules, policy = Dispatcher(accelerators=1), Policy(8, offload_threshold=10, most_items=50)
+    for query, size in enumerate(sizes):
+        rules.add(query, size, policy)
+    finished = []
+    for _ in range(done):
+        for query, _, hi in rules.pull_offloaded(0, 0.0):
+            assert rules.finish(query, hi)
+            finished.append(query)
+    for _ in range(begun):
+        rules.pull_offloaded(0, 0.0)
+    rules.retire(0)
+    assert rules.offloaded_items == [0]
+    executed: dict[int, int] = {}
+    while slices := rules.pull(0, 0.0):
+        for query, lo, hi in slices:
+            assert lo == executed.get(query, 0)
+            executed[query] = hi
+            if rules.finish(query, hi - lo):
+                finished.append(query)
+    assert sorted(finished) == list(range(len(sizes)))
+    assert rules.add(99, 60, policy) is None
+    assert rules.queued_items == 60

@@ -71,17 +71,22 @@ class Policy:
     adaptive: a free worker takes max(batch_size, queued items / idle workers), of several
         queries if need be.
     most_items: of a request that joins queries, of an adaptive policy or on an accelerator.
+    offload_backlog: a query stays on the cores while every accelerator has more items than this
+        to do already (None: however many).
+    workers: only so many of a run's workers take requests (None: all).
     """
 
     batch_size: int = 128
     offload_threshold: int | None = None
     adaptive: bool = False
     most_items: int = 1024
+    offload_backlog: int | None = None
+    workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "offload_threshold", "most_items"):
+        for name in ("batch_size", "most_items", "offload_threshold", "offload_backlog", "workers"):
             value = getattr(self, name)
-            if value is None and name == "offload_threshold":
+            if value is None and name not in ("batch_size", "most_items"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
@@ -94,12 +99,13 @@ class Policy:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Without what only an adaptive policy says, where it says nothing new."""
-        said = asdict(self)
-        for name, usual in (("adaptive", False), ("most_items", 1024)):
-            if said[name] == usual:
-                del said[name]
-        return said
+        """Batch size and threshold always; of the others, what is not as usual."""
+        said, usual = asdict(self), Policy()
+        return {
+            name: value
+            for name, value in said.items()
+            if name in ("batch_size", "offload_threshold") or value != getattr(usual, name)
+        }
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
@@ -118,10 +124,14 @@ class Policy:
         return cls.from_dict(json.loads(text))
 
     def __str__(self) -> str:
-        offload = f", offload ≥ {self.offload_threshold}" if self.offload_threshold else ""
+        more = f", offload ≥ {self.offload_threshold}" if self.offload_threshold else ""
+        if self.offload_backlog:
+            more += f" unless {self.offload_backlog} wait"
+        if self.workers:
+            more += f", {self.workers} workers"
         if self.adaptive:
-            return f"adaptive, {self.batch_size} to {self.most_items} items{offload}"
-        return f"batch size {self.batch_size}{offload}"
+            return f"adaptive, {self.batch_size} to {self.most_items} items{more}"
+        return f"batch size {self.batch_size}{more}"
 
 
 @dataclass(frozen=True, slots=True)

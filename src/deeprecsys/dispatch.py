@@ -7,8 +7,8 @@ First come, first served, and workers *pull*. Static policy: a free worker takes
 `min(batch_size, items left)` items of the query at the head, so a query is cut lazily into full
 slices and a remainder. Adaptive: it takes its share of all that waits, coalescing queries when
 they are many. Queries of at least `offload_threshold` items go whole to the accelerator with the
-least to do, which executes those that wait together as one request, up to `most_items`. Dropping a
-query forgets its items that nobody has started.
+least to do, which executes those that wait together as one request, up to `most_items`; a lost
+accelerator's go back to the cores. Dropping a query forgets its items that nobody has started.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Dispatcher:
         self.offloaded_items = [0] * accelerators
         self._queue: deque[_Query] = deque()
         self._queues: list[deque[_Query]] = [deque() for _ in range(accelerators)]
+        self._present = list(range(accelerators))
         self._open: dict[int, _Query] = {}
         self._deadlines: list[tuple[float, int]] = []
 
@@ -85,9 +86,12 @@ class Dispatcher:
     def open_queries(self) -> list[int]:
         return list(self._open)
 
-    def add(self, query: int, size: int, policy: Policy, deadline_s: float = math.inf) -> None:
-        """Queues a query of `size >= 1` items. Raises QueueFull, and then takes none of it.
+    def add(
+        self, query: int, size: int, policy: Policy, deadline_s: float = math.inf
+    ) -> int | None:
+        """Queues a query of `size >= 1` items: for which accelerator, None for the cores.
 
+        Raises QueueFull, and then takes none of it.
         A query larger than the whole bound is taken when nothing else waits: otherwise it
         could never be answered.
         """
@@ -105,6 +109,7 @@ class Dispatcher:
             self.offloaded_items[chosen] += size
         if deadline_s < math.inf:
             heapq.heappush(self._deadlines, (deadline_s, query))
+        return chosen
 
     def pull(self, worker: int, now: float, idle: int = 1) -> list[Slice]:
         """The slices that `worker` executes next as one request; empty: nothing waits.
@@ -171,9 +176,22 @@ class Dispatcher:
 
     def _accelerator(self, size: int, policy: Policy) -> int | None:
         """The one with the fewest items to do, of equals the first; None: the cores."""
-        if not self._queues or not offloads(policy, size):
+        if not self._present or not offloads(policy, size):
             return None
-        return min(range(len(self._queues)), key=self.offloaded_items.__getitem__)
+        least = min(self._present, key=self.offloaded_items.__getitem__)
+        backlog = policy.offload_backlog
+        return None if backlog is not None and self.offloaded_items[least] > backlog else least
+
+    def retire(self, accelerator: int) -> None:
+        """It is lost: all that it had, begun or not, is the cores' and next in line."""
+        self._present.remove(accelerator)
+        self._queues[accelerator].clear()
+        self.offloaded_items[accelerator] = 0
+        back = [entry for entry in self._open.values() if entry.accelerator == accelerator]
+        for entry in reversed(back):
+            entry.accelerator, entry.next = None, 0
+            self._queue.appendleft(entry)
+            self.queued_items += entry.size
 
     def finish(self, query: int, items: int) -> bool:
         """`items` of it were executed; True once, when that was the last of the query."""

@@ -186,6 +186,15 @@ class Tables(NamedTuple):
 QUANTILES = 256
 
 
+def drawn_s(tables: Tables, items: int, draw: float) -> float:
+    """Seconds of a request on an accelerator, by a draw from 0 .. 1."""
+    quantiles = tables.spread.shape[2]
+    if quantiles == 1:
+        return float(tables.mean_s[-1, items])
+    of = tables.spread[-1, tables.group[items]]
+    return float(tables.mean_s[-1, items] * of[int(draw * quantiles)])
+
+
 def _measured_tables(profile: Profile, items: FloatArray, workers: int) -> Tables:
     levels, sizes = profile.busy_levels, profile.batch_sizes
     most = int(profile.about.get("workers") or max(levels))

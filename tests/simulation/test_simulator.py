@@ -69,34 +69,39 @@ DEVICES = {
     ),
 }
 devices = st.lists(st.sampled_from(sorted(DEVICES)), max_size=3)
+offloads = st.fixed_dictionaries({
+    "offload_threshold": st.integers(1, 60),
+    "offload_backlog": st.none() | st.integers(1, 150),
+    "workers": st.none() | st.integers(1, 3),
+})  # fmt: skip
 
 
 @settings(max_examples=300, deadline=None)
-@given(schedules(), policies, st.integers(1, 60), devices, st.integers(1, 4), st.integers(0, 9))
+@given(schedules(), policies, offloads, devices, st.integers(1, 4), st.integers(0, 9))
 def test_the_kernels_obey_the_dispatcher_with_accelerators(
-    schedule, policy, threshold, names, workers, seed
+    schedule, policy, offload, names, workers, seed
 ):
     if names:
-        policy = replace(policy, offload_threshold=threshold)
+        policy = replace(policy, **offload)
     accelerators = [DEVICES[name] for name in names]
     simulator = Simulator(LAWS["measured"], workers, accelerators=accelerators, seed=seed)
     fast, (slow, requests) = simulator.run(schedule, policy), simulator.traced_run(schedule, policy)
     for column in ("start_s", "finish_s", "worker", "device"):
         np.testing.assert_array_equal(getattr(fast, column), getattr(slow, column), column)
-    if names:
-        assert ((fast.device > 0) == (schedule.size >= threshold)).all()
+    if names and policy.offload_backlog is None:
+        assert ((fast.device > 0) == (schedule.size >= policy.offload_threshold)).all()
     items = np.bincount(requests.query, requests.hi - requests.lo, minlength=len(schedule))
     np.testing.assert_array_equal(items, schedule.size)
 
 
 @settings(max_examples=200, deadline=None)
-@given(schedules(), policies, st.integers(1, 60), devices, st.integers(1, 5),
+@given(schedules(), policies, offloads, devices, st.integers(1, 5),
        st.lists(st.integers(0, 40), max_size=4))  # fmt: skip
 def test_a_schedule_in_pieces_is_served_as_the_whole(
-    schedule, policy, threshold, names, workers, cuts
+    schedule, policy, offload, names, workers, cuts
 ):
     if names:
-        policy = replace(policy, offload_threshold=threshold)
+        policy = replace(policy, **offload)
     accelerators = [DEVICES[name] for name in names]
     simulator = Simulator(LAWS["measured"], workers, accelerators=accelerators)
     whole = simulator.run(schedule, policy)

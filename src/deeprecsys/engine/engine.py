@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from deeprecsys.accelerators import check_names
 from deeprecsys.core import (
     DEFAULT_INDICES,
     Facts,
@@ -30,6 +31,7 @@ from deeprecsys.core import (
 )
 from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import calibrate, topology
+from deeprecsys.engine.devices import open_devices
 from deeprecsys.engine.driver import drive, watching
 from deeprecsys.engine.group import EngineClosed, Group, Ledger, Query, clock
 from deeprecsys.engine.limits import measure_limits
@@ -37,7 +39,7 @@ from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.pool import InputPool, draw_pool
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
-from deeprecsys.runtimes import Runtime, Scores
+from deeprecsys.runtimes import Device, Runtime, Scores
 from deeprecsys.service_time import ABOUT_MODEL, Profile
 
 # Items that may wait: far beyond what any target lets through, far below what memory holds.
@@ -55,6 +57,7 @@ class Engine:
 
     workers: default, the cores this process may use. runtime: a name, "auto" (the fastest of
     the known ones, measured on entering), or a `Runtime`. pin: bind each worker to a core.
+    accelerators: as for `--accelerator`, or any `Device`.
     Entering starts the workers, sets process-wide settings, warms every request size up and
     measures the service time; leaving answers what was taken and restores the settings.
     """
@@ -68,6 +71,7 @@ class Engine:
         max_queued_items: int | None = MAX_QUEUED_ITEMS,
         pin: bool = True,
         largest: int = 1024,
+        accelerators: Sequence[str | Device] = (),
     ) -> None:
         cores = topology.usable_cores()
         if workers is None:
@@ -78,7 +82,9 @@ class Engine:
         self._cores: Sequence[int | None] = (
             cores[:workers] if pin and workers <= len(cores) else [None] * workers
         )
-        self._wanted_runtime = runtime
+        check_names([text for text in accelerators if isinstance(text, str)])
+        self._wanted_runtime, self._wanted_devices = runtime, accelerators
+        self.devices: list[Device] = []
         self._max_queued_items = max_queued_items
         self._largest = largest
         self._pools: dict[str, InputPool] = {}
@@ -98,7 +104,10 @@ class Engine:
             self._service = calibrate.service_time(
                 self.runtime, self.model, self._cores, self._largest
             )
-            self._group = Group(self.runtime, self._cores, self._max_queued_items)
+            self.devices = open_devices(
+                self._wanted_devices, self.model, self.runtime, self._cores, self._largest
+            )
+            self._group = Group(self.runtime, self._cores, self._max_queued_items, self.devices)
             self._stack = stack.pop_all()
         return self
 
@@ -168,7 +177,10 @@ class Engine:
                 ledger.records(schedule, began_s, len(ids)), clock() - began_s
             )
 
+        if policy.offload_threshold is not None and not self.devices:
+            raise UserError("this machine has no accelerator: leave the offload threshold out")
         group.wait_quiet()
+        group.use(policy.workers)
         self._neighbours.start()
         began_s = clock() + _LEAD_S
         with watching(look) as stop:
@@ -181,6 +193,7 @@ class Engine:
                 self._disturbance = self._neighbours.share()
                 group.drop(ids, Status.CANCELLED)
                 group.wait_quiet()
+                group.use(None)
         return ledger.records(schedule, began_s, len(ids)), began_s
 
     def profile(
@@ -242,13 +255,22 @@ class Engine:
                     "runtime": self.runtime.name,
                     "runtime_choice": self.runtime_choice,
                     "pinned": self._cores[0] is not None,
+                    "accelerators": [dict(device.detail) for device in self.devices],
                 },
+                accelerators=tuple(device.service_s for device in self.devices),
             )
         return self._facts
 
     def disturbance(self) -> float:
         """The share of the machine's cores that other processes used during the last run."""
         return self._disturbance
+
+    def lost(self) -> dict[str, str]:
+        """Accelerators that failed since entering, and why; their queries went to the cores."""
+        return {
+            self.devices[number].name: f"{type(error).__name__}: {error}".splitlines()[0]
+            for number, error in self._open_group().lost.items()
+        }
 
     def requests_executed(self) -> int:
         """Requests that the workers have executed since entering."""
@@ -265,7 +287,9 @@ class Engine:
         group = self._open_group()
         n = self.model.check(inputs)
         scores = np.empty((n, self.model.tasks), dtype=np.float32)
-        query = Query(self.runtime.prepare(inputs, scores), scores, ledger, row)
+        elsewhere = group.offloads(policy, n)
+        prepared = None if elsewhere else self.runtime.prepare(inputs, scores)
+        query = Query(inputs, prepared, scores, ledger, row)
         if n == 0:
             return query, group.answer_empty(query)
         return query, group.submit(query, n, policy, deadline)

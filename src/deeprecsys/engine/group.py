@@ -2,7 +2,7 @@
 
 The rules (what to execute next, when a query is done, what expires) are `dispatch.Dispatcher`'s;
 here are the threads, the lock around the rules, and the futures. Whatever happens to a query,
-exactly one place answers its future: `_answer`.
+exactly one place answers its future: `_answer`. Accelerators have threads of their own (`lane`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import Policy, Records, Requests, Schedule, Status
-from deeprecsys.dispatch import Dispatcher, Slice
+from deeprecsys.core import Inputs, Policy, Records, Requests, Schedule, Status
+from deeprecsys.dispatch import Dispatcher, Slice, offloads
+from deeprecsys.engine.lane import Lane
 from deeprecsys.engine.process import pin_thread
 from deeprecsys.engine.topology import usable_cores
-from deeprecsys.runtimes import Runtime, Scores
+from deeprecsys.runtimes import Device, Runtime, Scores
 
 clock = time.perf_counter
 
@@ -50,6 +51,7 @@ class Ledger:
         nan = array("d", [math.nan])
         self.submit_s, self.start_s, self.finish_s = nan * n, nan * n, nan * n
         self.worker = array("i", [-1]) * n
+        self.device = array("h", [0]) * n
         self.status = array("b", [Status.PENDING]) * n
         # (row, lo, hi, worker, start, finish); an append is atomic.
         self.trace: list[tuple[int, int, int, int, float, float]] | None = [] if traced else None
@@ -73,7 +75,7 @@ class Ledger:
             start_s=times(self.start_s),
             finish_s=times(self.finish_s),
             size=schedule.size[:rows],
-            device=np.zeros(rows, dtype=np.int16),
+            device=np.frombuffer(self.device, dtype=np.int16)[:rows].copy(),
             worker=np.frombuffer(self.worker, dtype=np.int32)[:rows].copy(),
             status=np.frombuffer(self.status, dtype=np.int8)[:rows].copy(),
             submit_s=times(self.submit_s),
@@ -81,11 +83,17 @@ class Ledger:
 
 
 class Query:
-    """One query on its way: its future, its prepared inputs, its row in a ledger."""
+    """One query on its way: its future, its inputs, its row in a ledger.
 
-    __slots__ = ("future", "ledger", "prepared", "row", "scores")
+    prepared: by the runtime of the cores; None for a query that is meant for an accelerator.
+    """
 
-    def __init__(self, prepared: Any, scores: Scores, ledger: Ledger, row: int) -> None:
+    __slots__ = ("future", "inputs", "ledger", "prepared", "row", "scores")
+
+    def __init__(
+        self, inputs: Inputs, prepared: Any, scores: Scores, ledger: Ledger, row: int
+    ) -> None:
+        self.inputs = inputs
         self.prepared = prepared
         self.scores = scores
         self.ledger = ledger
@@ -93,23 +101,33 @@ class Query:
         self.future: Future[Scores] = Future()
 
 
+Work = list[tuple[int, Query]]  # by id: what an accelerator executes as one request
+
+
 class Group:
     """`len(cores)` worker threads; `None` instead of a core leaves a worker unpinned."""
 
     def __init__(
-        self, runtime: Runtime, cores: Sequence[int | None], max_queued_items: int | None
+        self,
+        runtime: Runtime,
+        cores: Sequence[int | None],
+        max_queued_items: int | None,
+        devices: Sequence[Device] = (),
     ) -> None:
         self.runtime = runtime
         self.executed = array("q", [0]) * len(cores)  # requests, by worker
-        self._rules = Dispatcher(max_queued_items)
+        self._rules = Dispatcher(max_queued_items, len(devices))
         self._lock = threading.Lock()
         self._queries: dict[int, Query] = {}
         self._next_id = 0
-        self._closing = False
+        self._closing = self._ending = False
         # An idle worker sleeps on its own lock: waking one is one release, and no worker is
         # woken that has nothing to do (a condition variable costs several microseconds more).
         self._gates = [threading.Lock() for _ in cores]
         self._idle: list[int] = []
+        # Workers that sleep because the run's policy has no use for them.
+        self._parked: list[int] = []
+        self._wanted = len(cores)
         # Workers woken that have not pulled yet. Each that pulls wakes the next while items wait,
         # so a few at a time suffice, and short requests do not wake workers that find nothing.
         self._waking = 0
@@ -127,7 +145,12 @@ class Group:
             threading.Thread(target=self._work, args=(i, core), name=f"worker-{i}", daemon=True)
             for i, core in enumerate(cores)
         ]
-        for thread in self._threads:
+        self._lanes = [Lane(self, number, device) for number, device in enumerate(devices)]
+        self._lane_sleeps = [False] * len(devices)
+        self._offloading = [0] * len(devices)  # requests with each
+        self.lost: dict[int, BaseException] = {}  # devices that failed, and why
+        starting: list[Any] = [*self._threads, *self._lanes]
+        for thread in starting:
             thread.start()
 
     @property
@@ -147,12 +170,12 @@ class Group:
             if self._closing:
                 raise EngineClosed("the engine is closed; open a new one")
             id = self._next_id
-            self._rules.add(id, size, policy, deadline_s)
+            lane = self._rules.add(id, size, policy, deadline_s)
             self._next_id = id + 1
             self._queries[id] = query
-            woken = self._wake()
+            woken = self._wake() if lane is None else self._wake_lane(lane)
         if woken is not None:
-            self._gates[woken].release()
+            woken.release()
         if deadline_s < math.inf:
             self._reaper.watch(deadline_s)
         return id
@@ -195,31 +218,110 @@ class Group:
         """Takes no more; finishes what it has, or fails it with EngineClosed; ends the threads."""
         with self._lock:
             self._closing = True
-            idle, self._idle = self._idle, []
         if not drain:
             self.drop_all(Status.CANCELLED, EngineClosed("the engine was closed"))
-        for worker in idle:
+        # The cores last: a device that fails until its end leaves them its queries.
+        for number, lane in enumerate(self._lanes):
+            lane.gate.release()
+            lane.join()
+            if number not in self.lost:
+                lane.device.close()
+        with self._lock:
+            self._ending = True
+            sleeping = [*self._idle, *self._parked]
+            self._idle, self._parked = [], []
+        for worker in sleeping:
             self._gates[worker].release()
         for thread in self._threads:
             thread.join()
         self._reaper.stop()
 
-    def _wake(self) -> int | None:
-        """Whose gate to open once the lock is released.
+    def use(self, workers: int | None) -> None:
+        """Only so many of the workers take requests from now on (None: all); when quiet."""
+        with self._lock:
+            self._wanted = min(workers or len(self._threads), len(self._threads))
+            sleeping = [*self._parked, *self._idle]
+            self._idle = [worker for worker in sleeping if worker < self._wanted]
+            self._parked = [worker for worker in sleeping if worker >= self._wanted]
+
+    def offloads(self, policy: Policy, size: int) -> bool:
+        """May a query of so many items go to an accelerator?"""
+        return len(self.lost) < len(self._lanes) and offloads(policy, size)
+
+    def next_offloaded(self, lane: int) -> Work | None:
+        now = clock()
+        with self._lock:
+            if lane in self.lost:
+                return None
+            pull = self._rules.pull_offloaded
+            expired = self._expire(now) if self._rules.has_deadlines else []
+            slices = self._kept(lambda: pull(lane, now))
+            self._offloading[lane] += bool(slices)
+            self._lane_sleeps[lane] = not slices
+            ends = self._closing and not slices
+            work = [(id, self._queries[id]) for id, _, _ in slices]
+        _answer_expired(expired)
+        return None if ends else work
+
+    def begin_offloaded(self, lane: int, work: Work) -> Any:
+        began = clock()
+        for _, query in work:
+            query.ledger.start_s[query.row] = began
+        return self._lanes[lane].device.begin([(q.inputs, q.scores) for _, q in work])
+
+    def done_offloaded(self, lane: int, work: Work) -> None:
+        now = clock()
+        with self._lock:
+            if lane in self.lost:  # the cores have these queries now
+                return
+            finished = self._finish([(id, 0, len(query.scores)) for id, query in work])
+            self._offloading[lane] -= 1
+            self._notify_quiet()
+        number = len(self._threads) + lane
+        for _, query in work:
+            if query.ledger.trace is not None:
+                began = query.ledger.start_s[query.row]
+                query.ledger.trace.append((query.row, 0, len(query.scores), number, began, now))
+        for query in finished:
+            query.ledger.device[query.row] = lane + 1
+            query.ledger.finish_s[query.row] = now
+            _answer(query, Status.OK)
+
+    def lose(self, lane: int, error: BaseException) -> None:
+        with self._lock:
+            if lane in self.lost:
+                return
+            self.lost[lane] = error
+            self._rules.retire(lane)
+            self._offloading[lane] = 0
+            woken = self._wake()
+        if woken is not None:
+            woken.release()
+
+    def _wake_lane(self, lane: int) -> threading.Semaphore | None:
+        if not self._lane_sleeps[lane]:
+            return None
+        self._lane_sleeps[lane] = False
+        return self._lanes[lane].gate
+
+    def _wake(self) -> threading.Lock | None:
+        """Which gate to open once the lock is released.
 
         Nobody's while a worker is about to look again; nor, where requests are shorter than
         waking someone takes, while anybody is awake at all.
         """
-        awake = len(self._threads) - len(self._idle)
+        awake = self._wanted - len(self._idle)
         brief = awake > 0 and self._typical_s < _WAKE_S
         enough = brief or self._hot or self._waking >= self._most_waking
         if self._idle and not enough and self._rules.queued_items:
             self._waking += 1
-            return self._idle.pop()
+            return self._gates[self._idle.pop()]
         return None
 
     def _is_quiet(self) -> bool:
-        return not self._queries and (self._closing or len(self._idle) == len(self._threads))
+        if self._queries or any(self._offloading):
+            return False
+        return self._closing or len(self._idle) + len(self._parked) == len(self._threads)
 
     def _notify_quiet(self) -> None:
         if self._waiting_for_quiet and self._is_quiet():
@@ -253,7 +355,7 @@ class Group:
     def _next(self, worker: int, state: int) -> list[Slice] | None:
         """What to execute; empty: look again (was busy), or sleep until woken; None: go home."""
         expired: list[Query] = []
-        other: int | None = None
+        other: threading.Lock | None = None
         slices: list[Slice] | None
         with self._lock:
             now = clock()
@@ -266,25 +368,31 @@ class Group:
             slices = self._pull(worker, now, 1 + len(self._idle) + self._hot + self._waking)
             if slices:
                 other = self._wake()
-            elif self._closing:
+            elif self._ending:
                 slices = None
             elif state == _BUSY:
                 self._hot += 1
             else:
-                self._idle.append(worker)
+                (self._idle if worker < self._wanted else self._parked).append(worker)
                 self._notify_quiet()
         if other is not None:
-            self._gates[other].release()
+            other.release()
         if expired:
             _answer_expired(expired)
         return slices
 
     def _pull(self, worker: int, now: float, idle: int) -> list[Slice]:
+        """The next slices for the cores."""
+        if worker >= self._wanted:
+            return []
+        return self._kept(lambda: self._rules.pull(worker, now, idle))
+
+    def _kept(self, pull: Callable[[], list[Slice]]) -> list[Slice]:
         """The next slices; a query that its owner cancelled before it began is forgotten.
 
         Under the lock, so that a future which runs is one that nobody has answered.
         """
-        while slices := self._rules.pull(worker, now, idle):
+        while slices := pull():
             kept = [piece for piece in slices if self._begins(*piece)]
             if kept:
                 return kept
@@ -292,7 +400,8 @@ class Group:
 
     def _begins(self, id: int, lo: int, hi: int) -> bool:
         query = self._queries[id]
-        if lo or query.future.set_running_or_notify_cancel():
+        begun = lo or query.future.running()  # which an accelerator may have lost
+        if begun or query.future.set_running_or_notify_cancel():
             return True
         self._rules.drop(id)
         del self._queries[id]
@@ -310,6 +419,9 @@ class Group:
             if lo == 0:
                 query.ledger.start_s[query.row] = began
         try:
+            for query, _, _ in work:
+                if query.prepared is None:
+                    query.prepared = self.runtime.prepare(query.inputs, query.scores)
             if len(work) == 1:
                 query, lo, hi = work[0]
                 self.runtime.execute(query.prepared, lo, hi)
@@ -325,12 +437,16 @@ class Group:
             if query.ledger.trace is not None:
                 query.ledger.trace.append((query.row, lo, hi, worker, began, now))
         with self._lock:
-            done = self._rules.finish
-            finished = [self._queries.pop(id) for id, lo, hi in slices if done(id, hi - lo)]
+            finished = self._finish(slices)
         for query in finished:
             query.ledger.finish_s[query.row] = now
             query.ledger.worker[query.row] = worker
             _answer(query, Status.OK)
+
+    def _finish(self, slices: list[Slice]) -> list[Query]:
+        """The queries of which that was the last."""
+        done = self._rules.finish
+        return [self._queries.pop(id) for id, lo, hi in slices if done(id, hi - lo)]
 
     def _expire(self, now: float) -> list[Query]:
         expired = [self._queries.pop(id) for id in self._rules.expire(now)]

@@ -8,13 +8,13 @@ in the conformance tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import Inputs, InputSpec, UserError
+from deeprecsys.core import FloatArray, Inputs, InputSpec, UserError
 
 Scores = NDArray[np.float32]
 
@@ -50,6 +50,46 @@ class Runtime(Protocol):
 
     def execute_together(self, pieces: Sequence[tuple[Any, int, int]]) -> None:
         """Several queries' slices (prepared, lo, hi) as one request."""
+        ...
+
+
+class Device(Protocol):
+    """An accelerator: executes whole queries of one model, several as one request.
+
+    `begin` is called from one thread and `end` from another, both in the same order; at most
+    `depth` requests are between the two. Whatever either raises means that the device is lost.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def emulated(self) -> bool: ...
+    @property
+    def depth(self) -> int: ...
+    @property
+    def service_s(self) -> Callable[[FloatArray], FloatArray]:
+        """Seconds of one request by its items."""
+        ...
+
+    @property
+    def detail(self) -> Mapping[str, Any]:
+        """What summaries say of it."""
+        ...
+
+    def enter_thread(self) -> None:
+        """Once in each of the two threads."""
+        ...
+
+    def begin(self, pieces: Sequence[tuple[Inputs, Scores]]) -> Any:
+        """Hands a request over; answers a ticket at once."""
+        ...
+
+    def end(self, ticket: Any) -> None:
+        """Waits until the request of this ticket is done, and its scores are written."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what it holds; nothing is between `begin` and `end`."""
         ...
 
 

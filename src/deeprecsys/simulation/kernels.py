@@ -147,6 +147,7 @@ def serve_offloaded(
     free_s: FloatArray,
     todo: Any,
     executing: Any,
+    backlog: int,
     tables: Any,
     start_s: FloatArray,
     finish_s: FloatArray,
@@ -158,7 +159,8 @@ def serve_offloaded(
 
     draw: [queries] of 0 .. 1, the chance of the request that a query is the first of. free_s,
     todo (items), executing (items): [accelerators], carried over. Fills start_s, finish_s and
-    device (from 1; 0 at first); unless `final`, a query that may still be joined keeps NaN.
+    device (from 1; 0 at first; -1 for a query that stays on the cores, since more than `backlog`
+    items are to be done everywhere); unless `final`, a query that may still be joined keeps NaN.
     """
     n, count = arrival_s.size, free_s.size
     following = np.full(n, -1)
@@ -192,6 +194,9 @@ def serve_offloaded(
         if q < n:
             if device[q] == 0:
                 least = int(np.argmin(todo))
+                if todo[least] > backlog:
+                    device[q] = -1
+                    continue
                 device[q] = least + 1
                 todo[least] += size[q]
             k = device[q] - 1

@@ -16,7 +16,7 @@ import numpy as np
 
 from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule, Status
 from deeprecsys.dispatch import Dispatcher, offloads
-from deeprecsys.service_time import Tables
+from deeprecsys.service_time import Tables, drawn_s
 
 _NO_DRAWS = np.zeros(0)
 
@@ -68,7 +68,7 @@ def replay(
             if slices := rules.pull_offloaded(mine, now):
                 waits_for.remove(mine)
                 items = sum(hi for _, _, hi in slices)
-                until = now + device_s(accelerators[mine], items, chance[slices[0][0]])
+                until = now + drawn_s(accelerators[mine], items, chance[slices[0][0]])
                 heapq.heappush(busy, (until, workers + mine, slices))
                 for query, lo, hi in slices:
                     start_s[query], device[query] = now, mine + 1
@@ -90,15 +90,6 @@ def replay(
         "size": schedule.size, "worker": worker, "status": np.full(n, Status.OK), "device": device,
     })  # fmt: skip
     return records, Requests.from_columns(dict(zip(names, columns, strict=True)))
-
-
-def device_s(tables: Tables, items: int, draw: float) -> float:
-    """Seconds of a request on an accelerator."""
-    quantiles = tables.spread.shape[2]
-    if quantiles == 1:
-        return float(tables.mean_s[-1, items])
-    of = tables.spread[-1, tables.group[items]]
-    return float(tables.mean_s[-1, items] * of[int(draw * quantiles)])
 
 
 def cost_s(

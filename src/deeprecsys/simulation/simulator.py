@@ -76,7 +76,7 @@ class Simulator:
         devices = _Devices(self, policy, schedule)
         n = int(devices.takes(schedule).sum())
         return replay(
-            schedule, policy, self.workers, tables, cores.rng,
+            schedule, policy, len(cores.who), tables, cores.rng,
             devices.tables(schedule), devices.rng.random(n),
         )  # fmt: skip
 
@@ -145,7 +145,8 @@ _NOTHING = Schedule(np.zeros(0), np.zeros(0, np.int64))
 class _Machine:
     """Cores and accelerators of one run, and the queries that wait from one piece to the next.
 
-    Which of the two a query goes to depends on its size alone, so they know nothing of each other.
+    Which of the two a query goes to depends on its size and on what the accelerators have to do,
+    so the accelerators know nothing of the cores.
     """
 
     def __init__(self, simulator: Simulator, policy: Policy, first: Schedule) -> None:
@@ -173,10 +174,13 @@ class _Machine:
         rows = np.arange(self.given, self.given + len(schedule))
         self.given += len(schedule)
         taken = self.devices.takes(schedule)
+        on_devices, device_rows, staying = self.devices.serve(
+            _rows_of(schedule, taken), rows[taken], final
+        )
+        taken &= ~np.isin(rows, staying)
         on_cores = self.cores.serve(_rows_of(schedule, ~taken), final)
         core_rows = np.concatenate([self.core_rows, rows[~taken]])
         core_rows, self.core_rows = np.split(core_rows, [len(on_cores)])
-        on_devices, device_rows = self.devices.serve(_rows_of(schedule, taken), rows[taken], final)
         known = np.concatenate([self.held_rows, core_rows, device_rows])
         order = np.argsort(known)
         first_waiting = min([self.given, *self.core_rows[:1], *self.devices.rows[:1]])
@@ -191,8 +195,9 @@ class _Cores:
 
     def __init__(self, simulator: Simulator, policy: Policy, first: Schedule) -> None:
         self.simulator, self.policy = simulator, policy
-        self.free_s = np.zeros(simulator.workers)
-        self.who = np.arange(simulator.workers, dtype=np.int32)
+        workers = min(simulator.workers, policy.workers or simulator.workers)
+        self.free_s = np.zeros(workers)
+        self.who = np.arange(workers, dtype=np.int32)
         self.rng = simulator.generator(first)
         self.weather_from = self.rng.random()
         self.serve = self._adaptive if policy.adaptive else self._static
@@ -251,6 +256,8 @@ class _Devices:
         self.todo, self.executing = np.zeros(count, np.int64), np.zeros(count, np.int64)
         self.rng = simulator.generator(first).spawn(1)[0]
         self.tables_of: tuple[Tables, ...] = ()
+        given = policy.offload_backlog
+        self.backlog = np.iinfo(np.int64).max if given is None else given
         self.waiting = _NOTHING
         self.rows = np.zeros(0, np.int64)
         self.draw = np.zeros(0)
@@ -263,8 +270,13 @@ class _Devices:
             return np.zeros(len(schedule), bool)
         return np.asarray(schedule.size >= threshold)
 
-    def serve(self, schedule: Schedule, rows: IntArray, final: bool) -> tuple[Records, IntArray]:
-        """Records of the queries that have begun, and their rows, in order."""
+    def serve(
+        self, schedule: Schedule, rows: IntArray, final: bool
+    ) -> tuple[Records, IntArray, IntArray]:
+        """Records of the queries that have begun, their rows, and the rows that stay on the cores.
+
+        In order of arrival.
+        """
         from deeprecsys.simulation.kernels import serve_offloaded
 
         every = _joined_schedule(self.waiting, schedule)
@@ -274,14 +286,15 @@ class _Devices:
         start_s, finish_s = np.full((2, len(every)), math.nan)
         serve_offloaded(
             every.arrival_s, every.size, draw, self.policy.most_items, self.free_s, self.todo,
-            self.executing, self.tables(every), start_s, finish_s, device, final,
+            self.executing, self.backlog, self.tables(every), start_s, finish_s, device, final,
         )  # fmt: skip
-        begun = ~np.isnan(start_s)
-        self.waiting, self.rows = _rows_of(every, ~begun), rows[~begun]
-        self.draw, self.device = draw[~begun], device[~begun]
+        begun, staying = ~np.isnan(start_s), device < 0
+        waits = ~begun & ~staying
+        self.waiting, self.rows = _rows_of(every, waits), rows[waits]
+        self.draw, self.device = draw[waits], device[waits]
         worker = np.full(int(begun.sum()), -1, np.int32)
         found = _records(_rows_of(every, begun), start_s[begun], finish_s[begun], worker)
-        return replace(found, device=device[begun].astype(np.int16)), rows[begun]
+        return replace(found, device=device[begun].astype(np.int16)), rows[begun], rows[staying]
 
     def tables(self, schedule: Schedule) -> tuple[Tables, ...]:
         """Of each accelerator; they grow with the largest query that was seen."""

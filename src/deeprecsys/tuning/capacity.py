@@ -201,7 +201,8 @@ class Probe:
         def watch(so_far: Records, now_s: float) -> bool:
             nonlocal verdict, stopped_s
             self.on_progress(policy, rate_qps, so_far, now_s)
-            if not whole:
+            # A simulated run is computed already; its beginning would say less for nothing.
+            if not (whole or self._virtual):
                 verdict = verdict_so_far(so_far, now_s, self.sla, len(schedule))
             if verdict is not None or self.stop() or self.clock() > until:
                 stopped_s = now_s

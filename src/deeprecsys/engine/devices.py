@@ -1,0 +1,38 @@
+"""The accelerators of an engine, by name: emulated ones, and those that are here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from deeprecsys.accelerators import accelerator
+from deeprecsys.engine.calibrate import Cores
+from deeprecsys.engine.profiler import Grid, measure, powers_of_two
+from deeprecsys.runtimes import Device, Runtime
+from deeprecsys.runtimes.emulated import Emulated
+from deeprecsys.service_time import Profile
+
+# For the times of one core, over which speed-ups were published.
+ONE_CORE_S = 6.0
+
+
+def open_devices(
+    wanted: Sequence[str | Device], model: Any, runtime: Runtime, cores: Cores, largest: int
+) -> list[Device]:
+    """In their order. UserError for an unknown name, or one that cannot take the model."""
+    one_core: Profile | None = None
+    devices: list[Device] = []
+    for text in wanted:
+        if not isinstance(text, str):
+            devices.append(text)
+            continue
+        if one_core is None and not text.startswith("emulated:"):
+            one_core = _one_core(model, runtime, cores)
+        devices.append(Emulated(accelerator(text, model.name, one_core), largest))
+    return devices
+
+
+def _one_core(model: Any, runtime: Runtime, cores: Cores) -> Profile:
+    grid = Grid(powers_of_two(1024), [1])
+    about = {"model": model.name, "workers": 1}
+    return measure(Profile(about), model, runtime, cores, grid, budget_s=ONE_CORE_S)
