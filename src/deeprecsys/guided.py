@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from deeprecsys import tuning
+from deeprecsys.accelerators import Accelerator
 from deeprecsys.core import SLA, Policy, System, UserError
 from deeprecsys.service_time import Profile, ServiceTime
 from deeprecsys.workload import Workload
@@ -69,4 +70,9 @@ def surrogate(engine: Engine, profile: Profile) -> Simulator:
     """The engine's machine, simulated from its profile."""
     from deeprecsys.simulation import Simulator
 
-    return Simulator(ServiceTime.from_profile(profile, extrapolate=True), engine.workers)
+    devices = [
+        Accelerator(device.name, device.service_s, "as it is here", device.emulated)
+        for device in engine.devices
+    ]
+    law = ServiceTime.from_profile(profile, extrapolate=True)
+    return Simulator(law, engine.workers, accelerators=devices)

@@ -13,6 +13,7 @@ from deeprecsys.cli import show
 from deeprecsys.core import SLA, Policy, Records, Status, UserError
 from deeprecsys.metrics import Summary, summarize
 from deeprecsys.report.timeline import write_timeline
+from deeprecsys.usage import sentences, usage
 
 NAME = "bench"
 HELP = """Measure one rate under one policy.
@@ -42,6 +43,8 @@ def run(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
     adaptive: Adaptive = False,
+    offload_threshold: opt.OffloadThreshold = None,
+    offload_backlog: opt.OffloadBacklog = None,
     duration_s: opt.DurationS = None,
     queries: Annotated[int | None, typer.Option(help="End after this many.")] = None,
     timeline: Annotated[
@@ -49,6 +52,7 @@ def run(
     ] = None,
 ) -> int:
     policy, sla = Policy(batch_size=batch_size, adaptive=adaptive), request.sla
+    policy = opt.offloading(request, policy, offload_threshold, offload_backlog)
     replayed = request.arrivals.startswith("replay:")
     if qps is None and not replayed:
         raise UserError("at which rate? give --qps; only --arrivals replay:FILE has its own")
@@ -77,8 +81,9 @@ def run(
             return interrupted.is_set()
 
         records, requests = engine.traced_run(schedule, policy, watch=watch)
+        facts, lost = engine.facts(), show.losses(engine)
         detail = {"input_pools": engine.pool_facts(), "runtime": engine.runtime.name}
-        workers = engine.workers
+        joules = engine.joules()
     if interrupted.is_set():  # what was under way says nothing of the machine
         finished = records.status != Status.CANCELLED
         records, requests = records[finished], requests.of(finished)
@@ -88,8 +93,18 @@ def run(
         **request.to_dict(),
         "rate_qps": rate,
         "policy": policy.to_dict(),
-        "workers": workers,
+        "workers": facts.workers,
+        "accelerator": show.accelerators(facts),
+        "lost": lost,
         "interrupted": interrupted.is_set(),
+        "usage": usage(
+            records,
+            requests,
+            facts.workers,
+            facts.detail["accelerators"],
+            watts=request.power,
+            measured=joules,
+        ),
         **detail,
         **measured(found),
     }
@@ -97,7 +112,9 @@ def run(
     if timeline:
         write_timeline(timeline, records, requests, f"{request.model}, {policy}")
     console.print(table(found))
-    console.print(f"\n{sentence(found, sla)}", style="bold", markup=False)
+    console.print(f"\n{show.emulation(summary)}{sentence(found, sla)}", style="bold", markup=False)
+    for line in [*sentences(summary["usage"]), *lost]:
+        console.print(line, markup=False)
     console.print(f"report: {report}", markup=False)
     if timeline:
         console.print(f"timeline: {timeline}, opens in https://ui.perfetto.dev", markup=False)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from deeprecsys.core import SLA, UserError
+from deeprecsys.accelerators import check_names
+from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.usage import Watts
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
@@ -47,6 +49,25 @@ Indices = Annotated[str, typer.Option(help="Table look-ups: zipf:S or uniform.")
 Scale = Annotated[float, typer.Option(help="Rows of every table, times this.")]
 Variant = Annotated[str, typer.Option(help="paper, or authors-code.")]
 RuntimeName = Annotated[str, typer.Option(help="auto, torchscript or eager.")]
+Accelerators = Annotated[
+    list[str] | None,
+    typer.Option(help="gtx-1080ti or emulated:FILE (a profile), neither of which computes; "
+                 "several: give it again."),
+]  # fmt: skip
+WattsText = Annotated[
+    str | None,
+    typer.Option(
+        help="Where no meter is: core=IDLE:BUSY,accelerator=IDLE:BUSY.  "
+        "[default: 2.25:7.5 and 50:250]"
+    ),
+]
+OffloadThreshold = Annotated[
+    int | None, typer.Option(help="Queries of at least this size go to the accelerator.")
+]
+OffloadBacklog = Annotated[
+    int | None,
+    typer.Option(help="... but stay on the cores while it has more items than this to do."),
+]
 Seed = Annotated[int, typer.Option(help="Of weights and workload.")]
 Out = Annotated[
     str | None, typer.Option(help="Folder of the run.  [default: runs/<time>-<verb>-<model>]")
@@ -74,6 +95,8 @@ class Request:
     scale: Scale = 1.0
     variant: Variant = "paper"
     runtime: RuntimeName = "auto"
+    accelerator: Accelerators = None
+    watts: WattsText = None
     seed: Seed = 0
     out: Out = None
     json_file: JsonFile = None
@@ -82,11 +105,20 @@ class Request:
         from deeprecsys.runtimes import RUNTIMES
 
         self.spec.check_scale(self.scale)
-        positive("--workers", self.workers)
         if self.runtime != "auto" and self.runtime not in RUNTIMES:
             known = ", ".join(["auto", *sorted(RUNTIMES)])
             raise UserError(f"unknown runtime {self.runtime!r}; known: {known}")
+        self.check_machine()
         _ = self.sla, self.workload
+
+    def check_machine(self) -> None:
+        positive("--workers", self.workers)
+        check_names(self.accelerator or [])
+        _ = self.power
+
+    @cached_property
+    def power(self) -> Watts:
+        return Watts() if self.watts is None else Watts.parse(self.watts)
 
     @cached_property
     def spec(self) -> Any:
@@ -118,7 +150,13 @@ class Request:
         from deeprecsys.engine import Engine
 
         largest = max(1024, self.workload.size_law.largest)
-        return Engine(model, self.workers, self.runtime, largest=min(largest, 4096))
+        return Engine(
+            model,
+            self.workers,
+            self.runtime,
+            largest=min(largest, 4096),
+            accelerators=self.accelerator or (),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The part of a summary that says what was asked for."""
@@ -142,7 +180,7 @@ class SimulationRequest(Request):
         if self.model is not None:
             Request.check(self)
             return
-        positive("--workers", self.workers)
+        self.check_machine()
         _ = self.target, self.workload
 
     @property
@@ -164,6 +202,17 @@ class SimulationRequest(Request):
             "sla": sla and {"percentile": sla.percentile, "latency_s": sla.latency_s},
             "workload": self.workload.to_dict(),
         }
+
+
+def offloading(
+    request: Request, policy: Policy, threshold: int | None, backlog: int | None
+) -> Policy:
+    """The policy with them; UserError if they ask for what is not there."""
+    if threshold is not None and not request.accelerator:
+        raise UserError("--offload-threshold needs an --accelerator")
+    if backlog is not None and threshold is None:
+        raise UserError("--offload-backlog needs an --offload-threshold")
+    return replace(policy, offload_threshold=threshold, offload_backlog=backlog)
 
 
 def measuring(verb: Callable[..., int]) -> Callable[..., int]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deeprecsys.accelerators import check_names
 from deeprecsys.cli import bench, show
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import tune as tuning_verb
 from deeprecsys.cli.profile import FILE, profiling
-from deeprecsys.core import Policy, Schedule, UserError
+from deeprecsys.core import Policy, Records, Requests, Schedule, UserError
 from deeprecsys.metrics import summarize
+from deeprecsys.usage import sentences, usage
 
 if TYPE_CHECKING:
     from deeprecsys.service_time import ServiceTime
@@ -57,23 +57,16 @@ def run(
     ] = False,
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
     adaptive: bench.Adaptive = False,
-    accelerator: Annotated[
-        list[str] | None,
-        typer.Option(help="gtx-1080ti or emulated:FILE (a profile); several: give it again."),
-    ] = None,
-    offload_threshold: Annotated[
-        int | None, typer.Option(help="Queries of at least this size go to the accelerator.")
-    ] = None,
+    offload_threshold: opt.OffloadThreshold = None,
+    offload_backlog: opt.OffloadBacklog = None,
     duration_s: opt.DurationS = None,
     queries: Annotated[
         int | None, typer.Option(help="End after this many.  [default: 1,000,000]")
     ] = None,
 ) -> int:
-    policy = Policy(batch_size, offload_threshold, adaptive)
+    policy = Policy(batch_size=batch_size, adaptive=adaptive)
+    policy = opt.offloading(request, policy, offload_threshold, offload_backlog)
     _check(request, qps, tune, method, service, profile)
-    if offload_threshold is not None and not accelerator:
-        raise UserError("--offload-threshold needs an --accelerator")
-    check_names(accelerator or [])
     opt.positive("--profile-s", profile_s)
     schedule = None if tune else _schedule(request, qps, duration_s, queries)
     law = _given(request, service, profile, extrapolate)
@@ -86,21 +79,22 @@ def run(
     ):
         if law is None:
             law = _profiled(request, progress, folder, profile_s, extrapolate, interrupted.is_set)
-        simulator = _simulator(request, law, accelerator or [])
-        for line in simulator.facts().detail["assumptions"]:
+        simulator = _simulator(request, law)
+        facts = simulator.facts()
+        for line in facts.detail["assumptions"]:
             progress.line(f"simulated: {line}")
         began = time.monotonic()
         common = {
             **files.provenance(NAME),
             **request.to_dict(),
-            "simulated": dict(simulator.facts().detail),
+            "simulated": dict(facts.detail),
             "workers": simulator.workers,
-            "accelerator": _described(simulator),
+            "accelerator": show.accelerators(facts),
         }
         if schedule is None:
             return _tune(request, simulator, method, common, folder, console, progress, interrupted)
     records = simulator.run(schedule, policy)
-    _, requests = simulator.traced_run(_first(schedule), policy)
+    first, requests = simulator.traced_run(_first(schedule), policy)
     found = summarize(records, request.target)
     summary = {
         **common,
@@ -108,6 +102,7 @@ def run(
         "policy": policy.to_dict(),
         "interrupted": False,
         "elapsed_s": time.monotonic() - began,
+        "usage": _used(request, simulator, first, requests),
         "theory": _theory(request, law, simulator.workers, qps, policy),
         **bench.measured(found),
     }
@@ -116,8 +111,12 @@ def run(
     if summary["theory"]:
         console.print(_theory_line(summary), markup=False)
     console.print(
-        f"\nsimulated: {bench.sentence(found, request.target)}", style="bold", markup=False
+        f"\nsimulated: {show.emulation(summary)}{bench.sentence(found, request.target)}",
+        style="bold",
+        markup=False,
     )
+    for line in sentences(summary["usage"]):
+        console.print(line, markup=False)
     console.print(f"report: {report}", markup=False)
     return 1 if request.sla_ms is not None and found.meets_sla is False else 0
 
@@ -206,7 +205,7 @@ def _profiled(
     return ServiceTime.from_profile(found, extrapolate=extrapolate)
 
 
-def _simulator(request: opt.SimulationRequest, law: ServiceTime, wanted: list[str]) -> Simulator:
+def _simulator(request: opt.SimulationRequest, law: ServiceTime) -> Simulator:
     """As many workers as asked for; else as were profiled, or as this machine has cores."""
     from deeprecsys.accelerators import accelerator
     from deeprecsys.engine.topology import usable_cores
@@ -215,16 +214,16 @@ def _simulator(request: opt.SimulationRequest, law: ServiceTime, wanted: list[st
     workers = request.workers
     if workers is None and law.profile is not None:
         workers = law.profile.about.get("workers")
+    wanted = request.accelerator or []
     devices = [accelerator(text, request.model, law.profile) for text in wanted]
     return Simulator(law, workers or len(usable_cores()), accelerators=devices, seed=request.seed)
 
 
-def _described(simulator: Simulator) -> dict[str, Any] | None:
-    """For summaries: name, and that it is emulated."""
-    devices = simulator.accelerators
-    if not devices:
-        return None
-    return {**devices[0].to_dict(), "count": len(devices)}
+def _used(
+    request: opt.SimulationRequest, simulator: Simulator, records: Records, requests: Requests
+) -> dict[str, Any]:
+    devices = simulator.facts().detail["accelerators"]
+    return usage(records, requests, simulator.workers, devices, watts=request.power)
 
 
 def _tune(
@@ -260,10 +259,16 @@ def _tune(
         records, requests = simulator.traced_run(schedule, study.best.policy)
     summary = common | {"method": method, **tuning_verb.study_dict(study)}
     summary["simulated"] = common["simulated"]
-    summary["verdict"] = f"simulated, {simulator.workers} workers: {summary['verdict']}"
+    summary["verdict"] = (
+        f"simulated, {simulator.workers} workers: {show.emulation(summary)}{summary['verdict']}"
+    )
+    if records is not None and requests is not None:
+        summary["usage"] = _used(request, simulator, records, requests)
     report = files.write_run(folder, summary, request.json_file, records, requests)
     console.print(show.trials_table(summary))
     console.print(f"\n{summary['verdict']}", style="bold", markup=False)
+    for line in sentences(summary.get("usage", {})):
+        console.print(line, markup=False)
     console.print(f"report: {report}", markup=False)
     if study.interrupted:
         console.print("interrupted: what was found until then is kept", markup=False)

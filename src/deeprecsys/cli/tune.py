@@ -14,6 +14,7 @@ from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.profile import profiling
 from deeprecsys.core import Policy, Records, Requests, UserError
+from deeprecsys.usage import sentences, usage
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
@@ -30,6 +31,7 @@ Example: deeprecsys tune dlrm-rmc1 --sla-ms 50 --budget-s 120
 
 # Enough for every policy of each search on two cores; --budget-s overrides.
 BUDGET_S = {"hill-climb": 230.0, "exhaustive": 480.0, "static": 120.0, "simulated": 48.0}
+_MORE_S = 1.5  # with a threshold to be found as well
 # Of it, for one run at the end whose every request is recorded.
 _TRACE_S, _TRACE_SHARE, _TRACE_TURN = 10.0, 0.05, 900
 
@@ -43,7 +45,8 @@ def run(
     budget_s: Annotated[
         float | None,
         typer.Option(
-            help="Bound on the search's time, s.  [default: 230; exhaustive 480; simulated 48]"
+            help="Bound on the search's time, s.  [default: 230; exhaustive 480; simulated 48; "
+            "with an accelerator half as much again]"
         ),
     ] = None,
     duration_s: opt.DurationS = None,
@@ -58,7 +61,8 @@ def run(
     sla = request.sla
     files.check_target("--json", request.json_file)
     folder = files.new_folder(request.out, NAME, request.model)
-    budget = BUDGET_S[method] if budget_s is None else budget_s
+    usual_s = BUDGET_S[method] * (_MORE_S if request.accelerator else 1.0)
+    budget = usual_s if budget_s is None else budget_s
     trace_s = min(_TRACE_S, _TRACE_SHARE * budget)
     console = show.console(request.json_file)
     with (
@@ -101,20 +105,30 @@ def run(
         if study.best is not None and not interrupted.is_set():
             progress.phase("trace")
             records, requests = _trace(engine, request.workload, study.best, trace_s)
+        lost, joules = show.losses(engine), engine.joules()
         detail = {"engine": dict(facts.detail), "input_pools": engine.pool_facts()}
     summary = {
         **files.provenance(NAME),
         **request.to_dict(),
         "method": method,
         "workers": facts.workers,
-        "accelerator": None,
+        "accelerator": show.accelerators(facts),
+        "lost": lost,
         **detail,
         **study_dict(study),
     }
+    summary["verdict"] = show.emulation(summary) + summary["verdict"]
+    if records is not None and requests is not None:
+        devices = facts.detail["accelerators"]
+        summary["usage"] = usage(
+            records, requests, facts.workers, devices, watts=request.power, measured=joules
+        )
     _write_policy(folder, summary)
     report = files.write_run(folder, summary, request.json_file, records, requests)
     console.print(show.trials_table(summary))
     console.print(f"\n{summary['verdict']}", style="bold", markup=False)
+    for line in [*sentences(summary.get("usage", {})), *lost]:
+        console.print(line, markup=False)
     console.print(f"report: {report}", markup=False)
     if study.interrupted:
         console.print("interrupted: what was measured until then is kept", markup=False)

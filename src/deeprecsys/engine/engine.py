@@ -37,6 +37,7 @@ from deeprecsys.engine.group import EngineClosed, Group, Ledger, Query, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.pool import InputPool, draw_pool
+from deeprecsys.engine.power import Meter
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
 from deeprecsys.runtimes import Device, Runtime, Scores
@@ -90,6 +91,7 @@ class Engine:
         self._pools: dict[str, InputPool] = {}
         self._facts: Facts | None = None
         self._neighbours, self._disturbance = Neighbours(len(cores)), 0.0
+        self._meter, self._joules = Meter(), dict[str, float]()
         self._stack = ExitStack()
         self._group: Group | None = None
 
@@ -182,6 +184,7 @@ class Engine:
         group.wait_quiet()
         group.use(policy.workers)
         self._neighbours.start()
+        self._meter.start()
         began_s = clock() + _LEAD_S
         with watching(look) as stop:
             try:
@@ -191,6 +194,7 @@ class Engine:
                     pass
             finally:
                 self._disturbance = self._neighbours.share()
+                self._joules = self._meter.joules()
                 group.drop(ids, Status.CANCELLED)
                 group.wait_quiet()
                 group.use(None)
@@ -264,6 +268,10 @@ class Engine:
     def disturbance(self) -> float:
         """The share of the machine's cores that other processes used during the last run."""
         return self._disturbance
+
+    def joules(self) -> dict[str, float]:
+        """Of the last run, by "cores" and accelerators' names: of those that have a meter."""
+        return self._joules
 
     def lost(self) -> dict[str, str]:
         """Accelerators that failed since entering, and why; their queries went to the cores."""

@@ -6,6 +6,7 @@ Colours are the page's (`page.py` paints text and grid for light and dark).
 
 from __future__ import annotations
 
+import math
 from html import escape
 from typing import Any
 
@@ -78,6 +79,44 @@ def capacity_by_threshold(summary: dict[str, Any]) -> Figure | None:
                                   "showarrow": False, "xanchor": "right",
                                   "yanchor": "bottom"}]  # fmt: skip
     return {"data": data, "layout": layout}
+
+
+def capacity_over_both(summary: dict[str, Any]) -> Figure | None:
+    """Batch size across, offload threshold up, capacity as colour; "cores" offload nothing."""
+    trials = _held(summary)
+    if not any(t["policy"].get("offload_threshold") for t in trials):
+        return None
+    best = (summary.get("best") or {}).get("policy")
+    trials = sorted(trials, key=lambda t: t["policy"] == best)  # the best is drawn last
+    thresholds = sorted({t["policy"].get("offload_threshold") or math.inf for t in trials})
+    rows = {t: "cores" if math.isinf(t) else str(t) for t in thresholds}
+    rates = [t["capacity"]["rate_qps"] for t in trials]
+    where = [rows[t["policy"].get("offload_threshold") or math.inf] for t in trials]
+    layout = _layout("batch size (items a request)", "offload threshold (items)")
+    layout["xaxis"] |= {"type": "log", "tickvals": [1 << k for k in range(21)]}
+    layout["yaxis"] |= {
+        "type": "category",
+        "categoryorder": "array",
+        "categoryarray": list(rows.values()),
+    }
+    mark = {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "policies",
+        "x": [t["policy"]["batch_size"] for t in trials],
+        "y": where,
+        "customdata": rates,
+        "hovertemplate": "batch size %{x}, offload ≥ %{y}: %{customdata:.0f} queries/s",
+        "marker": {
+            "color": rates,
+            "colorscale": "Viridis",
+            "showscale": True,
+            "colorbar": {"title": {"text": "queries/s"}},
+            "size": [20 if t["policy"] == best else 13 for t in trials],
+            "symbol": ["star" if t["policy"] == best else "square" for t in trials],
+        },
+    }
+    return {"data": [mark], "layout": layout | {"showlegend": False}}
 
 
 def _held(summary: dict[str, Any]) -> list[dict[str, Any]]:

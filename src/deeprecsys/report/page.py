@@ -33,9 +33,7 @@ def page(summary: dict[str, Any], records: Records | None, requests: Requests | 
 def _tune(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Any]:
     best, sla = summary.get("best"), summary["sla"]
     facts: list[Fact] = [("target", text.target(sla)), ("method", summary.get("method", "–"))]
-    if summary.get("accelerator"):
-        device = summary["accelerator"]
-        facts.append(("accelerator", device["name"], "emulated" if device["emulated"] else ""))
+    facts += _used(summary)
     if best:
         capacity = best["capacity"]
         bounds = text.interval(capacity["interval_qps"], text.rate)
@@ -50,6 +48,8 @@ def _tune(summary: dict[str, Any], records: Records | None, requests: Requests |
         ("Capacity by batch size",
          "Highest rate that holds the target; bars are brackets of the search, or 95 % intervals "
          "where rounds were run.", figures.capacity_by_batch(summary)),
+        ("Capacity over both knobs", "Every policy that was tried; a brighter one holds more.",
+         figures.capacity_over_both(summary)),
         ("Capacity by offload threshold", "Dotted: the best that the cores reach alone.",
          figures.capacity_by_threshold(summary)),
         ("Latency by rate", "The best policy's runs: filled meets, open undecided, cross misses.",
@@ -76,6 +76,7 @@ def _bench(
         *[(f"p{p}", f"{text.ms(summary.get(f'p{p}_s'))} ms",
            text.interval(summary.get(f"p{p}_interval_s"), text.ms)) for p in (50, 95, 99)],
         ("generator lag p99", f"{text.ms(summary.get('generator_lag_p99_s'))} ms"),
+        *_used(summary),
     ]  # fmt: skip
     over = ("Latency over time", "Every query at its arrival.",
             figures.latency_over_time(summary, records))  # fmt: skip
@@ -164,6 +165,26 @@ def _ratios(summary: dict[str, Any]) -> list[Fact]:
         for c in summary.get("comparisons", [])
         if c["policy"] != best
     ]
+
+
+def _used(summary: dict[str, Any]) -> list[Fact]:
+    """Accelerators, how busy everything was, and the energy."""
+    facts: list[Fact] = []
+    found = summary.get("usage") or {}
+    for device in found.get("accelerators", []):
+        name = f"{device['name']}, emulated" if device["emulated"] else device["name"]
+        queries, items = device["share_of_queries"], device["share_of_items"]
+        share = f"{queries:.0%} of queries, {items:.0%} of items"
+        facts.append((name, f"{device['busy']:.0%} busy", share))
+    energy = found.get("energy", {})
+    if found:
+        facts.append(("workers", f"{found['cores_busy']:.0%} busy"))
+    if energy.get("queries_per_joule"):
+        modelled = ", ".join(energy["modelled"])
+        note = f"modelled: {modelled}; {energy['model']}" if modelled else "measured"
+        facts.append(("queries/s per watt", f"{energy['queries_per_joule']:.3g}", note))
+    facts += [("failed", line) for line in summary.get("lost", [])]
+    return facts
 
 
 def _split(words: str) -> tuple[str, ...]:

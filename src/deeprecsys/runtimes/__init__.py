@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import FloatArray, Inputs, InputSpec, UserError
+from deeprecsys.core import Inputs, InputSpec, UserError
+from deeprecsys.service_time import ServiceTime
 
 Scores = NDArray[np.float32]
 
@@ -67,7 +68,7 @@ class Device(Protocol):
     @property
     def depth(self) -> int: ...
     @property
-    def service_s(self) -> Callable[[FloatArray], FloatArray]:
+    def service_s(self) -> ServiceTime:
         """Seconds of one request by its items."""
         ...
 

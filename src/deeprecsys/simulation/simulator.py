@@ -114,6 +114,7 @@ class Simulator:
             virtual=True,
             accelerators=tuple(one.service for one in self.accelerators),
             detail={
+                "accelerators": [one.to_dict() for one in self.accelerators],
                 "simulated": True,
                 "service": self.service.text,
                 "assumptions": [

@@ -139,9 +139,9 @@ def tune(
     return _Tuning(system, workload, sla, method, budget_s, run_s, watching, surrogate).run()
 
 
-def thresholds(sizes: SizeLaw) -> tuple[int, ...]:
-    """Sizes worth a try, descending: twentieths of the queries, and every query."""
-    return tuple(sorted({1, *(sizes.percentile(p) for p in range(5, 100, 5))}, reverse=True))
+def thresholds(sizes: SizeLaw, step: int = 5) -> tuple[int, ...]:
+    """Sizes worth a try, descending: every 5 percent of the queries, and every query."""
+    return tuple(sorted({1, *(sizes.percentile(p) for p in range(step, 100, step))}, reverse=True))
 
 
 def _by_knobs(trial: Trial) -> tuple[int, float]:
@@ -171,7 +171,10 @@ class _Tuning:
         self.space = Space(
             self.facts.workers,
             workload.size_law.largest,
-            thresholds(workload.size_law) if self.facts.accelerators else (),
+            # Live, a look takes seconds: half as many.
+            thresholds(workload.size_law, 5 if self.facts.virtual else 10)
+            if self.facts.accelerators
+            else (),
         )
         self.trials: dict[Policy, Trial] = {}
         self.comparisons: list[Comparison] = []
@@ -324,6 +327,8 @@ class _Tuning:
         """No policy may use up what the others need."""
         now = time.monotonic()
         left = sum(Policy(b) not in self.trials for b in self.space.batch_sizes)
+        left += len(self.space.thresholds)
+        left -= sum(p.offload_threshold is not None for p in self.trials)
         share = (until - now) / max(left, 3) if math.isfinite(until) else 0.0
         return now + max(6 * effort.most_s, share)
 
@@ -360,7 +365,8 @@ class _Tuning:
         if self.surrogate is not None:  # a look at one policy; then up to three, four rounds
             share, runs = 1.0, 13
         elif looks is COARSE:
-            share, runs = _FIRST_LOOKS, 4 * (len(self.space.batch_sizes) + 2)
+            looked_at = len(self.space.batch_sizes) + len(self.space.thresholds)
+            share, runs = _FIRST_LOOKS, 4 * (looked_at + 2)
         else:  # three contenders and the baseline; then three policies, four rounds or more
             share, runs = 1 - _FIRST_LOOKS, 30
         return effort.within(self.budget_s * share, runs)
