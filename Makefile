@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup tune test check bench characterise validate clean
+.PHONY: setup tune test check bench bench-gpu characterise validate results clean
 
 setup: $(READY)
 
@@ -37,6 +37,14 @@ characterise: setup
 # docs/validation.md of this machine, in 20 minutes.
 validate: setup
 	$(BIN)/python benchmarks/validate.py
+
+# docs/results.md: the paper's results beside ours, in half an hour.
+results: setup
+	$(BIN)/python benchmarks/paper.py
+
+# Everything that needs an NVIDIA GPU; says so where there is none. Needs a CUDA build of PyTorch.
+bench-gpu: setup
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 import deeprecsys as drs
 from deeprecsys.accelerators import accelerator
-from deeprecsys.core import SLA, Policy, Schedule
+from deeprecsys.core import SLA, Policy, Schedule, replace
 from deeprecsys.guided import adaptive_policy
 from deeprecsys.models import NAMES, get_spec, load_model
 from deeprecsys.service_time import Profile, ServiceTime
@@ -22,6 +23,7 @@ from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import find_capacity, tune
 from deeprecsys.tuning.capacity import Probe
 from deeprecsys.tuning.interleave import Contestant, interleave, ratio_of
+from deeprecsys.tuning.searches import BACKLOGS
 
 Found = tuple[str, str, str, bool | None]
 PROFILES = Path("runs/profiles")
@@ -193,14 +195,11 @@ def thresholds() -> Iterator[Found]:
     for workers in (4, 40):
         climbed, added, said = {}, {}, []
         for name in NAMES:
-            profile = profile_of(name)
-            law = ServiceTime.from_profile(profile, extrapolate=True)
-            device = accelerator("gtx-1080ti", name, profile)
-            system = Simulator(law, workers, accelerators=[device])
+            system = with_device(name, workers)
             target = get_spec(name).target
             climb, every = (tune(system, WORKLOAD, target, m).best
                             for m in ("hill-climb", "exhaustive"))  # fmt: skip
-            alone = tune(Simulator(law, workers), WORKLOAD, target, "exhaustive").best
+            alone = tune(simulator_of(name, workers), WORKLOAD, target, "exhaustive").best
             if climb is None or every is None:
                 said.append(f"{name}: none meets")
                 continue
@@ -221,6 +220,46 @@ def thresholds() -> Iterator[Found]:
                climbed[worst] >= 0.97)  # fmt: skip
         yield (f"cores and emulated GTX 1080 Ti / tuned cores, {workers} simulated cores",
                "; ".join(said), "1.0", min(added.values()) >= 1.0)  # fmt: skip
+
+
+def with_device(name: str, workers: int) -> Simulator:
+    profile = profile_of(name)
+    device = accelerator("gtx-1080ti", name, profile)
+    law = ServiceTime.from_profile(profile, extrapolate=True)
+    return Simulator(law, workers, accelerators=[device])
+
+
+def _fresh_capacity(system: Simulator, sla: SLA, policy: Policy) -> float:
+    """On another seed than the search's, so that luck in it does not count."""
+    return find_capacity(system, WORKLOAD.reseed(77), sla, policy).rate_qps
+
+
+def backlog() -> Iterator[Found]:
+    """Staying on the cores while the device has much to do; and all knobs at once."""
+    stays, joint = {}, {}
+    for name in NAMES:
+        system, target = with_device(name, 4), get_spec(name).target
+        climb, every = (tune(system, WORKLOAD, target, m).best for m in ("hill-climb", "joint"))
+        if climb is None or every is None:
+            continue
+        capacity = partial(_fresh_capacity, system, target)
+        plain = capacity(climb.policy)
+        joint[name] = (capacity(every.policy) / plain, every.policy)
+        if climb.policy.offload_threshold is not None:
+            gains = {items: capacity(replace(climb.policy, offload_backlog=items)) / plain
+                     for items in BACKLOGS}  # fmt: skip
+            best = max(gains, key=lambda items: gains[items])
+            stays[name] = (gains[best], best)
+    yield (
+        "staying on the cores while the device has more than so many items to do / waiting for it, "
+        "4 simulated cores, emulated GTX 1080 Ti, best of five limits",
+        "; ".join(f"{n} {ratio:.3f} ({items})" for n, (ratio, items) in stays.items()), "", None,
+    )  # fmt: skip
+    yield (
+        "joint search of 100 policies (batch size, threshold, backlog, workers) / the two-phase "
+        "climb, the same machine",
+        "; ".join(f"{n} {ratio:.3f} ({policy})" for n, (ratio, policy) in joint.items()), "", None,
+    )  # fmt: skip
 
 
 def guided() -> Iterator[Found]:
@@ -259,4 +298,4 @@ def guided() -> Iterator[Found]:
         )  # fmt: skip
 
 
-PARTS = (speed, climb40, adaptive40, shift40, thresholds, adaptive2, guided)
+PARTS = (speed, climb40, adaptive40, shift40, thresholds, backlog, adaptive2, guided)

@@ -54,6 +54,14 @@ def tune_folder(tmp_path_factory):
         (["simulate", "--service", "constant:1", "--profile", "x", "--qps", "1"], "not both"),
         (["simulate", "nosuch", "--qps", "1"], "unknown model 'nosuch'"),
         (["bench", "nosuch", "--qps", "1"], "unknown model 'nosuch'; known: ncf"),
+        (["bench", "ncf", "--qps", "1", "--accelerator", "tpu"], "unknown accelerator 'tpu'"),
+        (["bench", "ncf", "--qps", "1", "--accelerator", "cuda:x"], "unknown accelerator 'cuda:x'"),
+        (["bench", "ncf", "--qps", "1", "--accelerator", "cuda:7"], "no GPU cuda:7"),
+        (["bench", "ncf", "--qps", "1", "--accelerator", "emulated:no.json"], "no file no.json"),
+        (["bench", "ncf", "--qps", "1", "--offload-threshold", "9"], "needs an --accelerator"),
+        (["bench", "ncf", "--qps", "1", "--offload-backlog", "9"], "needs an --offload-threshold"),
+        (["bench", "ncf", "--qps", "1", "--watts", "core=9:1"], "idle not above busy"),
+        (["simulate", "ncf", "--qps", "1", "--accelerator", "cuda:7"], "no GPU cuda:7"),
         (["bench", "ncf"], "give --qps"),
         (["bench", "ncf", "--qps", "0"], "must be a positive"),
         (["bench", "ncf", "--qps", "-3"], "must be a positive"),
@@ -265,6 +273,26 @@ def test_simulate_with_an_accelerator_says_that_it_is_emulated(tmp_path, capsys)
     assert "needs an --accelerator" in capsys.readouterr().err
     assert call([*arguments, "--qps", "50", "--accelerator", "tpu"]) == 2
     assert "unknown accelerator 'tpu'" in capsys.readouterr().err
+
+
+def test_bench_and_tune_live_with_an_emulated_accelerator(tmp_path, capsys):
+    device = ["--accelerator", "gtx-1080ti"]
+    arguments = ["bench", "ncf", "--qps", "150", "--duration-s", "1", *SMALL, *device]
+    assert call([*arguments, "--offload-threshold", "300", "--out", "b"]) == 0
+    said = capsys.readouterr().out
+    assert "with an emulated gtx-1080ti: " in said
+    assert "queries/s per watt" in said
+    records = Records.load(tmp_path / "b" / "records.parquet")
+    assert ((records.device == 1) == (records.size >= 300)).all()
+    summary = json.loads((tmp_path / "b" / "summary.json").read_text())
+    assert summary["usage"]["accelerators"][0]["emulated"] is True
+    assert 0.1 < summary["usage"]["accelerators"][0]["share_of_items"] < 0.9
+    assert "gtx-1080ti, emulated" in (tmp_path / "b" / "report.html").read_text()
+    tuned = ["tune", "ncf", "--method", "simulated", "--budget-s", "16", "--sla-ms", "20"]
+    assert call([*tuned, *SMALL, *device, "--out", "t"]) == 0
+    summary = json.loads((tmp_path / "t" / "summary.json").read_text())
+    assert summary["accelerator"]["emulated"] is True
+    assert summary["verdict"].startswith("with an emulated gtx-1080ti: ")
 
 
 def test_an_overload_is_simulated_to_its_end_and_called_one(capsys):

@@ -176,7 +176,7 @@ def test_stopping_in_the_middle_of_a_run_keeps_that_run(runs):
 def test_an_unknown_method_is_refused_by_name():
     with pytest.raises(UserError, match=r"unknown method 'nope'; known: hill-climb"):
         tune(ToyMachine(overhead), Workload(), SLA(0.1), "nope")
-    assert set(SEARCHES) == {"hill-climb", "exhaustive", "static"}
+    assert set(SEARCHES) == {"hill-climb", "exhaustive", "joint", "static"}
 
 
 def test_what_binds_is_the_tail_when_cores_are_idle_at_capacity():
@@ -250,3 +250,12 @@ def test_the_adaptive_policy_of_a_profile_leaves_a_quarter_of_the_target():
     assert {ms: policy.most_items for ms, policy in found.items()} == {
         1: 16, 40: 64, 110: 256, 1000: 1024,
     }  # fmt: skip
+
+
+def test_a_joint_search_is_as_good_as_the_climb_and_repeats_itself():
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    system = Simulator(ServiceTime.linear(2e-4, 4e-5), 3)
+    climbed = tune(system, Workload(), SLA(0.05)).best
+    found = [tune(system, Workload(), SLA(0.05), "joint").best for _ in range(2)]
+    assert found[0].policy == found[1].policy
+    assert found[0].capacity.rate_qps > 0.95 * climbed.capacity.rate_qps

@@ -1,5 +1,5 @@
-"""Accelerators that are not here: how long one would take for a request, from published figures
-or from a profile. Whatever rests on one is labelled as emulated.
+"""Accelerators by name. Those that are not here: how long one would take for a request, from
+published figures or from a profile. Whatever rests on one is labelled as emulated.
 
 Add one: its speed-up table beside `gtx_1080ti.csv`, and a line in `SPEEDUPS`.
 """
@@ -44,6 +44,8 @@ def accelerator(text: str, model: str | None, profile: Profile | None) -> Accele
             found.check(model=model)
         return Accelerator(text, ServiceTime.from_profile(found), f"the profile {path}")
     check_names([text])
+    if cuda_number(text) is not None:
+        raise UserError(f"{text} is no emulation: simulate it from its profile, emulated:FILE")
     if profile is None or model is None:
         raise UserError(f"{text} is a speed-up over a model's own profile: give a model, no law")
     return _faster(text, model, profile)
@@ -52,9 +54,18 @@ def accelerator(text: str, model: str | None, profile: Profile | None) -> Accele
 def check_names(texts: Sequence[str]) -> None:
     """UserError for a name that no accelerator has, before any work."""
     for text in texts:
-        if text not in SPEEDUPS and not text.startswith("emulated:"):
-            known = ", ".join([*SPEEDUPS, "emulated:FILE"])
-            raise UserError(f"unknown accelerator {text!r}; known: {known}")
+        known = text in SPEEDUPS or cuda_number(text) is not None
+        if not known and not text.startswith("emulated:"):
+            names = ", ".join([*SPEEDUPS, "emulated:FILE", "cuda:N"])
+            raise UserError(f"unknown accelerator {text!r}; known: {names}")
+
+
+def cuda_number(text: str) -> int | None:
+    """Which GPU of this machine "cuda" or "cuda:N" names; None: neither."""
+    name, colon, number = text.partition(":")
+    if name != "cuda" or bool(colon) != number.isdecimal():
+        return None
+    return int(number or 0)
 
 
 def _faster(name: str, model: str, profile: Profile) -> Accelerator:

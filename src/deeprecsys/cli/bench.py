@@ -82,7 +82,11 @@ def run(
 
         records, requests = engine.traced_run(schedule, policy, watch=watch)
         facts, lost = engine.facts(), show.losses(engine)
-        detail = {"input_pools": engine.pool_facts(), "runtime": engine.runtime.name}
+        detail = {
+            "input_pools": engine.pool_facts(),
+            "runtime": engine.runtime.name,
+            "accelerators": [dict(device.detail) for device in engine.devices],
+        }
         joules = engine.joules()
     if interrupted.is_set():  # what was under way says nothing of the machine
         finished = records.status != Status.CANCELLED

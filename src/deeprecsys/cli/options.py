@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from deeprecsys.accelerators import check_names
+from deeprecsys.accelerators import check_names, cuda_number
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.usage import Watts
 from deeprecsys.workload import Workload
@@ -51,8 +51,8 @@ Variant = Annotated[str, typer.Option(help="paper, or authors-code.")]
 RuntimeName = Annotated[str, typer.Option(help="auto, torchscript or eager.")]
 Accelerators = Annotated[
     list[str] | None,
-    typer.Option(help="gtx-1080ti or emulated:FILE (a profile), neither of which computes; "
-                 "several: give it again."),
+    typer.Option(help="cuda:N; or gtx-1080ti or emulated:FILE (a profile), neither of which "
+                 "computes. Several: give it again."),
 ]  # fmt: skip
 WattsText = Annotated[
     str | None,
@@ -109,6 +109,11 @@ class Request:
             known = ", ".join(["auto", *sorted(RUNTIMES)])
             raise UserError(f"unknown runtime {self.runtime!r}; known: {known}")
         self.check_machine()
+        for text in self.accelerator or []:
+            if (number := cuda_number(text)) is not None:
+                from deeprecsys.runtimes.cuda import check
+
+                check(number, self.spec.memory_bytes(self.scale))
         _ = self.sla, self.workload
 
     def check_machine(self) -> None:

@@ -42,7 +42,7 @@ def run(
         bool, typer.Option("--tune", help="Search for the best policy instead.")
     ] = False,
     method: Annotated[
-        str, typer.Option(help="With --tune: hill-climb, exhaustive or static.")
+        str, typer.Option(help="With --tune: hill-climb, exhaustive, joint or static.")
     ] = "hill-climb",
     service: Annotated[
         str | None,
@@ -130,6 +130,8 @@ def _check(
     profile: str | None,
 ) -> None:
     """UserError for what contradicts itself, before any work."""
+    from deeprecsys.tuning.searches import SEARCHES
+
     if service is not None and profile is not None:
         raise UserError("give --service or --profile, not both")
     if request.model is None and service is None and profile is None:
@@ -137,8 +139,8 @@ def _check(
     if request.model is not None and service is not None:
         raise UserError(f"--service is a law of its own: leave out {request.model}, or --service")
     opt.positive("--qps", qps)
-    if tune and method not in ("hill-climb", "exhaustive", "static"):
-        raise UserError(f"unknown method {method!r}; known: hill-climb, exhaustive, static")
+    if tune and method not in SEARCHES:
+        raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
     if tune and qps is not None:
         raise UserError("--tune finds the rate itself: leave out --qps")
     if tune and request.target is None:

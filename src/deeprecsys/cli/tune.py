@@ -30,7 +30,9 @@ Example: deeprecsys tune dlrm-rmc1 --sla-ms 50 --budget-s 120
 """
 
 # Enough for every policy of each search on two cores; --budget-s overrides.
-BUDGET_S = {"hill-climb": 230.0, "exhaustive": 480.0, "static": 120.0, "simulated": 48.0}
+BUDGET_S = {
+    "hill-climb": 230.0, "exhaustive": 480.0, "joint": 300.0, "static": 120.0, "simulated": 48.0,
+}  # fmt: skip
 _MORE_S = 1.5  # with a threshold to be found as well
 # Of it, for one run at the end whose every request is recorded.
 _TRACE_S, _TRACE_SHARE, _TRACE_TURN = 10.0, 0.05, 900
@@ -40,12 +42,12 @@ _TRACE_S, _TRACE_SHARE, _TRACE_TURN = 10.0, 0.05, 900
 def run(
     request: opt.Request,
     method: Annotated[
-        str, typer.Option(help="hill-climb, exhaustive, static or simulated.")
+        str, typer.Option(help="hill-climb, exhaustive, joint, static or simulated.")
     ] = "hill-climb",
     budget_s: Annotated[
         float | None,
         typer.Option(
-            help="Bound on the search's time, s.  [default: 230; exhaustive 480; simulated 48; "
+            help="Bound on the search's time, s.  [default: by method, 48 to 480; "
             "with an accelerator half as much again]"
         ),
     ] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deeprecsys.accelerators import accelerator
+from deeprecsys.accelerators import accelerator, cuda_number
 from deeprecsys.engine.calibrate import Cores
 from deeprecsys.engine.profiler import Grid, measure, powers_of_two
 from deeprecsys.runtimes import Device, Runtime
@@ -25,6 +25,11 @@ def open_devices(
     for text in wanted:
         if not isinstance(text, str):
             devices.append(text)
+            continue
+        if (number := cuda_number(text)) is not None:
+            from deeprecsys.runtimes.cuda import Cuda
+
+            devices.append(Cuda(model, number, largest))
             continue
         if one_core is None and not text.startswith("emulated:"):
             one_core = _one_core(model, runtime, cores)

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from deeprecsys.accelerators import check_names
+from deeprecsys.accelerators import check_names, cuda_number
 from deeprecsys.core import (
     DEFAULT_INDICES,
     Facts,
@@ -109,6 +109,8 @@ class Engine:
             self.devices = open_devices(
                 self._wanted_devices, self.model, self.runtime, self._cores, self._largest
             )
+            numbers = {device.name: cuda_number(device.name) for device in self.devices}
+            self._meter = Meter([(name, k) for name, k in numbers.items() if k is not None])
             self._group = Group(self.runtime, self._cores, self._max_queued_items, self.devices)
             self._stack = stack.pop_all()
         return self

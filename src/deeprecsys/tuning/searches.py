@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from deeprecsys.core import Policy, replace
+from deeprecsys.core import Policy, UserError, replace
 from deeprecsys.tuning.capacity import Capacity
 
 # The paper's static setting spreads the largest query evenly: ceil(1000 / cores), which it
 # prints as 25 for its 40-core Skylake (recalled, not checked against the PDF).
 LARGEST_QUERY = 1000
 LITERAL_25 = 25
+
+# Items that an accelerator may have to do before a query stays on the cores, worth a try.
+BACKLOGS = (500, 1000, 2000, 4000, 8000)
 
 Measure = Callable[[Policy], Capacity]
 
@@ -25,12 +29,13 @@ class Space:
     """What a search may choose from.
 
     thresholds: sizes from which on queries may be offloaded, descending; empty without an
-    accelerator.
+    accelerator. trials: of a search that could go on for ever.
     """
 
     workers: int
     largest: int
     thresholds: tuple[int, ...] = ()
+    trials: int = 60
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -92,6 +97,50 @@ def exhaustive(measure: Measure, space: Space) -> None:
         measure(policy)
 
 
+def joint(measure: Measure, space: Space) -> None:
+    """All knobs at once, by optuna's tree-structured Parzen estimator: batch size, workers and,
+    with an accelerator, offload threshold and backlog. The same seed gives the same policies.
+
+    UserError without optuna.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise UserError(
+            "method joint needs optuna: pip install 'deeprecsys[joint]', or choose hill-climb"
+        ) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=12)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    # What is known to be sensible comes first: the largest requests, with and without offloading.
+    middle = len(space.thresholds) // 2
+    for at in dict.fromkeys([0, middle]):
+        first = {"batch": len(space.batch_sizes) - 1, "workers": space.workers}
+        study.enqueue_trial(first | ({"threshold": at, "backlog": 0} if space.thresholds else {}))
+    for _ in range(space.trials):
+        trial = study.ask()
+        policy = _proposed(trial, space)
+        study.tell(trial, measure(policy).rate_qps)
+
+
+def _proposed(trial: Any, space: Space) -> Policy:
+    """0 of threshold and backlog: none."""
+    batch = space.batch_sizes[trial.suggest_int("batch", 0, len(space.batch_sizes) - 1)]
+    workers = trial.suggest_int("workers", 1, space.workers)
+    policy = Policy(batch, workers=workers if workers < space.workers else None)
+    if not space.thresholds:
+        return policy
+    at = trial.suggest_int("threshold", 0, len(space.thresholds))
+    level = trial.suggest_int("backlog", 0, len(BACKLOGS))
+    if not at:
+        return policy
+    return replace(
+        policy,
+        offload_threshold=space.thresholds[at - 1],
+        offload_backlog=BACKLOGS[level - 1] if level else None,
+    )
+
+
 def static(measure: Measure, space: Space) -> None:
     """The paper's baseline and its literal 25: nothing is searched."""
     measure(space.static)
@@ -101,6 +150,7 @@ def static(measure: Measure, space: Space) -> None:
 SEARCHES: dict[str, Callable[[Measure, Space], None]] = {
     "hill-climb": hill_climb,
     "exhaustive": exhaustive,
+    "joint": joint,
     "static": static,
 }
 

@@ -175,6 +175,7 @@ class _Tuning:
             thresholds(workload.size_law, 5 if self.facts.virtual else 10)
             if self.facts.accelerators
             else (),
+            trials=100 if self.facts.virtual else 30,
         )
         self.trials: dict[Policy, Trial] = {}
         self.comparisons: list[Comparison] = []
@@ -227,7 +228,8 @@ class _Tuning:
         close = [p for p in able[1:] if predicted[p] > _CLOSE * predicted[first]]
         ceiling = saturation_rate(self.probe, first)
         slope = elasticity([], rate, ceiling)
-        entered = dict.fromkeys([first, *close[: _CONFIRMED - 1], self.space.static])
+        cores = [p for p in able if p.offload_threshold is None][:1]
+        entered = dict.fromkeys([first, *close[: _CONFIRMED - 1], *cores, self.space.static])
         return [Contestant(p, rate * predicted[p] / predicted[first], slope) for p in entered]
 
     def _search(self) -> None:
@@ -256,6 +258,9 @@ class _Tuning:
             "the static baseline": self.space.static,
             "the paper's literal": self.space.literal,
         }
+        alone = self._best_alone(entered)
+        if alone is not None and best.policy.offload_threshold is not None:
+            others["the tuned cores alone"] = alone
         if not entered:
             self.chosen = best.policy
             rivals = [p for p in others.values() if p != best.policy and self._rate(p) > 0]
@@ -275,6 +280,13 @@ class _Tuning:
         if self.chosen is None:
             self.chosen = max(entered, key=lambda c: self.trials[c.policy].capacity.rate_qps).policy
         winner = next(c for c in entered if c.policy == self.chosen)
+        # Offloading has to show that it is worth it, turn by turn.
+        cores = next((c for c in entered if c.policy == alone), None)
+        if cores is not None and winner.policy.offload_threshold is not None:
+            ratio = ratio_of(winner, cores)
+            if ratio is not None and ratio.ratio <= 1.0:
+                winner, self.chosen = cores, cores.policy
+                del others["the tuned cores alone"]
         ratios = {c.policy: ratio_of(winner, c) for c in entered if c is not winner}
         ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
         self.comparisons = [
@@ -351,6 +363,13 @@ class _Tuning:
             return self.trials[self.chosen]
         able = [t for t in self.trials.values() if t.capacity.rate_qps > 0]
         return max(able, key=lambda t: t.capacity.rate_qps, default=None)
+
+    def _best_alone(self, entered: list[Contestant]) -> Policy | None:
+        """Of the policies that offload nothing: of those entered for the comparison, or tried."""
+        rates = {c.policy: c.rate_qps for c in entered}
+        rates = rates or {p: t.capacity.rate_qps for p, t in self.trials.items()}
+        able = [p for p, rate in rates.items() if rate > 0 and p.offload_threshold is None]
+        return max(able, key=lambda p: rates[p], default=None)
 
     def _until(self) -> float:
         return self.began + self.budget_s

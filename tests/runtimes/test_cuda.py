@@ -1,0 +1,211 @@
+"""The CUDA runtime on a fake device, which runs its steps as late and as mixed up as events allow.
+
+What reads memory before it was written, or writes what is still read, then gives wrong scores.
+"""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from deeprecsys.core import UserError
+from deeprecsys.models import NAMES, load_model
+from deeprecsys.models.model import Model
+from deeprecsys.runtimes.cuda import Cuda, check
+from deeprecsys.runtimes.packing import ALIGNMENT, Packing
+
+
+class FakeStreams:
+    """Steps wait in their stream until somebody waits for an event; then any that may runs."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, seed=0):
+        self.queues, self.random, self.fails = [], random.Random(seed), False
+        self.clock_s = 0.0
+
+    def stream(self):
+        return FakeStream(self)
+
+    def pinned(self, size):
+        return torch.full((size,), 0x7F, dtype=torch.uint8)
+
+    def enter_thread(self):
+        pass
+
+    def settle(self):
+        self.progress(lambda: False)
+
+    def progress(self, enough):
+        while not enough():
+            able = [q for q in self.queues if q and not (q[0][0] == "after" and not q[0][1].passed)]
+            if not able:
+                return
+            kind, what = self.random.choice(able).pop(0)
+            self.clock_s += 1.0
+            if self.fails:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            if kind == "run":
+                what()
+            elif kind == "record":
+                what.passed, what.at_s = True, self.clock_s
+
+
+class FakeStream:
+    def __init__(self, owner):
+        self.owner, self.queue = owner, []
+        owner.queues.append(self.queue)
+
+    def run(self, step):
+        self.queue.append(("run", step))
+
+    def record(self):
+        event = FakeEvent(self.owner)
+        self.queue.append(("record", event))
+        return event
+
+    def after(self, event):
+        self.queue.append(("after", event))
+
+
+class FakeEvent:
+    def __init__(self, owner):
+        self.owner, self.passed = owner, False
+
+    def wait(self):
+        self.owner.progress(lambda: self.passed)
+        assert self.passed, "waits for ever"
+
+    def since(self, other):
+        assert self.passed
+        assert other.passed
+        return self.at_s - other.at_s
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def model(request):
+    return load_model(request.param, scale=1e-4, seed=3)
+
+
+def query(model, n, seed):
+    inputs = model.example(n, np.random.default_rng(seed))
+    return inputs, np.full((n, model.tasks), np.nan, np.float32)
+
+
+def test_scores_are_the_reference_s_for_every_model(model):
+    device = Cuda(model, largest=16, streams=FakeStreams())
+    for sizes in ([5], [1, 7, 3], [40], [16]):  # 40: more than was warmed up
+        pieces = [query(model, n, n) for n in sizes]
+        device.end(device.begin(pieces))
+        for inputs, scores in pieces:
+            np.testing.assert_allclose(scores, model.reference(inputs), atol=1e-4)
+
+
+NCF = load_model("ncf", scale=1e-4, seed=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(1, 30), min_size=1, max_size=3), min_size=1, max_size=8),
+    st.integers(0, 1000),
+)
+def test_requests_that_overlap_do_not_touch_each_other(requests, seed):
+    device = Cuda(NCF, largest=8, streams=FakeStreams(seed))
+    flying = []
+    for number, sizes in enumerate(requests):
+        pieces = [query(NCF, n, 100 * number + i) for i, n in enumerate(sizes)]
+        if len(flying) == device.depth:
+            device.end(flying.pop(0)[1])
+        flying.append((pieces, device.begin(pieces)))
+        requests[number] = pieces
+    for _, ticket in flying:
+        device.end(ticket)
+    for pieces in requests:
+        for inputs, scores in pieces:
+            np.testing.assert_allclose(scores, NCF.reference(inputs), atol=1e-4)
+    assert device.spent.requests == len(requests)
+    assert device.spent.copy_in_s > 0
+    assert device.spent.execute_s > 0
+
+
+def test_the_fake_notices_a_missing_event(monkeypatch):
+    """Else the test above could not fail."""
+    monkeypatch.setattr(FakeStream, "after", lambda self, event: None)
+
+    def open_many():
+        for seed in range(20):
+            Cuda(NCF, largest=8, streams=FakeStreams(seed))
+
+    with pytest.raises((RuntimeError, IndexError), match=r"wrongly|range"):
+        open_many()
+
+
+def test_a_device_that_computes_wrongly_is_refused(monkeypatch):
+    true = Model.reference
+    monkeypatch.setattr(Model, "reference", lambda self, inputs: true(self, inputs) + 1e-3)
+    with pytest.raises(RuntimeError, match="computes ncf wrongly"):
+        Cuda(NCF, largest=4, streams=FakeStreams())
+
+
+def test_a_failing_device_raises_for_its_owner():
+    streams = FakeStreams()
+    device = Cuda(NCF, largest=4, streams=streams)
+    streams.fails = True
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        device.end(device.begin([query(NCF, 4, 0)]))
+
+
+def test_the_original_model_keeps_its_weights():
+    model = load_model("dlrm-rmc1", scale=1e-4)
+    before = [p.data_ptr() for p in model.module.parameters()]
+    Cuda(model, largest=4, streams=FakeStreams())
+    assert [p.data_ptr() for p in model.module.parameters()] == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_without_a_gpu_it_says_so():
+    with pytest.raises(UserError, match=r"no GPU cuda:0 .* emulate one"):
+        check(0, 1e9)
+
+
+def test_a_model_too_large_for_the_device_is_refused_before_loading(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (8e9, 16e9))
+    with pytest.raises(UserError, match=r"needs 12\.1 GB on cuda:0 and 8\.0 GB are free"):
+        check(0, 10e9)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+def test_a_real_gpu_gives_the_reference_scores(model):
+    device = Cuda(model, largest=64)
+    inputs, scores = query(model, 50, 1)
+    device.end(device.begin([(inputs, scores)]))
+    np.testing.assert_allclose(scores, model.reference(inputs), atol=1e-4)
+    device.close()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.sampled_from(NAMES))
+def test_packed_inputs_are_the_inputs(sizes, name):
+    spec = MODELS[name]
+    packing = Packing(spec.inputs, spec.joined)
+    assume(n := sum(sizes))
+    queries = [spec.example(size, np.random.default_rng(i)) for i, size in enumerate(sizes)]
+    block = np.zeros(packing.bytes(n), np.uint8)
+    packing.pack(block, queries, sizes)
+    tensors = packing.views(torch.from_numpy(block), n)
+    apart = [s.name for s in spec.inputs if s.name not in set(spec.joined)]
+    for tensor, wanted in zip(tensors, apart, strict=False):
+        expected = np.concatenate([q[wanted] for q in queries])
+        np.testing.assert_array_equal(tensor.numpy(), expected)
+    if spec.joined:
+        ids = np.concatenate([[q[name].reshape(-1) for name in spec.joined] for q in queries], 1)
+        np.testing.assert_array_equal(tensors[-1].numpy(), ids.T)
+    assert all(offset % ALIGNMENT == 0 for offset in packing.offsets(n))
+
+
+MODELS = {name: load_model(name, scale=1e-4, seed=3) for name in NAMES}
