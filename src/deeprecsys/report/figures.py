@@ -62,10 +62,17 @@ def capacity_by_threshold(summary: dict[str, Any]) -> Figure | None:
     size = offloading[0]["policy"]["batch_size"]
     alone = max((t["capacity"]["rate_qps"] for t in _held(summary)
                  if not t["policy"].get("offload_threshold")), default=None)  # fmt: skip
-    curve = _trace(offloading, f"batch size {size}", BLUE, lines=True)
-    curve["x"] = [t["policy"]["offload_threshold"] for t in offloading]
-    curve["hovertemplate"] = "offload ≥ %{x}: %{y:.0f} queries/s"
-    data = [curve]
+    waiting = [t for t in offloading if not t["policy"].get("offload_backlog")]
+    staying = [t for t in offloading if t["policy"].get("offload_backlog")]
+    data = []
+    if waiting:
+        data.append(_trace(waiting, f"batch size {size}", BLUE, lines=True))
+    if staying:
+        data.append(_trace(staying, "with a backlog", ORANGE, symbol="diamond"))
+    for curve, trials in zip(data, [waiting, staying] if waiting else [staying], strict=False):
+        curve["x"] = [t["policy"]["offload_threshold"] for t in trials]
+        curve["customdata"] = [t["policy"].get("offload_backlog") or "none" for t in trials]
+        curve["hovertemplate"] = "offload ≥ %{x}, backlog %{customdata}: %{y:.0f} queries/s"
     for trial in offloading:
         if trial["policy"] == best:
             star = _trace([trial], "best", GREEN, symbol="star", size=17)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from deeprecsys.core import Policy
+
 Number = float | None
 
 
@@ -37,12 +39,7 @@ def ratio(comparison: dict[str, Any]) -> str:
 
 def policy(chosen: dict[str, Any]) -> str:
     """As `core.Policy` says it, from its JSON."""
-    threshold = chosen.get("offload_threshold")
-    offload = f", offload ≥ {threshold}" if threshold else ""
-    if chosen.get("adaptive"):
-        most = chosen.get("most_items", 1024)
-        return f"adaptive, {chosen['batch_size']} to {most} items{offload}"
-    return f"batch size {chosen['batch_size']}{offload}"
+    return str(Policy.from_dict(chosen))
 
 
 def target(sla: dict[str, Any] | None) -> str:

@@ -56,13 +56,16 @@ class Space:
 
 def hill_climb(measure: Measure, space: Space) -> None:
     """The paper's climb: batch size 1 upward while the rate grows; then the threshold, downward.
+    Beyond the paper: then how much an accelerator may have to do before a query stays on the cores.
 
     A plateau, or a loss within the noise of a first look, does not stop it: two steps in a row
     must be surely worse than the best.
     """
     best = _climb(measure, [Policy(batch_size=size) for size in space.batch_sizes])
     if space.thresholds:
-        _climb(measure, [best, *offloading(best, space)])
+        best = _climb(measure, [best, *offloading(best, space)])
+        for policy in staying(best, space):
+            measure(policy)
 
 
 def _climb(measure: Measure, policies: Sequence[Policy]) -> Policy:
@@ -86,15 +89,29 @@ def offloading(policy: Policy, space: Space) -> list[Policy]:
     return [replace(policy, offload_threshold=size) for size in space.thresholds]
 
 
+def staying(policy: Policy, space: Space) -> list[Policy]:
+    """The same with each backlog; of a policy that offloads nothing, with the highest threshold.
+
+    A threshold can only offload all queries of a size: where they are more than an accelerator can
+    do, none of it is used without a backlog.
+    """
+    threshold = policy.offload_threshold or space.thresholds[0]
+    return [
+        replace(policy, offload_threshold=threshold, offload_backlog=items) for items in BACKLOGS
+    ]
+
+
 def exhaustive(measure: Measure, space: Space) -> None:
     """Every batch size of the climb, the sizes between them from 16 on, and both baselines; then
-    every threshold, with the best of them."""
+    every threshold, with the best of them; then every backlog, with the best of those."""
     between = [3 * size // 2 for size in space.batch_sizes if 16 <= size < space.largest]
     sizes = {*space.batch_sizes, *between, space.static.batch_size, space.literal.batch_size}
     found = {size: measure(Policy(batch_size=size)).rate_qps for size in sorted(sizes)}
     best = Policy(batch_size=max(found, key=lambda size: found[size]))
-    for policy in offloading(best, space):
-        measure(policy)
+    if space.thresholds:
+        rates = {policy: measure(policy).rate_qps for policy in [best, *offloading(best, space)]}
+        for policy in staying(max(rates, key=lambda policy: rates[policy]), space):
+            measure(policy)
 
 
 def joint(measure: Measure, space: Space) -> None:

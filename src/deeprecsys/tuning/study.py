@@ -28,7 +28,7 @@ from deeprecsys.tuning.capacity import (
     search_rate,
 )
 from deeprecsys.tuning.interleave import Contestant, Ratio, elasticity, interleave, ratio_of
-from deeprecsys.tuning.searches import SEARCHES, SIMULATED, Space, contenders
+from deeprecsys.tuning.searches import BACKLOGS, SEARCHES, SIMULATED, Space, contenders
 from deeprecsys.workload import SizeLaw, Workload
 
 # How a time budget is spent: first looks, careful looks; the rest is for the comparison.
@@ -144,8 +144,10 @@ def thresholds(sizes: SizeLaw, step: int = 5) -> tuple[int, ...]:
     return tuple(sorted({1, *(sizes.percentile(p) for p in range(step, 100, step))}, reverse=True))
 
 
-def _by_knobs(trial: Trial) -> tuple[int, float]:
-    return trial.policy.batch_size, trial.policy.offload_threshold or math.inf
+def _by_knobs(trial: Trial) -> tuple[float, ...]:
+    knobs = trial.policy
+    most = (knobs.offload_threshold, knobs.offload_backlog, knobs.workers)
+    return knobs.batch_size, *(math.inf if knob is None else knob for knob in most)
 
 
 class _Tuning:
@@ -339,7 +341,7 @@ class _Tuning:
         """No policy may use up what the others need."""
         now = time.monotonic()
         left = sum(Policy(b) not in self.trials for b in self.space.batch_sizes)
-        left += len(self.space.thresholds)
+        left += len(self.space.thresholds) + (len(BACKLOGS) if self.space.thresholds else 0)
         left -= sum(p.offload_threshold is not None for p in self.trials)
         share = (until - now) / max(left, 3) if math.isfinite(until) else 0.0
         return now + max(6 * effort.most_s, share)
@@ -385,6 +387,7 @@ class _Tuning:
             share, runs = 1.0, 13
         elif looks is COARSE:
             looked_at = len(self.space.batch_sizes) + len(self.space.thresholds)
+            looked_at += len(BACKLOGS) if self.space.thresholds else 0
             share, runs = _FIRST_LOOKS, 4 * (looked_at + 2)
         else:  # three contenders and the baseline; then three policies, four rounds or more
             share, runs = 1 - _FIRST_LOOKS, 30
