@@ -140,8 +140,9 @@ def tune(
 
 
 def thresholds(sizes: SizeLaw, step: int = 5) -> tuple[int, ...]:
-    """Sizes worth a try, descending: every 5 percent of the queries, and every query."""
-    return tuple(sorted({1, *(sizes.percentile(p) for p in range(step, 100, step))}, reverse=True))
+    """Sizes worth a try, descending: the largest percent, every 5 percent, and every query."""
+    shares = [*range(step, 100, step), 99]
+    return tuple(sorted({1, *(sizes.percentile(p) for p in shares)}, reverse=True))
 
 
 def _by_knobs(trial: Trial) -> tuple[float, ...]:
