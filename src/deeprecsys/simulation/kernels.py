@@ -51,7 +51,7 @@ def serve(
                 start_s[q] = now
             busy = 1 if tables.mean_s.shape[0] == 1 else _busy(free_s, now)
             begun = 1 if last == -math.inf else 0
-            done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], rng)
+            done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], 0, rng)
             mine = _occupy(free_s, who, done)
             if done > last or (done == last and mine > worker[q]):
                 last = done
@@ -116,7 +116,7 @@ def serve_adaptive(
             begun += reach >= 0 and size[q] > 0
             reach += size[q]
         busy = free_s.size - idle + 1
-        done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], rng)
+        done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], 0, rng)
         mine = _occupy(free_s, who, done)
         queued -= items
         requests += 1
@@ -228,9 +228,10 @@ def _busy(free_s: FloatArray, now: float) -> int:
 
 @njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
 def _cost_s(
-    tables: Any, items: int, begun: int, busy: int, now: float, idle: float, rng: Any
+    tables: Any, items: int, begun: int, busy: int, now: float, idle: float, shift: int, rng: Any
 ) -> float:
-    """Seconds of a request that begins `begun` queries, by a worker that was idle so long."""
+    """Seconds of a request that begins `begun` queries, by a worker that was idle so long, in
+    weather that is `shift` steps ahead of its table."""
     mean_s, row = tables.mean_s[0, items], 0
     if tables.mean_s.shape[0] > 1:
         at = tables.level[busy]
@@ -249,7 +250,7 @@ def _cost_s(
         at_idle += 1
     seconds = mean_s + (tables.extra_s[at_idle] + begun * tables.query_s)
     if tables.weather.size > 1:
-        seconds *= tables.weather[int(now / tables.weather_step_s) % tables.weather.size]
+        seconds *= tables.weather[(int(now / tables.weather_step_s) + shift) % tables.weather.size]
     return float(seconds)
 
 

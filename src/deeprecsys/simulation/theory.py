@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 
 def erlang_c(workers: int, load: float) -> float:
     """Probability that a query of M/M/c waits; load: arrival rate times mean service time, < c."""
@@ -53,3 +55,23 @@ def mg1_mean_s(rate_qps: float, mean_s: float, second_moment_s2: float) -> float
     """Mean latency of M/G/1 (Pollaczek and Khinchine); infinity from saturation on."""
     load = rate_qps * mean_s
     return mean_s + rate_qps * second_moment_s2 / (2 * (1 - load)) if load < 1 else math.inf
+
+
+def two_choices_mean_s(rate_qps: float, mean_s: float, workers: int) -> float:
+    """Mean latency in a large fleet of M/M/c machines, each query going to the less busy of two.
+
+    rate_qps: of one machine. The mean-field limit (Vvedenskaya et al. 1996, Mitzenmacher 1996, for
+    one worker): s_k, the share of machines with k queries or more, is at rest where
+    λ(s_{k-1}² - s_k²) = min(k, c)(s_k - s_{k+1}); then Little's law.
+    """
+    load = rate_qps * mean_s
+    levels = workers + 60
+    s = np.zeros(levels + 2)
+    s[0] = 1.0
+    serving = np.minimum(np.arange(1, levels + 1), workers)
+    step = 0.5 / (2 * load + workers)
+    while True:
+        change = load * (s[:-2] ** 2 - s[1:-1] ** 2) - serving * (s[1:-1] - s[2:])
+        s[1:-1] += step * change
+        if np.abs(change).max() < 1e-10 * load:
+            return float(s[1:].sum() / rate_qps)
