@@ -233,7 +233,12 @@ class _Tuning:
         slope = elasticity([], rate, ceiling)
         cores = [p for p in able if p.offload_threshold is None][:1]
         entered = dict.fromkeys([first, *close[: _CONFIRMED - 1], *cores, self.space.static])
-        return [Contestant(p, rate * predicted[p] / predicted[first], slope) for p in entered]
+        # A policy that meets the target at no rate, in simulation, has none to begin with.
+        return [
+            Contestant(p, rate * predicted[p] / predicted[first], slope)
+            for p in entered
+            if predicted[p] > 0
+        ]
 
     def _search(self) -> None:
         """First looks: quick runs, wide tolerance; the baseline's is always among them."""

@@ -1,0 +1,227 @@
+"""How many machines of which kind a traffic needs: single machines tuned, then fleets of them.
+
+For each kind: the best policy of one simulated machine; the rate a machine of a fleet behind a
+balancer can bear, found on a sample of the fleet; machines, cost and power from that. Joins
+simulation and tuning, which know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.simulation import Simulator
+from deeprecsys.simulation.fleet import Fleet, FleetDay, Kind
+from deeprecsys.tuning import Study, tune
+from deeprecsys.workload import Workload
+from deeprecsys.workload.mix import Mix, Share
+
+# A fleet is judged by a sample of so many of its machines, and a run of so many queries a machine.
+_SAMPLE, _QUERIES = 48, 4_000
+_STEPS = 6  # of the bisection between half of a machine's own capacity and a little above it
+_LOW, _HIGH = 0.5, 1.1
+
+
+@dataclass(frozen=True)
+class Demand:
+    """queries/s at the daily peak, `growth` to come (0.2: a fifth more), machines to spare."""
+
+    model: str
+    peak_qps: float
+    sla: SLA
+    sizes: str = "production"
+    growth: float = 0.0
+    spare: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.peak_qps < math.inf:
+            raise UserError(f"the peak must be a positive rate, not {self.peak_qps:g}")
+        if not 0 <= self.growth < math.inf or self.spare < 0:
+            raise UserError("growth and spare machines must not be negative")
+
+    @property
+    def planned_qps(self) -> float:
+        return self.peak_qps * (1 + self.growth)
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A kind as the user states it; its `count` is ignored. policy None: to be tuned."""
+
+    kind: Kind
+    cost: float | None = None
+    watts: tuple[float, float] | None = None
+    most: int | None = None
+    policy: Policy | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One kind behind one balancer. fleet_qps: of one machine in a fleet; None: the target is out
+    of reach, and idle_s is what an idle machine gives."""
+
+    offer: Offer
+    balancer: str
+    policy: Policy | None
+    single_qps: float
+    fleet_qps: float | None
+    machines: int | None
+    busy: float | None
+    binds: str
+    idle_s: float | None = None
+
+    @property
+    def cost(self) -> float | None:
+        if self.machines is None or self.offer.cost is None:
+            return None
+        return self.machines * self.offer.cost
+
+    @property
+    def watts(self) -> float | None:
+        """At the peak: between idle and at work by how busy the cores are."""
+        if self.machines is None or self.offer.watts is None or self.busy is None:
+            return None
+        idle, work = self.offer.watts
+        return self.machines * (idle + min(self.busy, 1.0) * (work - idle))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.offer.kind.name,
+            "balancer": self.balancer,
+            "policy": self.policy.to_dict() if self.policy else None,
+            "single_qps": self.single_qps,
+            "fleet_qps": self.fleet_qps,
+            "machines": self.machines,
+            "busy": self.busy,
+            "cost": self.cost,
+            "watts": self.watts,
+            "binds": self.binds,
+            "idle_s": self.idle_s,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """answers: every kind behind every balancer. chosen: machines of each kind, by its best
+    balancer; empty where no kind can. peak: the chosen fleet's sample at the peak."""
+
+    demand: Demand
+    answers: Sequence[Answer]
+    chosen: Sequence[Answer]
+    elapsed_s: float
+
+
+def plan(
+    demand: Demand,
+    offers: Sequence[Offer],
+    balancers: Sequence[str] = ("two-choices", "least-queries", "random"),
+    *,
+    seed: int = 0,
+    on_answer: Callable[[Answer], None] = lambda _: None,
+) -> Plan:
+    """Tries each kind behind each balancer; UserError for contradictions.
+
+    The cheapest kinds are taken first, by cost (else by number of machines) for each query/s;
+    another one only where `most` of the first do not suffice.
+    """
+    if not offers:
+        raise UserError("a plan needs at least one kind of machine")
+    costs = [offer.cost is None for offer in offers]
+    if any(costs) and not all(costs):
+        raise UserError("state the cost of every kind, or of none: else they cannot be compared")
+    began = time.monotonic()
+    answers: list[Answer] = []
+    for offer in offers:
+        for answer in _answers(offer, demand, balancers, seed):
+            answers.append(answer)
+            on_answer(answer)
+    return Plan(demand, answers, _choose(demand, answers), time.monotonic() - began)
+
+
+def _answers(
+    offer: Offer, demand: Demand, balancers: Sequence[str], seed: int
+) -> Sequence[Answer]:
+    kind = offer.kind
+    devices = kind.accelerators.get(demand.model, ())
+    machine = Simulator(
+        kind.service[demand.model], kind.workers, accelerators=devices, seed=seed
+    )
+    workload = Workload(sizes=demand.sizes, seed=seed)
+    study = tune(machine, workload, demand.sla, "hill-climb")
+    if study.best is None:
+        none = Answer(offer, "–", None, 0.0, None, None, None, "latency", study.idle_p95_s)
+        return [none]
+    policy = offer.policy or study.best.policy
+    single = study.best.capacity.rate_qps
+    return [_behind(balancer, offer, demand, policy, single, study, seed)
+            for balancer in balancers]  # fmt: skip
+
+
+def _behind(
+    balancer: str,
+    offer: Offer,
+    demand: Demand,
+    policy: Policy,
+    single: float,
+    study: Study,
+    seed: int,
+) -> Answer:
+    """Bisects the rate of one machine of a fleet."""
+    sample = replace(offer.kind, count=_SAMPLE, policy={demand.model: policy})
+    fleet = Fleet([sample], balancer, seed=seed)
+    low, high, at_low = 0.0, _HIGH * single, None
+    share = _LOW * single
+    for _ in range(_STEPS):
+        day = at_rate(fleet, demand, share, seed)
+        met = not day.overloaded and day.percentile_s(demand.sla.percentile) <= demand.sla.latency_s
+        if met:
+            low, at_low = share, day
+        else:
+            high = share
+        share = (low + high) / 2 if low else share / 2
+    if at_low is None:
+        return Answer(offer, balancer, policy, single, None, None, None, "balancer")
+    needed = math.ceil(demand.planned_qps / low) + demand.spare
+    busy = float(at_low.busy()[sample.name].mean())
+    busy *= demand.planned_qps / (low * needed)
+    return Answer(offer, balancer, policy, single, low, needed, busy, study.binds.kind)
+
+
+def at_rate(fleet: Fleet, demand: Demand, machine_qps: float, seed: int = 0) -> FleetDay:
+    """A run of a fleet at so many queries/s for each machine."""
+    rate = machine_qps * fleet.machines
+    # Long enough that a queue can build up: 50 targets, as in a capacity search.
+    seconds = max(_QUERIES * fleet.machines / rate, 50 * demand.sla.latency_s)
+    mix = Mix([Share(demand.model, rate, demand.sizes)], seed=seed)
+    return fleet.stream(mix.pieces(seconds), seconds, stretches=1)
+
+
+def _choose(demand: Demand, answers: Sequence[Answer]) -> list[Answer]:
+    """Cheapest first until the peak is served; spare machines with the first kind."""
+    able = [a for a in answers if a.fleet_qps]
+    best: dict[str, Answer] = {}
+    for answer in able:
+        name = answer.offer.kind.name
+        if name not in best or (answer.fleet_qps or 0) > (best[name].fleet_qps or 0):
+            best[name] = answer
+
+    def price(answer: Answer) -> float:
+        cost = answer.offer.cost
+        return (1.0 if cost is None else cost) / (answer.fleet_qps or math.inf)
+
+    left, spare, chosen = demand.planned_qps, demand.spare, []
+    for answer in sorted(best.values(), key=price):
+        if left <= 0 and not spare:
+            break
+        qps, most = answer.fleet_qps or 0.0, answer.offer.most
+        wanted = math.ceil(left / qps) + spare
+        machines = wanted if most is None else min(wanted, most)
+        if machines:
+            chosen.append(replace(answer, machines=machines))
+            spare = max(0, spare - max(0, machines - math.ceil(left / qps)))
+            left -= machines * qps
+    return chosen if left <= 0 else []
