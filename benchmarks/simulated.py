@@ -6,6 +6,8 @@ Each yields (what, measured, wanted, met). Profiles of the full-size models are 
 
 from __future__ import annotations
 
+import resource
+import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,10 +22,12 @@ from deeprecsys.guided import adaptive_policy
 from deeprecsys.models import NAMES, get_spec, load_model
 from deeprecsys.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
+from deeprecsys.simulation.fleet import Fleet, Kind
 from deeprecsys.tuning import find_capacity, tune
 from deeprecsys.tuning.capacity import Probe
 from deeprecsys.tuning.interleave import Contestant, interleave, ratio_of
 from deeprecsys.tuning.searches import BACKLOGS
+from deeprecsys.workload.mix import Mix, Share
 
 Found = tuple[str, str, str, bool | None]
 PROFILES = Path("runs/profiles")
@@ -298,4 +302,33 @@ def guided() -> Iterator[Found]:
         )  # fmt: skip
 
 
-PARTS = (speed, climb40, adaptive40, shift40, thresholds, backlog, adaptive2, guided)
+def fleets() -> Iterator[Found]:
+    """10⁸ queries over 1,000 machines of 40 workers; a plan for a million queries/s."""
+    model, queries = "dlrm-rmc3", 100_000_000
+    law = ServiceTime.from_profile(profile_of(model), extrapolate=True)
+    capacity = find_capacity(Simulator(law, 40), WORKLOAD, get_spec(model).target, Policy(1024))
+    kind = Kind("m", 1000, 40, {model: law}, {model: Policy(1024)})
+    fleet, rate = Fleet([kind], "two-choices"), 0.6 * 1000 * capacity.rate_qps
+    mix = Mix([Share(model, rate)])
+    fleet.stream(mix.pieces(0.01), 0.01)  # compiles
+    seconds = queries / rate
+    began = time.perf_counter()
+    day = fleet.stream(mix.pieces(seconds), seconds)
+    took = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    yield (
+        "1,000 machines of 40 workers, 60 % load, two choices, streaming: 10⁸ queries",
+        f"{took:.0f} s for {day.queries:,}, {peak:.2f} GB; p99 "
+        f"{day.percentile_s(99) * 1e3:.1f} ms; cores {day.busy()['m'].mean():.0%} busy",
+        "300 s; 2 GB", took <= 300 and peak <= 2,
+    )  # fmt: skip
+    began = time.perf_counter()
+    command = ["deeprecsys", "plan", "examples/plan.toml", "--qps", "1000000", "--out",
+               "runs/plan"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    took = time.perf_counter() - began
+    yield ("`plan` for a million queries/s, three kinds, three balancers, whole command",
+           f"{took:.0f} s", "60 s", took <= 60)  # fmt: skip
+
+
+PARTS = (fleets, speed, climb40, adaptive40, shift40, thresholds, backlog, adaptive2, guided)

@@ -259,3 +259,14 @@ def test_a_joint_search_is_as_good_as_the_climb_and_repeats_itself():
     found = [tune(system, Workload(), SLA(0.05), "joint").best for _ in range(2)]
     assert found[0].policy == found[1].policy
     assert found[0].capacity.rate_qps > 0.95 * climbed.capacity.rate_qps
+
+
+def test_guided_tuning_where_the_static_baseline_meets_the_target_at_no_rate():
+    """Five workers: the baseline's requests of 200 items are over the target by themselves."""
+    law = ServiceTime.linear(1e-4, 1e-4)
+    system = Simulator(law, 5)
+    surrogate = Simulator(law, 5)
+    study_ = tune(system, Workload(), SLA(0.019), "simulated", surrogate=surrogate)
+    assert study_.best is not None
+    assert study_.best.policy.batch_size < 200
+    assert study_.baseline.capacity.rate_qps == 0

@@ -26,7 +26,9 @@ Example: deeprecsys plan examples/plan.toml --qps 1000000 --growth 0.2 --spare 4
 
 def run(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Kinds and model, in TOML.")],
-    qps: Annotated[float | None, typer.Option(help="Peak queries/s.  [default: the file's]")] = None,
+    qps: Annotated[
+        float | None, typer.Option(help="Peak queries/s.  [default: the file's]")
+    ] = None,
     peak: Annotated[float, typer.Option(help="Daily peak over the mean that is given.")] = 1.0,
     growth: Annotated[float, typer.Option(help="Share of more traffic to be ready for.")] = 0.0,
     spare: Annotated[int, typer.Option(help="Machines that may fail at the peak.")] = 0,
@@ -37,7 +39,7 @@ def run(
     out: opt.Out = None,
     json_file: opt.JsonFile = None,
 ) -> int:
-    from deeprecsys.planning import Answer, Demand, Offer, plan
+    from deeprecsys.planning import Answer, Demand, plan
 
     found = fleet_file.read(file)
     opt.positive("--qps", qps)
@@ -136,7 +138,9 @@ def _table(answer: Any) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("kind", "balancer", "policy", "queries/s a machine", "machines", "busy", "cost",
                  "kW"):  # fmt: skip
-        table.add_column(name, justify="left" if name in ("kind", "balancer", "policy") else "right")
+        table.add_column(
+            name, justify="left" if name in ("kind", "balancer", "policy") else "right"
+        )
     for a in answer.answers:
         chosen = any(a.offer is c.offer and a.balancer == c.balancer for c in answer.chosen)
         table.add_row(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deeprecsys.cli import bench, show
+from deeprecsys.cli import fleet as fleets
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import tune as tuning_verb
@@ -27,6 +28,9 @@ HELP = """Simulate a machine with any number of workers: one rate, or with --tun
 Service times come from a law (--service), from a profile (--profile), or from profiling MODEL on
 this machine first. What a simulation takes for granted is printed with it.
 
+With --fleet a whole fleet's day, described in a file (docs/fleets.md); with --paper one of the
+paper's results at scale, beside ours.
+
 Example: deeprecsys simulate dlrm-rmc3 --workers 40 --tune
 """
 QUERIES = 1_000_000
@@ -44,6 +48,12 @@ def run(
     method: Annotated[
         str, typer.Option(help="With --tune: hill-climb, exhaustive, joint or static.")
     ] = "hill-climb",
+    fleet: Annotated[
+        str | None, typer.Option(help="Simulate the fleet and the traffic of this file.")
+    ] = None,
+    paper: Annotated[
+        str | None, typer.Option(help="optimum, lognormal, handful, tail, quarter or retune.")
+    ] = None,
     service: Annotated[
         str | None,
         typer.Option(help="constant:S, linear:S,S_PER_ITEM or exponential:S, in seconds."),
@@ -64,11 +74,19 @@ def run(
         int | None, typer.Option(help="End after this many.  [default: 1,000,000]")
     ] = None,
 ) -> int:
+    if fleet is not None:
+        if request.model is not None or paper or tune or qps is not None or service or profile:
+            raise UserError("--fleet takes everything from its file: leave the rest out")
+        return fleets.run(request, fleet)
     policy = Policy(batch_size=batch_size, adaptive=adaptive)
     policy = opt.offloading(request, policy, offload_threshold, offload_backlog)
-    _check(request, qps, tune, method, service, profile)
+    if paper is not None:
+        _check_paper(request, paper, qps, tune)
+    else:
+        _check(request, qps, tune, method, service, profile)
     opt.positive("--profile-s", profile_s)
-    schedule = None if tune else _schedule(request, qps, duration_s, queries)
+    whole = tune or paper is not None
+    schedule = None if whole else _schedule(request, qps, duration_s, queries)
     law = _given(request, service, profile, extrapolate)
     files.check_target("--json", request.json_file)
     folder = files.new_folder(request.out, NAME, request.model or "service")
@@ -79,6 +97,8 @@ def run(
     ):
         if law is None:
             law = _profiled(request, progress, folder, profile_s, extrapolate, interrupted.is_set)
+        if paper is not None:
+            return _paper(request, law, paper, folder, console)
         simulator = _simulator(request, law)
         facts = simulator.facts()
         for line in facts.detail["assumptions"]:
@@ -119,6 +139,48 @@ def run(
         console.print(line, markup=False)
     console.print(f"report: {report}", markup=False)
     return 1 if request.sla_ms is not None and found.meets_sla is False else 0
+
+
+def _check_paper(request: opt.SimulationRequest, name: str, qps: float | None, tune: bool) -> None:
+    from deeprecsys.paper import RESULTS
+
+    if name not in RESULTS:
+        raise UserError(f"unknown result {name!r} of the paper; known: {', '.join(RESULTS)}")
+    if request.model is None:
+        raise UserError("--paper needs a MODEL: its results are of one")
+    if qps is not None or tune:
+        raise UserError("--paper finds rates and policies itself: leave out --qps and --tune")
+
+
+def _paper(
+    request: opt.SimulationRequest, law: ServiceTime, name: str, folder: Path, console: Any
+) -> int:
+    from dataclasses import asdict
+
+    from deeprecsys.paper import RESULTS, Case
+
+    began = time.monotonic()
+    assert request.model is not None
+    case = Case(request.model, law, request.sla, request.workers or 40, request.seed)
+    rows = RESULTS[name](case)
+    summary = {
+        **files.provenance(NAME),
+        **request.to_dict(),
+        "paper": name,
+        "workers": case.workers,
+        "rows": [asdict(row) for row in rows],
+        "simulated": {"service": law.text, "assumptions": law.assumptions(case.workers)},
+        "elapsed_s": time.monotonic() - began,
+    }
+    report = files.write_run(folder, summary, request.json_file)
+    for line in summary["simulated"]["assumptions"]:
+        console.print(f"simulated: {line}", markup=False)
+    for row in rows:
+        console.print(
+            f"{row.what}\n  the paper: {row.paper}\n  simulated: {row.ours}", markup=False
+        )
+    console.print(f"report: {report}", markup=False)
+    return 0
 
 
 def _check(

@@ -126,6 +126,64 @@ def capacity_over_both(summary: dict[str, Any]) -> Figure | None:
     return {"data": [mark], "layout": layout | {"showlegend": False}}
 
 
+def fleet_load(summary: dict[str, Any]) -> Figure | None:
+    """Queries/s over the day."""
+    line = _line(summary["time_s"], _round(summary["rate_qps"]), "queries/s", BLUE)
+    layout = _layout("time (s)", "queries/s")
+    layout["yaxis"]["rangemode"] = "tozero"
+    return {"data": [line], "layout": layout | {"showlegend": False}}
+
+
+def fleet_latency(summary: dict[str, Any], model: dict[str, Any]) -> Figure | None:
+    """One model's percentiles over the day, and its target."""
+    data = [
+        _line(
+            summary["time_s"], _round([_ms(s) for s in model["over_time"][name]]), name[:-2], colour
+        )
+        for name, colour in (("p50_s", GREEN), ("p95_s", BLUE), ("p99_s", ORANGE))
+    ]
+    layout = _layout("time (s)", "latency (ms)")
+    layout["yaxis"]["rangemode"] = "tozero"
+    return {"data": data, "layout": _with_target(layout, model)}
+
+
+def fleet_busy(summary: dict[str, Any]) -> Figure | None:
+    """Share of the time at work, by kind."""
+    data = []
+    for i, (name, share) in enumerate(summary["busy"].items()):
+        colour = (BLUE, ORANGE, GREEN, GREY)[i % 4]
+        percent = _round([100 * x for x in share])
+        data.append(_line(summary["time_s"], percent, name, colour))
+        if name in summary["devices_busy"]:
+            percent = _round([100 * x for x in summary["devices_busy"][name]])
+            dotted = _line(summary["time_s"], percent, f"{name}, accelerators", colour)
+            data.append(dotted | {"line": {"dash": "dot", "color": colour}})
+    layout = _layout("time (s)", "busy (%)")
+    layout["yaxis"]["rangemode"] = "tozero"
+    return {"data": data, "layout": layout}
+
+
+def machines_needed(summary: dict[str, Any]) -> Figure | None:
+    """Bars by kind, a colour for each balancer."""
+    able = [a for a in summary["answers"] if a["machines"]]
+    if not able:
+        return None
+    data = []
+    for balancer, colour in zip(
+        dict.fromkeys(a["balancer"] for a in able), (BLUE, GREEN, ORANGE, GREY) * 2, strict=False
+    ):
+        mine = [a for a in able if a["balancer"] == balancer]
+        data.append({"type": "bar", "name": balancer, "x": [a["kind"] for a in mine],
+                     "y": [a["machines"] for a in mine], "marker": {"color": colour},
+                     "hovertemplate": "%{x}: %{y} machines"})  # fmt: skip
+    return {"data": data, "layout": _layout("kind", "machines")}
+
+
+def _line(x: list[float], y: list[float | None], name: str, colour: str) -> Figure:
+    return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y,
+            "line": {"color": colour, "width": 2}}  # fmt: skip
+
+
 def _held(summary: dict[str, Any]) -> list[dict[str, Any]]:
     """Trials of a rate that holds the target."""
     return [t for t in summary["trials"] if t["capacity"]["rate_qps"]]

@@ -24,8 +24,10 @@ Section = tuple[str, str, figures.Figure | None]  # heading, what it shows, figu
 
 def page(summary: dict[str, Any], records: Records | None, requests: Requests | None = None) -> str:
     """The whole document."""
-    bodies = {"tune": _tune, "bench": _bench, "profile": _profile}
-    bodies["simulate"] = _tune if "trials" in summary else _bench
+    bodies = {"tune": _tune, "bench": _bench, "profile": _profile, "plan": _plan}
+    bodies["simulate"] = next(
+        (body for key, body in (("trials", _tune), ("fleet", _fleet), ("paper", _paper))
+         if key in summary), _bench)  # fmt: skip
     body = bodies[summary["verb"]](summary, records, requests)
     return document(f"{summary['verb']} {_subject(summary)}", body)
 
@@ -137,6 +139,81 @@ def _profile(summary: dict[str, Any], *_: Any) -> list[Any]:
          "are measured.", figures.roofline(summary)),
         _provenance(summary),
     ]  # fmt: skip
+
+
+def _fleet(summary: dict[str, Any], *_: Any) -> list[Any]:
+    fleet = summary["fleet"]
+    facts: list[Fact] = [
+        ("machines", f"{fleet['machines']:,}", f"{fleet['cores']:,} cores"),
+        ("balancer", fleet["balancer"]),
+        ("queries", f"{summary['queries']:,}", f"in {fleet['seconds']:g} s"),
+        *[(model["name"], f"p95 {text.ms(model['p95_s'])} ms", text.meets(model["meets_sla"]),
+           text.target(model["sla"])) for model in summary["models"]],
+        *[(f"{name}, busy", f"{max(share):.0%}", "at most") for name, share
+          in summary["busy"].items()],
+        ("retried", f"{summary['retried']:,}", f"{summary['unserved']:,} found no machine"),
+    ]  # fmt: skip
+    return [
+        _head(summary, summary["verdict"], facts, None),
+        ("Load over the day", "Queries that arrive each second.", figures.fleet_load(summary)),
+        *[(f"Latency over the day, {model['name']}", "Of the queries that arrive in a stretch.",
+           figures.fleet_latency(summary, model)) for model in summary["models"]],
+        ("Utilisation by kind", "Share of the time at work, of cores and of accelerators.",
+         figures.fleet_busy(summary)),
+        _provenance(summary),
+    ]  # fmt: skip
+
+
+def _plan(summary: dict[str, Any], *_: Any) -> list[Any]:
+    facts: list[Fact] = [
+        ("traffic", f"{text.rate(summary['planned_qps'])} queries/s", "with growth"),
+        ("target", text.target(summary["sla"])),
+        *[(f"{a['kind']}, {a['balancer']}", f"{a['machines']:,} machines",
+           text.policy(a["policy"])) for a in summary["chosen"]],
+        ("machines to spare", str(summary["spare"])),
+    ]  # fmt: skip
+    heads = ("kind", "balancer", "policy", "queries/s a machine", "alone", "machines", "busy",
+             "cost", "kW", "bound by")  # fmt: skip
+    rows = [[a["kind"], a["balancer"], text.policy(a["policy"]) if a["policy"] else "–",
+             text.rate(a["fleet_qps"]), text.rate(a["single_qps"] or None),
+             f"{a['machines']:,}" if a["machines"] else "–",
+             f"{a['busy']:.0%}" if a["busy"] else "–",
+             f"{a['cost']:,.0f}" if a["cost"] is not None else "–",
+             f"{a['watts'] / 1e3:,.1f}" if a["watts"] is not None else "–", a["binds"]]
+            for a in summary["answers"]]  # fmt: skip
+    return [
+        _head(summary | {"simulated": {"assumptions": summary["assumptions"]}},
+              summary["verdict"], facts, None),
+        ("Machines needed", "Of each kind alone, behind each balancer.",
+         figures.machines_needed(summary)),
+        _table("Every kind behind every balancer", heads, rows),
+        _provenance(summary),
+    ]  # fmt: skip
+
+
+def _paper(summary: dict[str, Any], *_: Any) -> list[Any]:
+    rows = [[row["what"], row["paper"], row["ours"]] for row in summary["rows"]]
+    facts: list[Fact] = [
+        ("workers", str(summary["workers"])),
+        ("target", text.target(summary["sla"])),
+    ]
+    verdict = f"{rows[0][0]}: {rows[0][2]}; the paper: {rows[0][1]}"
+    return [
+        _head(summary, verdict, facts, None),
+        _table("Beside the paper", ("what", "the paper", "simulated"), rows),
+        _provenance(summary),
+    ]
+
+
+def _table(heading: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f"<section><h2>{escape(heading)}</h2><div class=wide><table><tr>{head}</tr>{body}</table>"
+        "</div></section>"
+    )
 
 
 def _of_records(
