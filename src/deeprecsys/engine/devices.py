@@ -13,7 +13,7 @@ from deeprecsys.runtimes.emulated import Emulated
 from deeprecsys.service_time import Profile
 
 # For the times of one core, over which speed-ups were published.
-ONE_CORE_S = 6.0
+ONE_CORE_S = 4.0
 
 
 def open_devices(

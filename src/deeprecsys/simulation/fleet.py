@@ -25,6 +25,7 @@ BALANCERS = (
 )  # fmt: skip
 # More open queries than this for each machine on average is an overload by any measure.
 MOST_OPEN = 2_000
+_TABLES = 8
 _ROOM = 256  # open queries of a machine, at first
 _STREAMS = 3  # generators: service times, accelerators, balancer
 
@@ -347,7 +348,7 @@ class _Run:
                     one = kind.accelerators[model][number]
                     most = max(kind.policy[model].most_items, largest)
                     devices.append(one.service.tables(most, 1))
-        return tuple(cores), tuple(devices or cores[:1])
+        return _padded(cores), _padded(devices or cores[:1])
 
     def _state(self, shift: float) -> Any:
         fleet, machines = self.fleet, self.fleet.machines
@@ -394,6 +395,12 @@ class _Run:
             up=np.array([(group == g).sum() for g in (0, 1)]), turn=np.full(2, -1),
             spares=np.array([slots]), fullest=np.zeros(1, np.int64), open=np.zeros(1, np.int64),
         )  # fmt: skip
+
+
+def _padded(tables: list[Tables]) -> tuple[Tables, ...]:
+    """Compiled code is of so many tables: few lengths, so that it is compiled seldom."""
+    missing = -len(tables) % _TABLES
+    return (*tables, *tables[:1] * missing)
 
 
 def _devices(kind: Kind) -> int:
