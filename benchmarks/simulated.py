@@ -203,7 +203,7 @@ def thresholds() -> Iterator[Found]:
             target = get_spec(name).target
             climb, every = (tune(system, WORKLOAD, target, m).best
                             for m in ("hill-climb", "exhaustive"))  # fmt: skip
-            alone = tune(simulator_of(name, workers), WORKLOAD, target, "exhaustive").best
+            alone = tune(simulator_of(name, workers), WORKLOAD, target, "hill-climb").best
             if climb is None or every is None:
                 said.append(f"{name}: none meets")
                 continue

@@ -90,10 +90,13 @@ class Contestant:
 
     def capacity(self, before: Capacity) -> Capacity:
         """The rounds' own word of the capacity, with Student's interval over them; `before` if
-        they are too few. Their runs come on top of the ones before."""
+        they are too few (or, if that says nothing, their mean, undecided). Their runs come on top
+        of the ones before."""
         said = np.array([x for x in self.log_rates if x is not None])
         runs = (*before.runs, *self.runs)
         if len(said) < LEAST_ROUNDS:
+            if len(said) and before.rate_qps == 0:
+                return replace(before, rate_qps=math.exp(said.mean()), runs=runs)
             return replace(before, runs=runs)
         rate, lo, hi = ratio_interval(said)
         return replace(before, rate_qps=rate, interval_qps=(lo, hi), decided=True, runs=runs)
