@@ -103,8 +103,9 @@ themselves, which lognormal sizes hide from p95 and production sizes do not: hen
 The tail moves both ways: these policies were tuned for capacity, at a load that the static setting
 can only just bear; where the models gain much from larger requests (dlrm-rmc1, dlrm-rmc2) the queue
 shrinks and the tail with it, elsewhere a query that is split less takes longer. A policy re-tuned
-every hour for latency has a p95 at night of a quarter to a half of that of the peak's policy
-(ncf, wnd, dlrm-rmc1 to 3), and the adaptive one does not find it: its largest request is the peak's.
+every hour for latency has a p95 at night of a seventh to a third of that of the peak's policy
+(ncf, wnd, dlrm-rmc1 to 3), and the adaptive one does not find it: its largest request is the
+peak's.
 """
 COLUMNS = (
     "| model | target ms | static | tuned | with the device | over static: tuned, with the device "

@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.fleet import Fleet, FleetDay, Kind
-from deeprecsys.tuning import Study, tune
+from deeprecsys.tuning import find_capacity, tune
+from deeprecsys.tuning.binds import what_binds
 from deeprecsys.workload import Workload
 from deeprecsys.workload.mix import Mix, Share
 
@@ -139,10 +141,12 @@ def plan(
         raise UserError("state the cost of every kind, or of none: else they cannot be compared")
     began = time.monotonic()
     answers: list[Answer] = []
-    for offer in offers:
-        for answer in _answers(offer, demand, balancers, seed):
-            answers.append(answer)
-            on_answer(answer)
+    # The kernels hold no GIL, so threads suffice to use every core.
+    with ThreadPoolExecutor(len(offers)) as pool:
+        for found in pool.map(lambda o: _answers(o, demand, balancers, seed), offers):
+            for answer in found:
+                answers.append(answer)
+                on_answer(answer)
     return Plan(demand, answers, _choose(demand, answers), time.monotonic() - began)
 
 
@@ -151,13 +155,19 @@ def _answers(offer: Offer, demand: Demand, balancers: Sequence[str], seed: int) 
     devices = kind.accelerators.get(demand.model, ())
     machine = Simulator(kind.service[demand.model], kind.workers, accelerators=devices, seed=seed)
     workload = Workload(sizes=demand.sizes, seed=seed)
-    study = tune(machine, workload, demand.sla, "hill-climb")
-    if study.best is None:
-        none = Answer(offer, "–", None, 0.0, None, None, None, "latency", study.idle_p95_s)
-        return [none]
-    policy = offer.policy or study.best.policy
-    single = study.best.capacity.rate_qps
-    return [_behind(balancer, offer, demand, policy, single, study, seed)
+    policy = offer.policy
+    if policy is None:
+        study = tune(machine, workload, demand.sla, "hill-climb")
+        best = study.best or study.baseline
+        policy, capacity, idle_s = best.policy, best.capacity, study.idle_p95_s
+    else:
+        capacity = find_capacity(machine, workload, demand.sla, policy)
+        idle_s = capacity.idle_p95_s
+    if not capacity.rate_qps:
+        return [Answer(offer, "–", None, 0.0, None, None, None, "latency", idle_s)]
+    runs, sizes = list(capacity.runs), workload.sample_sizes(4096)
+    binds = what_binds(machine.facts(), policy, capacity.rate_qps, sizes, demand.sla, runs).kind
+    return [_behind(balancer, offer, demand, policy, capacity.rate_qps, binds, seed)
             for balancer in balancers]  # fmt: skip
 
 
@@ -167,7 +177,7 @@ def _behind(
     demand: Demand,
     policy: Policy,
     single: float,
-    study: Study,
+    binds: str,
     seed: int,
 ) -> Answer:
     """The highest rate of one machine of a fleet."""
@@ -182,7 +192,7 @@ def _behind(
         if not day.overloaded and busy <= _FULL and worst_s <= demand.sla.latency_s:
             needed = math.ceil(demand.planned_qps / rate) + demand.spare
             busy *= demand.planned_qps / (rate * needed)
-            return Answer(offer, balancer, policy, single, rate, needed, busy, study.binds.kind)
+            return Answer(offer, balancer, policy, single, rate, needed, busy, binds)
     return Answer(offer, balancer, policy, single, None, None, None, "balancer")
 
 

@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from deeprecsys.cli.main import call
 from deeprecsys.core import Records, Requests, UserError
 from deeprecsys.report import figures, write_report
 from deeprecsys.report.text import interval, ms, rate, ratio
@@ -236,6 +237,46 @@ def test_a_browser_draws_every_figure_without_errors_or_requests(folder, tmp_pat
     assert console == []
     figures = own_part(page.read_text()).count("class=figure")
     assert dom.count('class="main-svg"') >= 2 * figures
+
+
+FLEET = """
+[day]
+seconds = 4
+[[model]]
+name = "m"
+qps = 500
+sla_ms = 100
+[[kind]]
+name = "cores"
+workers = 2
+count = 3
+service = "linear:2e-4,2e-5"
+cost = 1.0
+watts = [50, 100]
+[[kind]]
+name = "with <device>"
+workers = 2
+service = "linear:2e-4,2e-5"
+accelerator = "service:linear:1e-3,2e-6"
+batch_size = 512
+offload_threshold = 300
+cost = 3.0
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
+@pytest.mark.parametrize("verb", [["simulate", "--fleet"], ["plan"]])
+def test_a_browser_draws_fleets_and_plans(tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "f.toml").write_text(FLEET)
+    assert call([*verb, "f.toml", "--out", "o"]) == 0
+    page = tmp_path / "o" / "report.html"
+    dom, console = browse(page, tmp_path)
+    assert console == []
+    figures = own_part(page.read_text()).count("class=figure")
+    assert figures == (3 if len(verb) == 2 else 1)
+    assert dom.count('class="main-svg"') >= 2 * figures
+    assert call(["report", "o"]) == 0
 
 
 def browse(page, tmp_path):

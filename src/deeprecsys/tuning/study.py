@@ -233,6 +233,8 @@ class _Tuning:
         slope = elasticity([], rate, ceiling)
         cores = [p for p in able if p.offload_threshold is None][:1]
         entered = dict.fromkeys([first, *close[: _CONFIRMED - 1], *cores, self.space.static])
+        if not predicted[self.space.static]:  # simulation may be wrong: the baseline is measured
+            self._measure(self.space.static, COARSE, self._until())
         # A policy that meets the target at no rate, in simulation, has none to begin with.
         return [
             Contestant(p, rate * predicted[p] / predicted[first], slope)
