@@ -139,7 +139,9 @@ def test_the_fake_notices_a_missing_event(monkeypatch):
         for seed in range(20):
             Cuda(NCF, largest=8, streams=FakeStreams(seed))
 
-    with pytest.raises((RuntimeError, IndexError), match=r"wrongly|range"):
+    # Ids from memory that was not written yet, scores of the request before, or an answer that
+    # is there before the execution.
+    with pytest.raises((RuntimeError, IndexError, AssertionError), match=r"wrongly|range|passed"):
         open_many()
 
 
