@@ -38,7 +38,7 @@ characterise: setup
 validate: setup
 	$(BIN)/python benchmarks/validate.py
 
-# docs/results.md: the paper's results beside ours, in half an hour.
+# docs/results.md: the paper's results beside ours, in an hour and a half.
 results: setup
 	$(BIN)/python benchmarks/paper.py
 
