@@ -1,0 +1,186 @@
+"""Tensors of the Open Inference Protocol: datatypes, shapes, binary and JSON contents.
+
+Pure functions between numpy arrays and what travels. Bytes are little-endian and row-major; an
+array made from bytes is a view of them. BF16, which numpy lacks, is FP32 here; BYTES are objects.
+Raises `Refusal` (400) for whatever disagrees with itself.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprecsys.serving.errors import invalid
+
+Array = NDArray[Any]
+Buffer = bytes | bytearray | memoryview
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"{u}INT{bits}": np.dtype(f"<{u.lower() or 'i'}{bits // 8}")
+       for u in ("U", "") for bits in (8, 16, 32, 64)},
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}  # fmt: skip
+BF16, BYTES = "BF16", "BYTES"
+NAMES = (*DTYPES, BF16, BYTES)
+_NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
+_MOST_DIMENSIONS = 16  # far more than any model has, few enough for a nested JSON type
+_COUNT = struct.Struct("<I")
+
+
+def datatype_of(array: Array) -> str:
+    """The protocol's name of an array's type; KeyError where it has none."""
+    if array.dtype.kind in "OSU":
+        return BYTES
+    return _NAME_OF[array.dtype.newbyteorder("<")]
+
+
+def item_bytes(datatype: str) -> int | None:
+    """Bytes of one element; None where they vary."""
+    if datatype in DTYPES:
+        return DTYPES[datatype].itemsize
+    return 2 if datatype == BF16 else None
+
+
+def count(name: str, shape: Sequence[int]) -> int:
+    """How many elements a shape has."""
+    if len(shape) > _MOST_DIMENSIONS:
+        raise invalid(f"input {name}: {len(shape)} dimensions, of at most {_MOST_DIMENSIONS}")
+    for length in shape:
+        if length < 0:
+            raise invalid(f"input {name}: shape {list(shape)} has a negative dimension")
+    return math.prod(shape)
+
+
+def from_bytes(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> Array:
+    """An array of `shape` that is a view of `data`, wherever its type allows."""
+    items = count(name, shape)
+    size = item_bytes(_known(name, datatype))
+    if size is None:
+        return _bytes_elements(name, data, items).reshape(shape)
+    if items * size != len(data):
+        raise invalid(
+            f"input {name}: {datatype} {list(shape)} is {items * size} bytes, not {len(data)}"
+        )
+    if datatype == BF16:
+        wide = np.frombuffer(data, "<u2").astype(np.uint32) << 16
+        return wide.view(np.float32).reshape(shape)
+    if datatype == "BOOL":
+        flags = np.frombuffer(data, np.uint8)
+        if items and flags.max() > 1:
+            raise invalid(f"input {name}: BOOL elements are bytes of 0 or 1")
+        return flags.view(np.bool_).reshape(shape)
+    array = np.frombuffer(data, DTYPES[datatype]).reshape(shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> Array:
+    """The same of JSON `data`: flat, or nested as the shape is."""
+    items = count(name, shape)
+    if _known(name, datatype) == BF16:
+        raise invalid(f"input {name}: BF16 travels as binary data only")
+    try:
+        values, flat = _decoded(datatype, len(shape), data)
+        with np.errstate(over="ignore"):  # told below
+            array = np.array(values, dtype=object if datatype == BYTES else DTYPES[datatype])
+    except (msgspec.MsgspecError, RecursionError, OverflowError, ValueError, TypeError):
+        raise invalid(f"input {name}: its data are not {datatype} of shape {list(shape)}") from None
+    if datatype.startswith("FP") and not np.isfinite(array).all():
+        raise invalid(f"input {name}: a number in its data is too large for {datatype}")
+    if (flat and array.size != items) or not (flat or array.shape == tuple(shape)):
+        raise invalid(f"input {name}: its data hold {array.size} values of shape {list(shape)}")
+    return array.reshape(shape)
+
+
+def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> Array:
+    """The same of a flat sequence of Python or protocol-buffer values."""
+    items = count(name, shape)
+    if _known(name, datatype) == BYTES:
+        array = np.empty(len(values), dtype=object)
+        array[:] = list(values)
+    elif datatype in (BF16, "FP16"):
+        raise invalid(f"input {name}: {datatype} travels as raw contents only")
+    else:
+        try:
+            array = np.array(values, dtype=DTYPES[datatype])
+        except (OverflowError, ValueError, TypeError):
+            raise invalid(f"input {name}: a value does not fit {datatype}") from None
+    if array.size != items:
+        raise invalid(f"input {name}: {array.size} values, and shape {list(shape)} needs {items}")
+    return array.reshape(shape)
+
+
+def to_bytes(array: Array, datatype: str) -> Buffer:
+    """The bytes of an array; those of a contiguous one are not copied."""
+    if datatype == BYTES:
+        return b"".join(_COUNT.pack(len(item)) + item for item in map(_as_bytes, array.flat))
+    if datatype == BF16:
+        bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
+        rounded = bits + 0x7FFF + ((bits >> 16) & 1)  # to the nearest, ties to even
+        return (rounded >> 16).astype("<u2").tobytes()
+    return memoryview(np.ascontiguousarray(array, DTYPES[datatype])).cast("B")
+
+
+def to_json(array: Array) -> list[Any]:
+    """Flat, row-major, for a JSON encoder."""
+    if array.dtype == object:
+        return [_as_bytes(item).decode(errors="replace") for item in array.flat]
+    return list(array.reshape(-1).tolist())
+
+
+def _known(name: str, datatype: str) -> str:
+    if datatype not in NAMES:
+        raise invalid(f"input {name}: unknown datatype {datatype[:20]!r}; one of {', '.join(NAMES)}")
+    return datatype
+
+
+@cache
+def _decoder(element: type, depth: int) -> msgspec.json.Decoder[Any]:
+    nested: Any = element
+    for _ in range(depth):
+        nested = list[nested]
+    return msgspec.json.Decoder(nested)
+
+
+def _decoded(datatype: str, dimensions: int, data: Buffer) -> tuple[Any, bool]:
+    """The values, and whether they are flat."""
+    kind = {"B": bool, "F": float}.get(datatype[0], int)
+    element = str if datatype == BYTES else kind
+    try:
+        values = _decoder(element, 1).decode(data)
+    except msgspec.ValidationError:
+        if dimensions < 2:
+            raise
+        return _decoder(element, dimensions).decode(data), False
+    return values, True
+
+
+def _bytes_elements(name: str, data: Buffer, items: int) -> Array:
+    elements: list[bytes] = []
+    view, at = memoryview(data), 0
+    while at < len(view):
+        if at + 4 > len(view):
+            raise invalid(f"input {name}: a BYTES length is cut off")
+        (length,) = _COUNT.unpack_from(view, at)
+        at += 4 + length
+        if at > len(view):
+            raise invalid(f"input {name}: a BYTES element reaches beyond the data")
+        elements.append(bytes(view[at - length : at]))
+    if len(elements) != items:
+        raise invalid(f"input {name}: {len(elements)} BYTES elements, its shape needs {items}")
+    array = np.empty(items, dtype=object)
+    array[:] = elements
+    return array
+
+
+def _as_bytes(item: Any) -> bytes:
+    return item if isinstance(item, bytes) else str(item).encode()
