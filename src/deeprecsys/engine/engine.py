@@ -33,7 +33,8 @@ from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import calibrate, topology
 from deeprecsys.engine.devices import open_devices
 from deeprecsys.engine.driver import drive, watching
-from deeprecsys.engine.group import EngineClosed, Group, Ledger, Query, clock
+from deeprecsys.engine.group import EngineClosed, Group
+from deeprecsys.engine.ledger import Ledger, Query, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.pool import InputPool, draw_pool

@@ -12,19 +12,16 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-
-from deeprecsys.core import Inputs, Policy, Records, Requests, Schedule, Status
+from deeprecsys.core import Policy, Status
 from deeprecsys.dispatch import Dispatcher, Slice, offloads
 from deeprecsys.engine.lane import Lane
+from deeprecsys.engine.ledger import Query, clock
 from deeprecsys.engine.process import pin_thread
+from deeprecsys.engine.reaper import Reaper
 from deeprecsys.engine.topology import usable_cores
-from deeprecsys.runtimes import Device, Runtime, Scores
-
-clock = time.perf_counter
+from deeprecsys.runtimes import Device, Runtime
 
 # What a worker did before it asks for more.
 _BUSY, _HOT, _WOKEN = 0, 1, 2
@@ -38,67 +35,6 @@ class DeadlineExceeded(TimeoutError):
 
 class EngineClosed(RuntimeError):
     """The engine no longer takes queries, or was closed without draining."""
-
-
-class Ledger:
-    """Columns that the workers of one run fill in, row by row; times on the engine's clock.
-
-    Plain C arrays: a store costs 40 ns under the GIL, and a snapshot is one copy. traced: also
-    keeps every request.
-    """
-
-    def __init__(self, n: int, traced: bool = False) -> None:
-        nan = array("d", [math.nan])
-        self.submit_s, self.start_s, self.finish_s = nan * n, nan * n, nan * n
-        self.worker = array("i", [-1]) * n
-        self.device = array("h", [0]) * n
-        self.status = array("b", [Status.PENDING]) * n
-        # (row, lo, hi, worker, start, finish); an append is atomic.
-        self.trace: list[tuple[int, int, int, int, float, float]] | None = [] if traced else None
-
-    def requests(self, began_s: float) -> Requests:
-        """Every request executed until now, times counted from `began_s`; needs `traced`."""
-        rows = np.array(self.trace or np.zeros((0, 6)), dtype=np.float64)
-        query, lo, hi, worker, start_s, finish_s = rows.T
-        columns = {"query": query, "lo": lo, "hi": hi, "worker": worker}
-        times = {"start_s": start_s - began_s, "finish_s": finish_s - began_s}
-        return Requests.from_columns(columns | times)
-
-    def records(self, schedule: Schedule, began_s: float, rows: int) -> Records:
-        """The first `rows` queries as they stand now, times counted from `began_s`."""
-
-        def times(column: array[float]) -> Any:
-            return np.frombuffer(column, dtype=np.float64)[:rows] - began_s
-
-        return Records(
-            arrival_s=schedule.arrival_s[:rows],
-            start_s=times(self.start_s),
-            finish_s=times(self.finish_s),
-            size=schedule.size[:rows],
-            device=np.frombuffer(self.device, dtype=np.int16)[:rows].copy(),
-            worker=np.frombuffer(self.worker, dtype=np.int32)[:rows].copy(),
-            status=np.frombuffer(self.status, dtype=np.int8)[:rows].copy(),
-            submit_s=times(self.submit_s),
-        )
-
-
-class Query:
-    """One query on its way: its future, its inputs, its row in a ledger.
-
-    prepared: by the runtime of the cores; None for a query that is meant for an accelerator.
-    """
-
-    __slots__ = ("future", "inputs", "ledger", "prepared", "row", "scores")
-
-    def __init__(
-        self, inputs: Inputs, prepared: Any, scores: Scores, ledger: Ledger, row: int
-    ) -> None:
-        self.inputs = inputs
-        self.prepared = prepared
-        self.scores = scores
-        self.ledger = ledger
-        self.row = row
-        self.future: Future[Scores] = Future()
 
 
 Work = list[tuple[int, Query]]  # by id: what an accelerator executes as one request
@@ -138,7 +74,7 @@ class Group:
         self._typical_s = math.inf  # how long requests took lately
         self._quiet = threading.Condition(self._lock)  # notified when no query is open
         self._waiting_for_quiet = 0
-        self._reaper = _Reaper(self.expire)
+        self._reaper = Reaper(self.expire)
         for gate in self._gates:
             gate.acquire()
         self._threads = [
@@ -453,40 +389,6 @@ class Group:
         if expired:
             self._notify_quiet()
         return expired
-
-
-class _Reaper:
-    """Expires deadlines on time while every worker is busy; a thread only once it is needed."""
-
-    def __init__(self, expire: Callable[[float], float]) -> None:
-        self._expire = expire
-        self._wake = threading.Event()
-        self._due_s = math.inf
-        self._stopped = False
-        self._thread: threading.Thread | None = None
-
-    def watch(self, deadline_s: float) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
-            self._thread.start()
-        if deadline_s < self._due_s:
-            self._wake.set()
-
-    def stop(self) -> None:
-        self._stopped = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join()
-        # Group and reaper know each other; a closed engine's model should be freed at once.
-        self._expire = lambda now: math.inf
-
-    def _run(self) -> None:
-        while not self._stopped:
-            self._wake.clear()
-            self._due_s = self._expire(clock())
-            wait_s = min(self._due_s - clock(), 60.0)
-            if wait_s > 0:
-                self._wake.wait(wait_s)
 
 
 def _answer_expired(queries: Sequence[Query]) -> None:

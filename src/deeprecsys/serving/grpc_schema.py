@@ -84,13 +84,34 @@ _MESSAGES: dict[str, list[str]] = {
 }  # fmt: skip
 _ONE_OF = "InferParameter"  # whose fields exclude each other
 # TYPE_INVALID is 0, BF16 the last.
-_DATA_TYPES = (
-    "INVALID BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 FP32 FP64 STRING BF16"
-).split()
-METHODS = (
-    "ServerLive ServerReady ModelReady ServerMetadata ModelMetadata ModelInfer ModelConfig "
-    "ModelStatistics RepositoryIndex"
-).split()
+_DATA_TYPES = [
+    "INVALID",
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "STRING",
+    "BF16",
+]
+METHODS = [
+    "ServerLive",
+    "ServerReady",
+    "ModelReady",
+    "ServerMetadata",
+    "ModelMetadata",
+    "ModelInfer",
+    "ModelConfig",
+    "ModelStatistics",
+    "RepositoryIndex",
+]
 
 _Field = pb.FieldDescriptorProto
 _SCALARS = {name: getattr(_Field, f"TYPE_{name.upper()}") for name in (

@@ -139,7 +139,9 @@ def to_json(array: Array) -> list[Any]:
 
 def _known(name: str, datatype: str) -> str:
     if datatype not in NAMES:
-        raise invalid(f"input {name}: unknown datatype {datatype[:20]!r}; one of {', '.join(NAMES)}")
+        raise invalid(
+            f"input {name}: unknown datatype {datatype[:20]!r}; one of {', '.join(NAMES)}"
+        )
     return datatype
 
 
