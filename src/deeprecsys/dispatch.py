@@ -3,9 +3,9 @@
 Knows no threads, no clock and no tensors: time comes in as `now`, queries are the caller's
 integers. The engine wraps it in a lock; the simulator must obey it query by query.
 
-First come, first served, and workers *pull*. Static policy: a free worker takes one slice of
-`min(batch_size, items left)` items of the query at the head, so a query is cut lazily into full
-slices and a remainder. Adaptive: it takes its share of all that waits, coalescing queries when
+First come, first served among queries of one priority, and workers *pull*. Static policy: a free
+worker takes one slice of `min(batch_size, items left)` items of the query at the head, so a query
+is cut lazily into full slices and a remainder. Adaptive: it takes its share of all that waits, coalescing queries when
 they are many. Queries of at least `offload_threshold` items go whole to the accelerator with the
 least to do, which executes those that wait together as one request, up to `most_items`; a lost
 accelerator's go back to the cores. Dropping a query forgets its items that nobody has started.
@@ -30,10 +30,13 @@ class QueueFull(RuntimeError):
 class _Query:
     """What the dispatcher remembers of one query it has not finished."""
 
-    __slots__ = ("accelerator", "dropped", "id", "left", "next", "policy", "size")
+    __slots__ = ("accelerator", "dropped", "id", "left", "next", "policy", "priority", "size")
 
-    def __init__(self, id: int, size: int, policy: Policy, accelerator: int | None) -> None:
+    def __init__(
+        self, id: int, size: int, policy: Policy, accelerator: int | None, priority: int
+    ) -> None:
         self.id = id
+        self.priority = priority
         self.size = size
         self.policy = policy
         self.accelerator = accelerator
@@ -63,17 +66,18 @@ def offloads(policy: Policy, size: int) -> bool:
 class Dispatcher:
     """Queue and splitting rule of one machine. Not thread-safe: its owner holds a lock.
 
-    queued_items wait for the cores; offloaded_items [accelerators] wait for, or execute on, each
-    accelerator.
+    queued_items wait for the cores, open_items wait or are executed by them; offloaded_items
+    [accelerators] wait for, or execute on, each accelerator.
     """
 
     def __init__(self, max_queued_items: int | None = None, accelerators: int = 0) -> None:
         if max_queued_items is not None and max_queued_items < 1:
             raise UserError(f"the bound on queued items must be positive, not {max_queued_items}")
         self.max_queued_items = max_queued_items
-        self.queued_items = 0
+        self.queued_items = self.open_items = 0
         self.offloaded_items = [0] * accelerators
-        self._queue: deque[_Query] = deque()
+        # By priority, in its order; nearly always there is one.
+        self._waiting: dict[int, deque[_Query]] = {0: deque()}
         self._queues: list[deque[_Query]] = [deque() for _ in range(accelerators)]
         self._present = list(range(accelerators))
         self._open: dict[int, _Query] = {}
@@ -87,10 +91,16 @@ class Dispatcher:
         return list(self._open)
 
     def add(
-        self, query: int, size: int, policy: Policy, deadline_s: float = math.inf
+        self,
+        query: int,
+        size: int,
+        policy: Policy,
+        deadline_s: float = math.inf,
+        priority: int = 0,
     ) -> int | None:
         """Queues a query of `size >= 1` items: for which accelerator, None for the cores.
 
+        priority: on the cores, queries of a lower number go first, begun or not.
         Raises QueueFull, and then takes none of it.
         A query larger than the whole bound is taken when nothing else waits: otherwise it
         could never be answered.
@@ -100,10 +110,11 @@ class Dispatcher:
         if bound is not None and waiting and waiting + size > bound:
             raise QueueFull(f"{waiting} items wait already, the bound is {bound}")
         chosen = self._accelerator(size, policy)
-        entry = self._open[query] = _Query(query, size, policy, chosen)
+        entry = self._open[query] = _Query(query, size, policy, chosen, priority)
         if chosen is None:
-            self._queue.append(entry)
+            self._line(priority).append(entry)
             self.queued_items += size
+            self.open_items += size
         else:
             self._queues[chosen].append(entry)
             self.offloaded_items[chosen] += size
@@ -134,19 +145,26 @@ class Dispatcher:
 
     def _head(self) -> _Query | None:
         """The first query with items that wait."""
-        queue = self._queue
-        while queue:
-            if not queue[0].dropped:
-                return queue[0]
-            queue.popleft()
+        for queue in self._waiting.values():
+            while queue:
+                if not queue[0].dropped:
+                    return queue[0]
+                queue.popleft()
         return None
+
+    def _line(self, priority: int) -> deque[_Query]:
+        """Where queries of a priority wait."""
+        if priority not in self._waiting:
+            lines = {**self._waiting, priority: deque[_Query]()}
+            self._waiting = dict(sorted(lines.items()))
+        return self._waiting[priority]
 
     def _cut(self, entry: _Query, items: int) -> Slice:
         """The next items of the query at the head, at most so many."""
         lo = entry.next
         hi = entry.next = min(lo + items, entry.size)
         if hi == entry.size:
-            self._queue.popleft()
+            self._waiting[entry.priority].popleft()
         self.queued_items -= hi - lo
         return entry.id, lo, hi
 
@@ -182,6 +200,17 @@ class Dispatcher:
         backlog = policy.offload_backlog
         return None if backlog is not None and self.offloaded_items[least] > backlog else least
 
+    def ahead(self, priority: int) -> int:
+        """Items for the cores that a new query of this priority would wait for."""
+        behind = sum(
+            entry.size - entry.next
+            for level, queue in self._waiting.items()
+            if level > priority
+            for entry in queue
+            if not entry.dropped
+        )
+        return self.open_items - behind
+
     def retire(self, accelerator: int) -> None:
         """It is lost: all that it had, begun or not, is the cores' and next in line."""
         self._present.remove(accelerator)
@@ -190,8 +219,9 @@ class Dispatcher:
         back = [entry for entry in self._open.values() if entry.accelerator == accelerator]
         for entry in reversed(back):
             entry.accelerator, entry.next = None, 0
-            self._queue.appendleft(entry)
+            self._line(entry.priority).appendleft(entry)
             self.queued_items += entry.size
+            self.open_items += entry.left
 
     def finish(self, query: int, items: int) -> bool:
         """`items` of it were executed; True once, when that was the last of the query."""
@@ -199,6 +229,8 @@ class Dispatcher:
         if entry is None:  # dropped while this request was executing
             return False
         entry.left -= items
+        if entry.accelerator is None:
+            self.open_items -= items
         if entry.left:
             return False
         del self._open[query]
@@ -214,6 +246,7 @@ class Dispatcher:
         entry.dropped = True
         if entry.accelerator is None:
             self.queued_items -= entry.size - entry.next
+            self.open_items -= entry.left
         else:
             self.offloaded_items[entry.accelerator] -= entry.size
         return True

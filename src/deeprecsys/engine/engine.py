@@ -12,11 +12,13 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 
 from deeprecsys.accelerators import check_names, cuda_number
+from deeprecsys.admission import Admission
 from deeprecsys.core import (
     DEFAULT_INDICES,
     Facts,
@@ -52,6 +54,44 @@ OVERHEAD_SHARE, OVERHEAD_S = 0.25, 6.0
 # A run begins a moment ahead, so that its first arrivals are not late for the set-up.
 _LEAD_S = 0.002
 _NOT_TAKEN = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A query that an engine has taken. Times are on the clock of `time.perf_counter`."""
+
+    query: Query
+    id: int
+    group: Group
+
+    @property
+    def future(self) -> Future[Scores]:
+        return self.query.future
+
+    @property
+    def start_s(self) -> float:
+        """When its first request began; NaN if none did."""
+        return self.query.ledger.start_s[0]
+
+    @property
+    def finish_s(self) -> float:
+        return self.query.ledger.finish_s[0]
+
+    def cancel(self) -> None:
+        """Its owner has gone: forgets what nobody has begun."""
+        self.group.drop([self.id], Status.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """executed, busy_s: requests and seconds in them, by worker. alive: it can answer."""
+
+    queued_items: int
+    open_queries: int
+    executed: tuple[int, ...]
+    busy_s: tuple[float, ...]
+    lost_workers: tuple[str, ...]
+    alive: bool
 
 
 class Engine:
@@ -112,7 +152,14 @@ class Engine:
             )
             numbers = {device.name: cuda_number(device.name) for device in self.devices}
             self._meter = Meter([(name, k) for name, k in numbers.items() if k is not None])
-            self._group = Group(self.runtime, self._cores, self._max_queued_items, self.devices)
+            item_s = float(self._service(np.array([128.0]))[0]) / 128
+            self._group = Group(
+                self.runtime,
+                self._cores,
+                self._max_queued_items,
+                self.devices,
+                Admission(self.workers, max(item_s, 1e-9)),
+            )
             self._stack = stack.pop_all()
         return self
 
@@ -143,8 +190,27 @@ class Engine:
         deadline_s: seconds from now; past it the future fails with DeadlineExceeded and what
         has not begun is dropped. Raises UserError (inputs), QueueFull, EngineClosed.
         """
+        return self.offer(inputs, policy, deadline_s).future
+
+    def offer(
+        self,
+        inputs: Inputs,
+        policy: Policy | None = None,
+        deadline_s: float | None = None,
+        *,
+        priority: int = 0,
+        admit: bool = False,
+    ) -> Ticket:
+        """`submit`, and more of what a server asks for.
+
+        priority: queries of a lower number go first. admit: raises TooLate, and takes nothing, if
+        the deadline would most likely pass.
+        """
         deadline = math.inf if deadline_s is None else clock() + deadline_s
-        return self._submit(inputs, policy or Policy(), deadline, Ledger(1), 0)[0].future
+        query, id = self._submit(
+            inputs, policy or Policy(), deadline, Ledger(1), 0, priority=priority, admit=admit
+        )
+        return Ticket(query, id, self._open_group())
 
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
         """Plays the schedule, open loop; see `core.System`. Times count from its beginning."""
@@ -283,6 +349,22 @@ class Engine:
             for number, error in self._open_group().lost.items()
         }
 
+    def load(self) -> Load:
+        """What it has to do now, and what its workers did since entering."""
+        group = self._open_group()
+        return Load(
+            queued_items=group.queued_items,
+            open_queries=group.open_queries,
+            executed=tuple(group.executed),
+            busy_s=tuple(group.busy_s),
+            lost_workers=tuple(group.lost_workers),
+            alive=group.is_alive(),
+        )
+
+    def replace_hung(self, longest_s: float) -> int:
+        """Replaces workers that execute one request for longer; its queries fail, WorkerLost."""
+        return self._open_group().replace_hung(longest_s)
+
     def requests_executed(self) -> int:
         """Requests that the workers have executed since entering."""
         return sum(self._open_group().executed)
@@ -292,7 +374,15 @@ class Engine:
         return {law: pool.facts() for law, pool in self._pools.items()}
 
     def _submit(
-        self, inputs: Inputs, policy: Policy, deadline: float, ledger: Ledger, row: int
+        self,
+        inputs: Inputs,
+        policy: Policy,
+        deadline: float,
+        ledger: Ledger,
+        row: int,
+        *,
+        priority: int = 0,
+        admit: bool = False,
     ) -> tuple[Query, int]:
         """The one way in, for `submit` and `run` alike."""
         group = self._open_group()
@@ -303,7 +393,7 @@ class Engine:
         query = Query(inputs, prepared, scores, ledger, row)
         if n == 0:
             return query, group.answer_empty(query)
-        return query, group.submit(query, n, policy, deadline)
+        return query, group.submit(query, n, policy, deadline, priority, admit)
 
     def _open_group(self) -> Group:
         if self._group is None:

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from deeprecsys.admission import Admission
 from deeprecsys.core import Policy, Status
 from deeprecsys.dispatch import Dispatcher, Slice, offloads
 from deeprecsys.engine.lane import Lane
@@ -33,11 +34,30 @@ class DeadlineExceeded(TimeoutError):
     """The deadline passed before the query was finished; its remaining items were dropped."""
 
 
+class WorkerLost(RuntimeError):
+    """The worker that executed the query died or hung; another has taken its place."""
+
+
+class TooLate(RuntimeError):
+    """The query would most likely finish after its deadline, so it was not taken."""
+
+    def __init__(self, predicted_s: float, deadline_s: float) -> None:
+        super().__init__(
+            f"it would finish in about {predicted_s * 1e3:.0f} ms, "
+            f"its deadline is in {deadline_s * 1e3:.0f} ms"
+        )
+        self.predicted_s = predicted_s
+
+
 class EngineClosed(RuntimeError):
     """The engine no longer takes queries, or was closed without draining."""
 
 
 Work = list[tuple[int, Query]]  # by id: what an accelerator executes as one request
+
+
+class _Lost(BaseException):
+    """Ends a worker's thread: what it executed asked for that, a `SystemExit` for example."""
 
 
 class Group:
@@ -49,9 +69,13 @@ class Group:
         cores: Sequence[int | None],
         max_queued_items: int | None,
         devices: Sequence[Device] = (),
+        admission: Admission | None = None,
     ) -> None:
         self.runtime = runtime
+        self.admission = admission
+        self._cores = cores
         self.executed = array("q", [0]) * len(cores)  # requests, by worker
+        self.busy_s = array("d", [0.0]) * len(cores)  # in them
         self._rules = Dispatcher(max_queued_items, len(devices))
         self._lock = threading.Lock()
         self._queries: dict[int, Query] = {}
@@ -77,10 +101,10 @@ class Group:
         self._reaper = Reaper(self.expire)
         for gate in self._gates:
             gate.acquire()
-        self._threads = [
-            threading.Thread(target=self._work, args=(i, core), name=f"worker-{i}", daemon=True)
-            for i, core in enumerate(cores)
-        ]
+        # What each worker executes: since when, and of which queries.
+        self._executing: list[tuple[float, list[Slice]] | None] = [None] * len(cores)
+        self.lost_workers: list[str] = []  # why each was replaced
+        self._threads = [self._thread(i) for i in range(len(cores))]
         self._lanes = [Lane(self, number, device) for number, device in enumerate(devices)]
         self._lane_sleeps = [False] * len(devices)
         self._offloading = [0] * len(devices)  # requests with each
@@ -97,16 +121,31 @@ class Group:
     def queued_items(self) -> int:
         return self._rules.queued_items
 
-    def submit(self, query: Query, size: int, policy: Policy, deadline_s: float) -> int:
+    @property
+    def open_queries(self) -> int:
+        return len(self._queries)
+
+    def submit(
+        self,
+        query: Query,
+        size: int,
+        policy: Policy,
+        deadline_s: float,
+        priority: int = 0,
+        admit: bool = False,
+    ) -> int:
         """Queues it and wakes an idle worker; its id.
 
-        `deadline_s` is on the engine's clock. Raises QueueFull or EngineClosed.
+        `deadline_s` is on the engine's clock. admit: only if it can most likely be met. Raises
+        QueueFull, TooLate or EngineClosed.
         """
         with self._lock:
             if self._closing:
                 raise EngineClosed("the engine is closed; open a new one")
+            if admit and self.admission is not None and deadline_s < math.inf:
+                self._admit(query, size, policy, deadline_s, priority)
             id = self._next_id
-            lane = self._rules.add(id, size, policy, deadline_s)
+            lane = self._rules.add(id, size, policy, deadline_s, priority)
             self._next_id = id + 1
             self._queries[id] = query
             woken = self._wake() if lane is None else self._wake_lane(lane)
@@ -115,6 +154,58 @@ class Group:
         if deadline_s < math.inf:
             self._reaper.watch(deadline_s)
         return id
+
+    def _admit(
+        self, query: Query, size: int, policy: Policy, deadline_s: float, priority: int
+    ) -> None:
+        """Raises TooLate. An accelerator's queue is not predicted: what goes there is taken."""
+        assert self.admission is not None
+        if self.offloads(policy, size):
+            return
+        now = clock()
+        ahead = self._rules.ahead(priority)
+        predicted_s = self.admission.predict_s(ahead, size, policy)
+        if predicted_s > deadline_s - now:
+            raise TooLate(predicted_s, deadline_s - now)
+        query.predicted_s, query.deadline_s = predicted_s, deadline_s - now
+        query.taken_s = now
+
+    def _learn(self, queries: Sequence[Query], now: float) -> None:
+        """What became of those that were admitted by prediction. Under the lock."""
+        for query in queries:
+            if query.predicted_s is not None and self.admission is not None:
+                took_s = now - query.taken_s
+                self.admission.finished(query.predicted_s, took_s, query.deadline_s)
+
+    def replace_hung(self, longest_s: float) -> int:
+        """Replaces workers that have been executing one request for longer; how many."""
+        now = clock()
+        hung = [
+            worker
+            for worker, executing in enumerate(list(self._executing))
+            if executing is not None and now - executing[0] > longest_s
+        ]
+        for worker in hung:
+            error = WorkerLost(f"a worker hung for more than {longest_s:g} s")
+            self._replace(worker, self._threads[worker], error)
+        return len(hung)
+
+    def _replace(self, worker: int, thread: threading.Thread, error: BaseException) -> None:
+        """Another thread in the place of one that died or hung while it executed a request."""
+        with self._lock:
+            executing = self._executing[worker]
+            if self._threads[worker] is not thread or executing is None:
+                return  # replaced already, or it came back meanwhile
+            self._executing[worker] = None
+            self.lost_workers.append(str(error))
+            successor = self._threads[worker] = self._thread(worker)
+        self.drop([id for id, _, _ in executing[1]], Status.FAILED, error)
+        successor.start()
+
+    def _thread(self, worker: int) -> threading.Thread:
+        return threading.Thread(
+            target=self._work, args=(worker,), name=f"worker-{worker}", daemon=True
+        )
 
     def answer_empty(self, query: Query) -> int:
         """A query of no candidates needs no worker: scores [0, K] at once."""
@@ -132,6 +223,10 @@ class Group:
 
     def drop_all(self, status: Status, error: BaseException | None = None) -> None:
         self.drop(list(self._queries), status, error)
+
+    def is_alive(self) -> bool:
+        """Can it still answer queries?"""
+        return not self._closing and all(thread.is_alive() for thread in self._threads)
 
     def expire(self, now: float) -> float:
         """Answers the queries whose deadline has passed; when the next one is due."""
@@ -263,12 +358,15 @@ class Group:
         if self._waiting_for_quiet and self._is_quiet():
             self._quiet.notify_all()
 
-    def _work(self, worker: int, core: int | None) -> None:
+    def _work(self, worker: int) -> None:
         """A worker's life; should it end by a fault of ours, nobody waits for it in vain."""
         try:
-            pin_thread(core)
+            pin_thread(self._cores[worker])
             self.runtime.enter_thread()
             self._serve(worker)
+        except _Lost as lost:
+            error = WorkerLost(f"a worker died: {type(lost.__cause__).__name__}")
+            self._replace(worker, threading.current_thread(), error)
         except BaseException as error:
             with self._lock:
                 self._closing = True
@@ -276,11 +374,13 @@ class Group:
 
     def _serve(self, worker: int) -> None:
         """Pull, execute, finish, until the engine closes with nothing left."""
-        gate, state = self._gates[worker], _BUSY
+        gate, state, me = self._gates[worker], _BUSY, threading.current_thread()
         while (slices := self._next(worker, state)) is not None:
             if slices:
                 state = _BUSY
                 self._execute(worker, slices)
+                if self._threads[worker] is not me:
+                    return  # it was taken for lost, and another works in its place
             elif state == _BUSY:
                 state = _HOT
                 time.sleep(0)  # lets whoever waits for the GIL run: most likely the generator
@@ -351,6 +451,7 @@ class Group:
         if not work:
             return
         began = clock()
+        self._executing[worker] = began, slices
         for query, lo, _ in work:
             if lo == 0:
                 query.ledger.start_s[query.row] = began
@@ -363,17 +464,25 @@ class Group:
                 self.runtime.execute(query.prepared, lo, hi)
             else:
                 self.runtime.execute_together([(q.prepared, lo, hi) for q, lo, hi in work])
-        except BaseException as error:
+        except Exception as error:
+            self._executing[worker] = None
             self.drop([id for id, _, _ in slices], Status.FAILED, error)
             return
+        except BaseException as error:
+            raise _Lost from error
         now = clock()
+        self._executing[worker] = None
         self.executed[worker] += 1
+        self.busy_s[worker] += now - began
         self._typical_s = 0.8 * min(self._typical_s, 1.0) + 0.2 * (now - began)
         for query, lo, hi in work:
             if query.ledger.trace is not None:
                 query.ledger.trace.append((query.row, lo, hi, worker, began, now))
         with self._lock:
             finished = self._finish(slices)
+            if self.admission is not None:
+                self.admission.executed(sum(hi - lo for _, lo, hi in work), now - began)
+                self._learn(finished, now)
         for query in finished:
             query.ledger.finish_s[query.row] = now
             query.ledger.worker[query.row] = worker
@@ -387,6 +496,7 @@ class Group:
     def _expire(self, now: float) -> list[Query]:
         expired = [self._queries.pop(id) for id in self._rules.expire(now)]
         if expired:
+            self._learn(expired, now)
             self._notify_quiet()
         return expired
 

@@ -84,34 +84,14 @@ _MESSAGES: dict[str, list[str]] = {
 }  # fmt: skip
 _ONE_OF = "InferParameter"  # whose fields exclude each other
 # TYPE_INVALID is 0, BF16 the last.
-_DATA_TYPES = [
-    "INVALID",
-    "BOOL",
-    "UINT8",
-    "UINT16",
-    "UINT32",
-    "UINT64",
-    "INT8",
-    "INT16",
-    "INT32",
-    "INT64",
-    "FP16",
-    "FP32",
-    "FP64",
-    "STRING",
-    "BF16",
-]
-METHODS = [
-    "ServerLive",
-    "ServerReady",
-    "ModelReady",
-    "ServerMetadata",
-    "ModelMetadata",
-    "ModelInfer",
-    "ModelConfig",
-    "ModelStatistics",
-    "RepositoryIndex",
-]
+_DATA_TYPES = (
+    "INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
+    "FP16", "FP32", "FP64", "STRING", "BF16",
+)  # fmt: skip
+METHODS = (
+    "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer",
+    "ModelConfig", "ModelStatistics", "RepositoryIndex",
+)  # fmt: skip
 
 _Field = pb.FieldDescriptorProto
 _SCALARS = {name: getattr(_Field, f"TYPE_{name.upper()}") for name in (
@@ -123,7 +103,7 @@ _SCALARS = {name: getattr(_Field, f"TYPE_{name.upper()}") for name in (
 def message(name: str) -> Any:
     """The class of a message; health's are `HealthCheckRequest` and `HealthCheckResponse`."""
     package = "grpc.health.v1" if name.startswith("Health") else "inference"
-    descriptor = _pool().FindMessageTypeByName(f"{package}.{name}")  # type: ignore[no-untyped-call]
+    descriptor = _pool().FindMessageTypeByName(f"{package}.{name}")
     return message_factory.GetMessageClass(descriptor)
 
 
@@ -141,12 +121,12 @@ def _pool() -> descriptor_pool.DescriptorPool:
         types.value.add(name=f"TYPE_{name}", number=number)
     for name, fields in _MESSAGES.items():
         _describe(inference.message_type.add(name=name), fields)
-    pool.Add(inference)  # type: ignore[no-untyped-call]
+    pool.Add(inference)
     health = pb.FileDescriptorProto(name="health.proto", package="grpc.health.v1", syntax="proto3")
     _describe(health.message_type.add(name="HealthCheckRequest"), ["1 service string"])
     # An enumeration in the protocol; on the wire the same as its number.
     _describe(health.message_type.add(name="HealthCheckResponse"), ["1 status int32"])
-    pool.Add(health)  # type: ignore[no-untyped-call]
+    pool.Add(health)
     return pool
 
 

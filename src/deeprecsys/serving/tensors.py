@@ -127,7 +127,7 @@ def to_bytes(array: Array, datatype: str) -> Buffer:
         bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)  # to the nearest, ties to even
         return (rounded >> 16).astype("<u2").tobytes()
-    return memoryview(np.ascontiguousarray(array, DTYPES[datatype])).cast("B")
+    return np.ascontiguousarray(array, DTYPES[datatype]).reshape(-1).view(np.uint8).data
 
 
 def to_json(array: Array) -> list[Any]:

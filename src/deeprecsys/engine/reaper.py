@@ -1,0 +1,43 @@
+"""Deadlines that pass while every worker is busy: one thread that sleeps until the next is due."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+
+from deeprecsys.engine.ledger import clock
+
+
+class Reaper:
+    """Expires deadlines on time while every worker is busy; a thread only once it is needed."""
+
+    def __init__(self, expire: Callable[[float], float]) -> None:
+        self._expire = expire
+        self._wake = threading.Event()
+        self._due_s = math.inf
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+
+    def watch(self, deadline_s: float) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+            self._thread.start()
+        if deadline_s < self._due_s:
+            self._wake.set()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+        # Group and reaper know each other; a closed engine's model should be freed at once.
+        self._expire = lambda now: math.inf
+
+    def _run(self) -> None:
+        while not self._stopped:
+            self._wake.clear()
+            self._due_s = self._expire(clock())
+            wait_s = min(self._due_s - clock(), 60.0)
+            if wait_s > 0:
+                self._wake.wait(wait_s)
