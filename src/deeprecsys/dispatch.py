@@ -5,10 +5,11 @@ integers. The engine wraps it in a lock; the simulator must obey it query by que
 
 First come, first served among queries of one priority, and workers *pull*. Static policy: a free
 worker takes one slice of `min(batch_size, items left)` items of the query at the head, so a query
-is cut lazily into full slices and a remainder. Adaptive: it takes its share of all that waits, coalescing queries when
-they are many. Queries of at least `offload_threshold` items go whole to the accelerator with the
-least to do, which executes those that wait together as one request, up to `most_items`; a lost
-accelerator's go back to the cores. Dropping a query forgets its items that nobody has started.
+is cut lazily into full slices and a remainder. Adaptive: it takes its share of all that waits,
+coalescing queries when they are many. Queries of at least `offload_threshold` items go whole to the
+accelerator with the least to do, which executes those that wait together as one request, up to
+`most_items`; a lost accelerator's go back to the cores. Dropping a query forgets its items that
+nobody has started.
 """
 
 from __future__ import annotations
