@@ -5,6 +5,7 @@ Holds the GIL between operators, so small requests on several workers get in eac
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,12 @@ import torch
 
 from deeprecsys.core import Inputs
 from deeprecsys.runtimes import Scores
+
+# Inputs that came over a network are read-only, and nothing here writes to inputs. PyTorch warns of
+# that once a process: here, where nobody is told.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(4), np.int32))
 
 Prepared = tuple[list[torch.Tensor], torch.Tensor]
 

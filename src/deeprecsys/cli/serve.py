@@ -1,0 +1,173 @@
+"""`serve`: a KServe v2 server (HTTP and gRPC) that holds its target."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from deeprecsys.cli import folder as files
+from deeprecsys.cli import options as opt
+from deeprecsys.core import SLA, Policy, UserError
+
+NAME = "serve"
+HELP = """Serve a model over KServe v2 (Open Inference Protocol), HTTP and gRPC, under a policy.
+
+Queries that would miss the target are turned away at once (429), so that the others hold it; the
+live page is at /, metrics at /metrics. SIGTERM ends it once what it took is answered.
+
+Example: deeprecsys serve dlrm-rmc1 --policy runs/20261121-tune-dlrm-rmc1/policy.json
+"""
+
+
+def run(
+    model: opt.ModelName,
+    policy: Annotated[
+        str | None, typer.Option(help="policy.json of a tuning.  [default: batch size 128]")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Instead of a policy file.")] = None,
+    sla_ms: opt.SlaMs = None,
+    percentile: opt.Percentile = None,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Of queries that bring no timeout; 0: none, and nobody is turned away.  "
+            "[default: the target]"
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 for every one.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="0: a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="0: a free one; -1: no gRPC.")] = 8001,
+    workers: opt.Workers = None,
+    scale: opt.Scale = 1.0,
+    variant: opt.Variant = "paper",
+    runtime: opt.RuntimeName = "auto",
+    query_inputs: Annotated[
+        bool,
+        typer.Option(help="Take what belongs to the user once a query (or repeated, as before)."),
+    ] = True,
+    accelerator: opt.Accelerators = None,
+    max_body_mb: Annotated[float, typer.Option(help="Of one request.")] = 64.0,
+    max_waiting_mb: Annotated[float, typer.Option(help="Of all bodies not answered.")] = 1024.0,
+    max_queued_items: Annotated[int, typer.Option(help="Items that may wait.")] = 1_000_000,
+    hang_s: Annotated[float, typer.Option(help="A request this long: its worker hangs.")] = 30.0,
+    tls_cert: Annotated[str | None, typer.Option(help="PEM file; with --tls-key.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    key_file: Annotated[
+        str | None, typer.Option(help="File with the bearer key that clients must bring.")
+    ] = None,
+    seed: opt.Seed = 0,
+    log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info",
+    json_file: opt.JsonFile = None,
+) -> int:
+    from deeprecsys.models import get_spec, load_model
+    from deeprecsys.serving.dataplane import Served
+    from deeprecsys.serving.http_adapter import Limits
+    from deeprecsys.serving.server import Address, Server, json_log
+
+    spec = get_spec(model, variant)
+    spec.check_scale(scale)
+    chosen, sla = _policy(model, policy, batch_size), _sla(spec.target, policy, sla_ms, percentile)
+    for text in accelerator or []:
+        if not text.startswith("cuda:"):
+            raise UserError(
+                f"--accelerator {text} computes nothing: serve needs a real one, cuda:N"
+            )
+    if chosen.offload_threshold is not None and not accelerator:
+        raise UserError("this policy offloads: give the --accelerator, or another policy")
+    if deadline_ms is not None and deadline_ms < 0:
+        raise UserError("--deadline-ms must not be negative")
+    deadline_s = sla.latency_s if deadline_ms is None else deadline_ms / 1e3 or None
+    for name, value in (("--workers", workers), ("--max-body-mb", max_body_mb),
+                        ("--max-waiting-mb", max_waiting_mb), ("--hang-s", hang_s)):  # fmt: skip
+        opt.positive(name, value)
+    if bool(tls_cert) != bool(tls_key):
+        raise UserError("TLS needs both --tls-cert and --tls-key")
+    files.check_target("--json", json_file)
+    key = _key(key_file)
+    level = getattr(logging, log_level.upper(), None)
+    if not isinstance(level, int):
+        raise UserError(f"--log-level is info, warning or error, not {log_level!r}")
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+
+    def open_engine() -> Any:
+        from deeprecsys.engine import Engine
+
+        loaded = load_model(model, scale=scale, seed=seed, variant=variant)
+        engine = Engine(
+            loaded,
+            workers,
+            runtime,
+            max_queued_items=max_queued_items,
+            accelerators=accelerator or (),
+        )
+        return engine.__enter__()
+
+    server = Server(
+        Served(model, chosen, sla, deadline_s, admit=deadline_s is not None, longest_s=hang_s),
+        open_engine,
+        Address(host, http_port, None if grpc_port < 0 else grpc_port, tls_cert, tls_key, key),
+        Limits(int(max_body_mb * 2**20), int(max_waiting_mb * 2**20)),
+        json_log(),
+    )
+    server.run()
+    if json_file:
+        text = json.dumps({**files.provenance(NAME), "model": model, **server.totals()}, indent=1)
+        print(text) if json_file == "-" else Path(json_file).write_text(text + "\n")
+    return 0
+
+
+def _policy(model: str, path: str | None, batch_size: int | None) -> Policy:
+    """Of a policy.json as `tune` writes it, or of a bare policy."""
+    if path is None:
+        return Policy() if batch_size is None else Policy(batch_size=batch_size)
+    if batch_size is not None:
+        raise UserError("give either --policy or --batch-size")
+    raw = _read(path)
+    about = raw.get("model")
+    of = about.get("model") if isinstance(about, dict) else about
+    if of not in (None, model):
+        raise UserError(f"{path} is the policy of {of}, not of {model}")
+    policy = raw.get("policy", raw)
+    if not isinstance(policy, dict):
+        raise UserError(f"{path} holds no policy: give a policy.json that `tune` wrote")
+    return Policy.from_dict(policy)
+
+
+def _sla(target: SLA, path: str | None, sla_ms: float | None, percentile: float | None) -> SLA:
+    """As asked for, else as the policy was tuned for, else the model's."""
+    tuned = _read(path).get("sla") if path else None
+    if isinstance(tuned, dict) and {"latency_s", "percentile"} <= tuned.keys():
+        target = SLA(tuned["latency_s"], tuned["percentile"])
+    return SLA(
+        target.latency_s if sla_ms is None else sla_ms / 1e3,
+        target.percentile if percentile is None else percentile,
+    )
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the policy {path}: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} holds no policy: give a policy.json that `tune` wrote")
+    return raw
+
+
+def _key(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        key = Path(path).read_text().strip()
+    except OSError as error:
+        raise UserError(f"cannot read the key {path}: {error.strerror}") from error
+    if not key:
+        raise UserError(f"{path} is empty: write the key into it")
+    return key

@@ -1,0 +1,251 @@
+"""The protocol-neutral core of the server: a call in, scores or a reason out.
+
+Knows an engine and what the model's inputs are; nothing of HTTP, gRPC, JSON or sockets, whose
+adapters call it from one thread, the event loop's. Answers come from the engine's workers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from deeprecsys.core import SLA, InputSpec, Policy, UserError
+from deeprecsys.dispatch import QueueFull
+from deeprecsys.engine import (
+    DeadlineExceeded,
+    Engine,
+    EngineClosed,
+    Ticket,
+    TooLate,
+    WorkerLost,
+)
+from deeprecsys.serving.errors import Reason, Refusal, invalid
+from deeprecsys.serving.observed import Observed
+from deeprecsys.serving.tensors import Array
+
+OUTPUT = "scores"
+VERSION = "1"
+# The protocol's priorities: 1 goes first; 0, none given, stands in the middle.
+_PRIORITIES, _USUAL_PRIORITY = range(1, 10), 5
+EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
+
+clock = time.perf_counter
+
+
+@dataclass(slots=True)
+class Call:
+    """One inference request. outputs: the names asked for (None: all), and what the adapter wants
+    to remember of each. arrived_s: when its first byte was here, on `clock`."""
+
+    model: str
+    version: str
+    id: str
+    inputs: dict[str, Array]
+    datatypes: Mapping[str, str]
+    outputs: Mapping[str, bool] | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    arrived_s: float = math.nan
+    parsed_s: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served, and under which rules.
+
+    deadline_s: of a query that brings none (None: it has no deadline). admit: turn away at once
+    what would be late. longest_s: of one request on one worker, before it counts as hung.
+    """
+
+    name: str
+    policy: Policy
+    sla: SLA
+    deadline_s: float | None
+    admit: bool = True
+    longest_s: float = 30.0
+
+
+class DataPlane:
+    """`state` is "starting" until `open`, then "ready", and "draining" once it is to end."""
+
+    def __init__(self, served: Served, observed: Observed | None = None) -> None:
+        self.served = served
+        self.observed = observed or Observed()
+        self.state = "starting"
+        self.engine: Engine | None = None
+        self.pending = 0  # queries taken and not answered
+
+    def open(self, engine: Engine) -> None:
+        self.engine = engine
+        self.inputs: tuple[InputSpec, ...] = engine.model.inputs
+        self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
+        self.observed.workers = engine.workers
+        self.state = "ready"
+
+    @property
+    def live(self) -> bool:
+        return self.engine is None or self.engine.load().alive
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready" and self.live
+
+    def infer(self, call: Call, done: Callable[[Ticket, Array | Refusal], None]) -> Ticket:
+        """Takes the query, or raises Refusal. `done` is called once, from any thread, perhaps
+        before this returns."""
+        self.check_model(call.model, call.version)
+        engine = self.serving()
+        if call.outputs is not None and (other := call.outputs.keys() - {OUTPUT, ""}):
+            raise invalid(f"no output {min(other)!r}: the model has {OUTPUT}")
+        self._check_datatypes(call)
+        deadline_s, priority = self._deadline_s(call), _priority(call)
+        call.parsed_s = now = clock()
+        left_s = None if deadline_s is None else deadline_s - (now - call.arrived_s)
+        if left_s is not None and left_s <= 0:
+            raise Refusal(Reason.DEADLINE, "the deadline passed before the query was read")
+        served = self.served
+        try:
+            ticket = engine.offer(
+                call.inputs, served.policy, left_s, priority=priority, admit=served.admit
+            )
+        except UserError as error:
+            raise invalid(str(error)) from None
+        except TooLate as error:
+            raise Refusal(Reason.OVERLOADED, f"overloaded: {error}") from None
+        except QueueFull as error:
+            raise Refusal(Reason.OVERLOADED, f"overloaded: {error}") from None
+        except EngineClosed:
+            raise Refusal(Reason.UNAVAILABLE, "the server is shutting down") from None
+        self.pending += 1
+        ticket.future.add_done_callback(lambda future: done(ticket, _outcome(future)))
+        return ticket
+
+    def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
+        """Whoever took `done` says so here, in the event loop's thread, once it has answered."""
+        self.pending -= 1
+        self.observed.finished(call, ticket, outcome, clock())
+
+    def refused(self, refusal: Refusal) -> None:
+        """A request that no query came of."""
+        self.observed.refused(refusal)
+
+    def serving(self) -> Engine:
+        """The engine; Refusal unless it takes queries."""
+        if self.state == "starting" or self.engine is None:
+            raise Refusal(Reason.UNAVAILABLE, "the model is being loaded")
+        if self.state == "draining":
+            raise Refusal(Reason.UNAVAILABLE, "the server is shutting down")
+        return self.engine
+
+    def check_model(self, name: str, version: str = "") -> None:
+        if name != self.served.name:
+            raise Refusal(
+                Reason.NOT_FOUND, f"unknown model {name[:80]!r}; served: {self.served.name}"
+            )
+        if version not in ("", VERSION):
+            raise Refusal(Reason.NOT_FOUND, f"{name} has version {VERSION}, not {version[:20]!r}")
+
+    def server_metadata(self) -> dict[str, Any]:
+        from importlib.metadata import version
+
+        return {
+            "name": "deeprecsys",
+            "version": version("deeprecsys"),
+            "extensions": list(EXTENSIONS),
+        }
+
+    def model_metadata(self) -> dict[str, Any]:
+        engine = self.serving()
+        inputs = [
+            {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
+            for spec in self.inputs
+        ]
+        scores = {"name": OUTPUT, "datatype": "FP32", "shape": [-1, engine.model.tasks]}
+        return {
+            "name": self.served.name,
+            "versions": [VERSION],
+            "platform": f"deeprecsys_{engine.runtime.name}",
+            "inputs": inputs,
+            "outputs": [scores],
+        }
+
+    def model_config(self) -> dict[str, Any]:
+        """Triton's form; `parameters` say what the protocol has no words for: each table's rows,
+        which inputs may come with one row for all candidates, the policy and the target."""
+        meta = self.model_metadata()
+        said: dict[str, Any] = {
+            "workers": self.serving().workers,
+            "policy": self.served.policy.to_json(),
+            "sla": str(self.served.sla),
+        }
+        for spec in self.inputs:
+            if spec.rows is not None:
+                said[f"rows.{spec.name}"] = spec.rows
+            if spec.scope == "query":
+                said[f"scope.{spec.name}"] = "query"
+        return {
+            "name": meta["name"],
+            "platform": meta["platform"],
+            "backend": "deeprecsys",
+            "max_batch_size": 0,
+            "input": [
+                {"name": i["name"], "data_type": f"TYPE_{i['datatype']}", "dims": i["shape"]}
+                for i in meta["inputs"]
+            ],
+            "output": [
+                {"name": o["name"], "data_type": f"TYPE_{o['datatype']}", "dims": o["shape"]}
+                for o in meta["outputs"]
+            ],
+            "parameters": {name: {"string_value": str(value)} for name, value in said.items()},
+        }
+
+    def statistics(self) -> dict[str, Any]:
+        executed = sum(self.engine.load().executed) if self.engine else 0
+        about = {"name": self.served.name, "version": VERSION}
+        return {"model_stats": [about | self.observed.statistics(executed)]}
+
+    def index(self) -> list[dict[str, str]]:
+        state = "READY" if self.state == "ready" else "UNAVAILABLE"
+        reason = "" if self.state == "ready" else self.state
+        return [{"name": self.served.name, "version": VERSION, "state": state, "reason": reason}]
+
+    def _check_datatypes(self, call: Call) -> None:
+        for name, datatype in call.datatypes.items():
+            expected = self._datatypes.get(name)
+            if expected is not None and datatype != expected:
+                raise invalid(f"input {name} is {expected}, not {datatype[:20]}")
+
+    def _deadline_s(self, call: Call) -> float | None:
+        """Parameter `timeout`, in microseconds; 0 and none: the server's own."""
+        timeout = call.parameters.get("timeout", 0)
+        if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
+            raise invalid("parameter timeout must be a whole number of microseconds")
+        return timeout / 1e6 if timeout else self.served.deadline_s
+
+
+def _priority(call: Call) -> int:
+    priority = call.parameters.get("priority", 0)
+    if priority == 0 and not isinstance(priority, bool):
+        return _USUAL_PRIORITY
+    if not isinstance(priority, int) or priority not in _PRIORITIES:
+        raise invalid("parameter priority must be 1 (first) to 9 (last), or 0 for none")
+    return priority
+
+
+def _outcome(future: Future[Any]) -> Array | Refusal:
+    try:
+        scores: Array = future.result()
+        return scores
+    except CancelledError:
+        return Refusal(Reason.CANCELLED, "the query was cancelled")
+    except DeadlineExceeded:
+        return Refusal(Reason.DEADLINE, "the deadline passed before the query was finished")
+    except WorkerLost as error:
+        return Refusal(Reason.UNAVAILABLE, f"{error}; it has been replaced: ask again")
+    except EngineClosed:
+        return Refusal(Reason.UNAVAILABLE, "the server is shutting down")
+    except Exception as error:
+        return Refusal(Reason.INTERNAL, f"the model failed: {type(error).__name__}")

@@ -1,0 +1,518 @@
+"""HTTP/1.1: one connection, and the paths of the protocol.
+
+Bodies decide what serving costs, so they are received straight to where tensors are read: the
+kernel writes into one aligned buffer a request, and nobody copies it again. No ASGI server does
+that: for 2.6 MB their best took three times as long (`docs/decisions/0011-serving.md`). httptools
+parses heads and chunked bodies; what it calls invalid is answered with 400 and closed.
+
+Knows the data plane and the wire format; decides nothing about queries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+import numpy as np
+
+from deeprecsys.engine import Ticket
+from deeprecsys.serving import wire
+from deeprecsys.serving.dataplane import VERSION, Call, DataPlane, clock
+from deeprecsys.serving.errors import Reason, Refusal, invalid
+from deeprecsys.serving.tensors import Array, Buffer
+
+_HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
+_ALIGNMENT = 64  # of binary tensors: a cache line, and the widest vector
+# For a next request, its head, more of a body; and after the last answer, for what still comes.
+_WAITING_S, _HEAD_S, _STALLED_S, _LINGER_S = 75.0, 10.0, 30.0, 2.0
+_JSON = (b"content-type", b"application/json")
+_OCTETS = (b"content-type", b"application/octet-stream")
+_PAGE_POLICY = (
+    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    b"img-src 'self' data:; connect-src 'self'"
+)
+_encode = msgspec.json.Encoder().encode
+
+Header = tuple[bytes, bytes]
+Page = Callable[[], tuple[bytes, bytes]]  # content type and body
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """body_bytes of one request; waiting_bytes of the bodies of all that are not answered yet."""
+
+    body_bytes: int = 64 << 20
+    waiting_bytes: int = 1 << 30
+    connections: int = 4096
+
+
+@dataclass(slots=True, eq=False)
+class Site:
+    """What all connections share. pages: path -> what a GET of it answers; key: bearer key."""
+
+    plane: DataPlane
+    limits: Limits = Limits()
+    pages: Mapping[str, Page] = field(default_factory=dict)
+    key: str | None = None
+    connections: set[Connection] = field(default_factory=set)
+    waiting_bytes: int = 0
+    draining: bool = False
+    log: Callable[..., None] = lambda *_, **__: None
+
+    def sweep(self, now_s: float) -> None:
+        """Once a second: ends connections that wait too long for what the client owes."""
+        for connection in list(self.connections):
+            connection.check_time(now_s)
+
+    def drain(self) -> None:
+        """From now on every answer closes its connection."""
+        self.draining = True
+
+    def close_idle(self) -> None:
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+
+@dataclass(slots=True)
+class _Head:
+    """A request's line and headers; names in lower case, the last of equal ones kept."""
+
+    method: str
+    path: str
+    headers: dict[bytes, bytes]
+    keep_alive: bool
+    length: int | None  # None: chunked
+
+    def text(self, name: bytes) -> str:
+        return self.headers.get(name, b"").decode("latin-1").strip().lower()
+
+
+class Connection(asyncio.BufferedProtocol):
+    """Reads a head, then its body, then answers; one request at a time."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.loop = asyncio.get_running_loop()
+        self._scratch = memoryview(bytearray(_HEAD_BYTES))
+        self._filled = 0  # bytes of it that are not yet used
+        self._head: _Head | None = None
+        self._body: memoryview | None = None  # of a length that is known, received in place
+        self._got = 0
+        self._pieces: list[bytes] | None = None  # of a chunked one
+        self._held = 0  # bytes of the body that count as waiting
+        self._busy = False  # a request is being answered
+        self._cancel: Callable[[], None] | None = None
+        self._began_s = self._moved_s = clock()
+        self._ending = False  # answered for the last time; what still comes is thrown away
+        self._gone = False
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
+        self.site.connections.add(self)
+        if len(self.site.connections) > self.site.limits.connections:
+            self._refuse(Refusal(Reason.UNAVAILABLE, "too many connections"), close=True)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._gone = True
+        self.site.connections.discard(self)
+        if self._cancel is not None:
+            self._cancel()
+        self._release()
+
+    def pause_writing(self) -> None:
+        """A client that does not read its answers gets no further ones."""
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self._ending:
+            return self._scratch
+        if self._body is not None and self._got < len(self._body):
+            return self._body[self._got :]
+        return self._scratch[self._filled :]
+
+    def buffer_updated(self, received: int) -> None:
+        self._moved_s = clock()
+        if self._ending:
+            return
+        if self._body is not None and self._got < len(self._body):
+            self._got += received
+            if self._got == len(self._body):
+                self._complete(self._body)
+            return
+        if not self._filled and not self._busy:
+            self._began_s = self._moved_s
+        self._filled += received
+        if self._busy:
+            if self._filled == _HEAD_BYTES:
+                self.transport.pause_reading()
+        else:
+            self._read()
+
+    # Reading.
+
+    def _read(self) -> None:
+        """Goes on with what lies in the scratch buffer."""
+        try:
+            if self._pieces is not None:
+                self._read_chunks()
+            elif self._filled:
+                self._read_head()
+        except Refusal as refusal:
+            self._refuse(refusal, close=True)
+
+    def _read_head(self) -> None:
+        data = bytes(self._scratch[: self._filled])
+        end = data.find(b"\r\n\r\n") + 4
+        if end == 3:
+            if self._filled == _HEAD_BYTES:
+                raise Refusal(Reason.HEAD_TOO_LARGE, f"the head is over {_HEAD_BYTES} bytes")
+            return
+        parser = _Parser()
+        parser.feed(data[:end])
+        head = self._head = parser.head()
+        self._keep(data[end:])
+        self._check(head)
+        if head.headers.get(b"expect", b"").lower() == b"100-continue":
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if head.length is None:
+            self._parser, self._pieces = parser, parser.pieces
+            self._read()
+        elif head.length:
+            self._begin_body(head.length)
+        else:
+            self._complete(b"")
+
+    def _check(self, head: _Head) -> None:
+        """Refuses by the head alone: its body is not even read."""
+        site, length = self.site, head.length or 0
+        if length > site.limits.body_bytes:
+            raise _too_large(site.limits.body_bytes)
+        if length and site.waiting_bytes + length > site.limits.waiting_bytes:
+            raise Refusal(Reason.OVERLOADED, "overloaded: too many bytes wait already")
+        if site.key is not None and not head.path.startswith("/v2/health/"):
+            _check_key(head, site.key)
+
+    def _begin_body(self, length: int) -> None:
+        """A buffer in which the binary tensors behind the JSON head will lie aligned."""
+        assert self._head is not None
+        self._hold(length)
+        ahead = self._head.headers.get(wire.HEAD_LENGTH, b"0")
+        block = np.empty(length + _ALIGNMENT, np.uint8)
+        first = int(ahead) if ahead.isdigit() and len(ahead) < 10 else 0
+        skip = -(block.ctypes.data + first) % _ALIGNMENT
+        self._body = block[skip : skip + length].data
+        got = self._got = min(self._filled, length)
+        self._body[:got] = self._scratch[:got]
+        self._keep(bytes(self._scratch[got : self._filled]))
+        if got == length:
+            self._complete(self._body)
+
+    def _read_chunks(self) -> None:
+        assert self._pieces is not None
+        data, self._filled = bytes(self._scratch[: self._filled]), 0
+        held = sum(map(len, self._pieces))
+        self._parser.feed(data)
+        more = sum(map(len, self._pieces)) - held
+        if held + more > self.site.limits.body_bytes:
+            raise _too_large(self.site.limits.body_bytes)
+        self._hold(more)
+        if self._parser.complete:
+            pieces, self._pieces = self._pieces, None
+            self._complete(b"".join(pieces))
+
+    def _keep(self, rest: bytes) -> None:
+        self._scratch[: len(rest)] = rest
+        self._filled = len(rest)
+
+    def _hold(self, count: int) -> None:
+        self._held += count
+        self.site.waiting_bytes += count
+
+    def _release(self) -> None:
+        self.site.waiting_bytes -= self._held
+        self._held = 0
+
+    # Answering.
+
+    def _complete(self, body: Buffer) -> None:
+        head = self._head
+        assert head is not None
+        self._busy = True
+        try:
+            self._route(head, body)
+        except Refusal as refusal:
+            self.site.plane.refused(refusal)
+            self._refuse(refusal)
+        except Exception as error:  # a fault of ours: said to the log, not to the client
+            self.site.log("fault", error=repr(error), path=head.path[:200])
+            self._refuse(Refusal(Reason.INTERNAL, "internal error"), close=True)
+
+    def _route(self, head: _Head, body: Buffer) -> None:
+        plane, path = self.site.plane, head.path
+        parts = [unquote(part) for part in path.split("?", 1)[0].split("/")[1:]]
+        match head.method, parts:
+            case "POST", ["v2", "models", model, "infer"]:
+                self._infer(head, model, "", body)
+            case "POST", ["v2", "models", model, "versions", version, "infer"]:
+                self._infer(head, model, version, body)
+            case "GET", ["v2", "health", "live"]:
+                self._json(200 if plane.live else 503, {"live": plane.live})
+            case "GET", ["v2", "health", "ready"]:
+                self._json(200 if plane.ready else 503, {"ready": plane.ready})
+            case "GET", ["v2"] | ["v2", ""]:
+                self._json(200, plane.server_metadata())
+            case "GET", ["v2", "models", "stats"]:
+                self._json(200, plane.statistics())
+            case "GET", ["v2", "models", model, *rest]:
+                self._model(model, rest)
+            case "POST", ["v2", "repository", "index"]:
+                self._json(200, plane.index())
+            case "POST", ["v2", "repository", "models", model, "load" | "unload"]:
+                plane.check_model(model)
+                raise Refusal(
+                    Reason.UNSUPPORTED, "this server loads its one model when it starts: restart it"
+                )
+            case "GET" | "HEAD", _ if page := self.site.pages.get("/" + "/".join(parts)):
+                kind, content = page()
+                policy = (b"content-security-policy", _PAGE_POLICY)
+                self._answer(200, [(b"content-type", kind), policy], [content])
+            case method, _ if _exists(parts) or "/" + "/".join(parts) in self.site.pages:
+                raise Refusal(Reason.METHOD, f"{method[:20]} is not what this path takes")
+            case _:
+                raise Refusal(Reason.NOT_FOUND, "no such path")
+
+    def _model(self, model: str, rest: Sequence[str]) -> None:
+        plane, version = self.site.plane, ""
+        if len(rest) > 1 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        plane.check_model(model, version)
+        match rest:
+            case []:
+                self._json(200, plane.model_metadata())
+            case ["ready"]:
+                self._json(200 if plane.ready else 503, {"name": model, "ready": plane.ready})
+            case ["config"]:
+                self._json(200, plane.model_config())
+            case ["stats"]:
+                self._json(200, plane.statistics())
+            case ["infer"]:
+                raise Refusal(Reason.METHOD, "infer takes POST")
+            case _:
+                raise Refusal(Reason.NOT_FOUND, "no such path")
+
+    def _infer(self, head: _Head, model: str, version: str, body: Buffer) -> None:
+        plane = self.site.plane
+        plane.check_model(model, version)
+        plane.serving()
+        encoding = head.text(b"content-encoding")
+        if encoding:
+            body = wire.decompress(body, encoding, self.site.limits.body_bytes)
+        call = wire.parse(model, version, body, _head_length(head))
+        call.arrived_s = self._began_s
+        loop, connection = self.loop, self
+
+        def done(ticket: Ticket, outcome: Array | Refusal) -> None:  # in a worker's thread
+            loop.call_soon_threadsafe(connection._done, head, call, ticket, outcome)
+
+        self._cancel = plane.infer(call, done).cancel
+
+    def _done(self, head: _Head, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
+        self._cancel = None
+        if self._gone:
+            pass
+        elif isinstance(outcome, Refusal):
+            self._refuse(outcome, id=call.id)
+        else:
+            text, data = wire.answer(call, VERSION, outcome)
+            parts: Sequence[Buffer] = [text] if data is None else [text, data]
+            headers = [_JSON]
+            if data is not None:
+                headers = [_OCTETS, (wire.HEAD_LENGTH, b"%d" % len(text))]
+            parts, encoding = wire.compress(parts, head.text(b"accept-encoding"))
+            if encoding:
+                headers.append((b"content-encoding", encoding.encode()))
+            self._answer(200, headers, parts)
+        self.site.plane.finished(call, ticket, outcome)
+
+    def _json(self, status: int, value: Any, headers: Sequence[Header] = ()) -> None:
+        self._answer(status, [_JSON, *headers], [_encode(value)])
+
+    def _refuse(self, refusal: Refusal, *, close: bool = False, id: str = "") -> None:
+        more: list[Header] = []
+        if refusal.reason is Reason.UNAUTHENTICATED:
+            more = [(b"www-authenticate", b'Bearer, Basic realm="deeprecsys"')]
+        if refusal.reason in (Reason.OVERLOADED, Reason.UNAVAILABLE):
+            more = [(b"retry-after", b"1")]
+        if close:
+            self.site.plane.refused(refusal)
+        answer = {"error": refusal.message} | ({"id": id} if id else {})
+        if refusal.reason.status >= 500:
+            self.site.log("refused", status=refusal.reason.status, why=refusal.message, id=id)
+        self._answer(refusal.reason.status, [_JSON, *more], [_encode(answer)], close=close)
+
+    def _answer(
+        self, status: int, headers: list[Header], body: Sequence[Buffer], *, close: bool = False
+    ) -> None:
+        head, self._head, self._body, self._pieces = self._head, None, None, None
+        self._release()
+        if self._gone:
+            return
+        keep = not close and not self.site.draining and head is not None and head.keep_alive
+        lines = [_STATUS[status]]
+        for name, value in headers:
+            lines += [name, b": ", value, b"\r\n"]
+        lines += [b"content-length: ", b"%d" % sum(map(len, body)), b"\r\n"]
+        lines.append(b"\r\n" if keep else b"connection: close\r\n\r\n")
+        if not (head is not None and head.method == "HEAD"):
+            lines += body  # type: ignore[arg-type]
+        self.transport.write(b"".join(lines))
+        if not keep:
+            self._end()
+            return
+        self._busy = False
+        if self._filled:
+            self._began_s = clock()
+            if self._filled == _HEAD_BYTES:
+                self.transport.resume_reading()
+            self.loop.call_soon(self._read)
+
+    def _end(self) -> None:
+        """Says so, and throws away what the client still sends: closed at once, a connection with
+        bytes unread is reset, and the answer with it."""
+        self._ending = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.transport.resume_reading()
+        else:
+            self.transport.close()
+
+    # Time.
+
+    def check_time(self, now_s: float) -> None:
+        if self._ending:
+            if now_s - self._moved_s > _LINGER_S or now_s - self._began_s > _STALLED_S:
+                self.transport.abort()
+        elif self._busy:
+            if self.transport.get_write_buffer_size() and now_s - self._moved_s > _STALLED_S:
+                self.transport.abort()
+        elif self._head is not None:
+            if now_s - self._moved_s > _STALLED_S:
+                self._refuse(Refusal(Reason.SLOW, "the body did not come"), close=True)
+        elif self._filled:
+            if now_s - self._began_s > _HEAD_S:
+                self._refuse(Refusal(Reason.SLOW, "the head did not come"), close=True)
+        elif now_s - self._moved_s > _WAITING_S:
+            self.transport.close()
+
+    def close_if_idle(self) -> None:
+        if not (self._ending or self._busy or self._filled) and self._head is None:
+            self.transport.close()
+
+
+class _Parser:
+    """httptools' callbacks, gathered. Heads are complete when fed; chunked bodies come later."""
+
+    def __init__(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._whole = self._keep_alive = False
+        self.pieces: list[bytes] = []
+        self.complete = False
+
+    def feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            raise invalid("this server speaks HTTP/1.1 only") from None
+        except httptools.HttpParserError as error:
+            raise invalid(f"not a request of HTTP/1.1: {str(error)[:80]}") from None
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self._whole = True
+        self._keep_alive = self._parser.should_keep_alive()
+
+    def on_body(self, data: bytes) -> None:
+        self.pieces.append(data)
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+    def head(self) -> _Head:
+        if not self._whole:
+            raise invalid("not a request of HTTP/1.1: it has no head")
+        headers = self._headers
+        chunked = b"transfer-encoding" in headers
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            raise invalid("Content-Length is not a number")
+        # What follows a chunked body would have to be told apart from it: such a connection ends.
+        return _Head(
+            method=self._parser.get_method().decode("latin-1"),
+            path=self._url.decode("latin-1"),
+            headers=headers,
+            keep_alive=self._keep_alive and not chunked,
+            length=None if chunked else int(length),
+        )
+
+
+def _head_length(head: _Head) -> int | None:
+    text = head.headers.get(wire.HEAD_LENGTH)
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 15:
+        raise invalid("Inference-Header-Content-Length is not a number")
+    return int(text)
+
+
+def _check_key(head: _Head, key: str) -> None:
+    """`Bearer KEY`; or `Basic`, any name and the key as password, which browsers can ask for."""
+    kind, _, given = head.headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"basic":
+        try:
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except ValueError:
+            given = b""
+    elif kind.lower() != b"bearer":
+        given = b""
+    if not hmac.compare_digest(given.strip(), key.encode()):
+        raise Refusal(Reason.UNAUTHENTICATED, "a key is needed: Authorization: Bearer KEY")
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(Reason.TOO_LARGE, f"the body is over {limit} bytes")
+
+
+def _exists(parts: Sequence[str]) -> bool:
+    """Is there such a path of the protocol, whatever the method?"""
+    match parts:
+        case ["v2"] | ["v2", "health", "live" | "ready"] | ["v2", "models", *_]:
+            return True
+        case ["v2", "repository", *_]:
+            return True
+    return False
+
+
+_STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_STATUS[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
+
+__all__ = ["Connection", "Limits", "Site"]

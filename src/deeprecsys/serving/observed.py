@@ -1,0 +1,292 @@
+"""What a server saw: counts, histograms and the last minutes, for metrics, statistics and page.
+
+All from one thread, the event loop's, so plain integers do. Told what happened; knows no engine,
+no clock (times are handed in, on `dataplane.clock`) and no protocol.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deeprecsys.serving.errors import Reason, Refusal
+from deeprecsys.serving.tensors import Array
+
+if TYPE_CHECKING:
+    from deeprecsys.engine import Ticket
+    from deeprecsys.serving.dataplane import Call
+
+# Seconds: dense from 1 to 500 ms, where targets lie.
+EDGES_S = tuple(
+    ms / 1e3
+    for ms in (
+        0.5, 1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12.5, 15, 20, 25, 30, 35, 40, 50, 60, 80, 100, 125, 150,
+        200, 250, 300, 400, 500, 750, 1000, 2000, 5000,
+    )
+)  # fmt: skip
+# First sizes of the classes of queries; production queries have a median near 130.
+SIZE_CLASSES = (0, 64, 128, 256, 512)
+STAGES = ("receive", "queue", "compute", "send")
+_SHED = (Reason.OVERLOADED, Reason.UNAVAILABLE)
+HISTORY_S, RECENT_S, SIZES_S = 300, 10, 60
+_MOST_RECENT = 50_000
+
+
+class Histogram:
+    """Counts by `EDGES_S` (and beyond), and their sum."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts, self.sum_s = [0] * (len(EDGES_S) + 1), 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(EDGES_S, seconds)] += 1
+        self.sum_s += seconds
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+    def quantile_s(self, q: float, since: Sequence[int] | None = None) -> float | None:
+        """Upper edge of the bucket with the quantile; None without values."""
+        counts = self.counts if since is None else [a - b for a, b in zip(self.counts, since)]  # noqa: B905
+        wanted, seen = q * sum(counts), 0
+        for count, edge in zip(counts, (*EDGES_S, EDGES_S[-1]), strict=True):
+            seen += count
+            if seen and seen >= wanted:
+                return edge
+        return None
+
+
+class Observed:
+    """Since the server began. `tick` once a second keeps the last minutes."""
+
+    def __init__(self) -> None:
+        self.workers = 0
+        self.started_s = time.perf_counter()
+        self.answered = self.items = self.taken = 0
+        self.last_inference_ms = 0
+        self.failures: dict[Reason, int] = dict.fromkeys(Reason, 0)
+        self.stages = {name: Histogram() for name in STAGES}
+        self.by_size = [Histogram() for _ in SIZE_CLASSES]
+        self.fail_s = 0.0
+        # (finish, latency, size) of the answered, for exact percentiles of the last minute.
+        self._recent: deque[tuple[float, float, int]] = deque(maxlen=_MOST_RECENT)
+        self._ticks: deque[_Tick] = deque(maxlen=HISTORY_S + RECENT_S)
+
+    def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) -> None:
+        self.taken += 1
+        if isinstance(outcome, Refusal):
+            self.failures[outcome.reason] += 1
+            self.fail_s += now_s - call.arrived_s
+            return
+        size, took_s = len(outcome), now_s - call.arrived_s
+        self.answered += 1
+        self.items += size
+        self.last_inference_ms = int(time.time() * 1e3)
+        stages = self.stages
+        stages["receive"].add(call.parsed_s - call.arrived_s)
+        stages["queue"].add(ticket.start_s - call.parsed_s)
+        stages["compute"].add(ticket.finish_s - ticket.start_s)
+        stages["send"].add(now_s - ticket.finish_s)
+        self.by_size[size_class(size)].add(took_s)
+        self._recent.append((now_s, took_s, size))
+
+    def refused(self, refusal: Refusal) -> None:
+        self.failures[refusal.reason] += 1
+
+    @property
+    def queries(self) -> int:
+        """Inference requests of any outcome."""
+        return self.answered + sum(self.failures.values())
+
+    @property
+    def shed(self) -> int:
+        return sum(self.failures[reason] for reason in _SHED)
+
+    def tick(self, now_s: float, queued_items: int, busy_s: Sequence[float]) -> None:
+        """Once a second: what the page shows over time."""
+        cut = now_s - SIZES_S
+        while self._recent and self._recent[0][0] < cut:
+            self._recent.popleft()
+        latest = [took for at, took, _ in self._recent if at >= now_s - 1.0]
+        self._ticks.append(
+            _Tick(
+                at_s=now_s,
+                queries=self.queries,
+                answered=self.answered,
+                items=self.items,
+                shed=self.shed,
+                expired=self.failures[Reason.DEADLINE],
+                failed=self.failures[Reason.INTERNAL],
+                queued_items=queued_items,
+                busy_s=tuple(busy_s),
+                latency_s=_percentiles(latest),
+            )
+        )
+
+    def statistics(self, executed: int) -> dict[str, Any]:
+        """The protocol's; `executed` requests ran on the workers."""
+
+        def durations(histogram: Histogram) -> dict[str, int]:
+            return {"count": histogram.count, "ns": int(histogram.sum_s * 1e9)}
+
+        stages = {name: durations(histogram) for name, histogram in self.stages.items()}
+        success_s = sum(histogram.sum_s for histogram in self.by_size)
+        failed = sum(self.failures.values())
+        nothing = {"count": 0, "ns": 0}
+        return {
+            "last_inference": self.last_inference_ms,
+            "inference_count": self.items,
+            "execution_count": executed,
+            "inference_stats": {
+                "success": {"count": self.answered, "ns": int(success_s * 1e9)},
+                "fail": {"count": failed, "ns": int(self.fail_s * 1e9)},
+                "queue": stages["queue"],
+                "compute_input": stages["receive"],
+                "compute_infer": stages["compute"],
+                "compute_output": stages["send"],
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": [],
+        }
+
+    def live(self, now_s: float) -> dict[str, Any]:
+        """The part of the live page's data that comes from here."""
+        ticks = list(self._ticks)
+        shown = ticks[-HISTORY_S:]
+        first = max(len(ticks) - RECENT_S - 1, 0)
+        recent = ticks[first:]
+        in_recent = [took for at, took, _ in self._recent if at >= now_s - RECENT_S]
+        p50, p95, p99 = _percentiles(in_recent)
+        rates = _rates(recent[0], recent[-1]) if len(recent) > 1 else {}
+        busy = _busy(recent[0], recent[-1]) if len(recent) > 1 else [0.0] * self.workers
+        pairs = [_rates(a, b) for a, b in pairwise(ticks)][-len(shown) :]
+        pairs = [{}] * (len(shown) - len(pairs)) + pairs
+        shares = [_busy(a, b) for a, b in pairwise(ticks)][-len(shown) :]
+        shares = [[]] * (len(shown) - len(shares)) + shares
+        return {
+            "now": {
+                **{name: rates.get(name, 0.0) for name in _RATES},
+                "p50_s": p50,
+                "p95_s": p95,
+                "p99_s": p99,
+                "busy_share": float(np.mean(busy)) if busy else 0.0,
+            },
+            "totals": {
+                "queries": self.queries,
+                "answered": self.answered,
+                "shed": self.shed,
+                "expired": self.failures[Reason.DEADLINE],
+                "failed": self.failures[Reason.INTERNAL],
+                "cancelled": self.failures[Reason.CANCELLED],
+                "invalid": self.failures[Reason.INVALID] + self.failures[Reason.TOO_LARGE],
+            },
+            "history": {
+                "time_s": [round(t.at_s - self.started_s, 1) for t in shown],
+                **{
+                    name: [pair.get(name) for pair in pairs]
+                    for name in ("rate_qps", "answered_qps", "shed_per_s")
+                },
+                **{
+                    name: [t.latency_s[i] for t in shown]
+                    for i, name in enumerate(("p50_s", "p95_s", "p99_s"))
+                },
+                "queued_items": [t.queued_items for t in shown],
+                "busy_share": [float(np.mean(share)) if share else None for share in shares],
+            },
+            "workers_busy": busy,
+            "sizes": self._sizes(),
+            "stages": {
+                name: {"p50_s": histogram.quantile_s(0.5), "p95_s": histogram.quantile_s(0.95)}
+                for name, histogram in self.stages.items()
+            },
+        }
+
+    def _sizes(self) -> list[dict[str, Any]]:
+        classes: list[list[float]] = [[] for _ in SIZE_CLASSES]
+        for _, took_s, size in self._recent:
+            classes[size_class(size)].append(took_s)
+        rows = []
+        for number, latencies in enumerate(classes):
+            if latencies:
+                p50, p95, _ = _percentiles(latencies)
+                last = number + 1 == len(SIZE_CLASSES)
+                hi = None if last else SIZE_CLASSES[number + 1] - 1
+                rows.append(
+                    {"lo": SIZE_CLASSES[number], "hi": hi, "queries": len(latencies),
+                     "p50_s": p50, "p95_s": p95}
+                )  # fmt: skip
+        return rows
+
+
+_RATES = ("rate_qps", "answered_qps", "items_per_s", "shed_per_s", "expired_per_s", "failed_per_s")
+
+
+class _Tick:
+    """The counts at the end of one second."""
+
+    __slots__ = (
+        "answered", "at_s", "busy_s", "expired", "failed", "items", "latency_s", "queries",
+        "queued_items", "shed",
+    )  # fmt: skip
+    answered: int
+    at_s: float
+    busy_s: tuple[float, ...]
+    expired: int
+    failed: int
+    items: int
+    latency_s: tuple[float | None, float | None, float | None]
+    queries: int
+    queued_items: int
+    shed: int
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def size_class(size: int) -> int:
+    return bisect_left(SIZE_CLASSES, size + 1) - 1
+
+
+def size_label(number: int) -> str:
+    """ "64-127", "512+": the name of a class of query sizes."""
+    lo = SIZE_CLASSES[number]
+    return f"{lo}-{SIZE_CLASSES[number + 1] - 1}" if number + 1 < len(SIZE_CLASSES) else f"{lo}+"
+
+
+def _rates(a: _Tick, b: _Tick) -> dict[str, float]:
+    seconds = max(b.at_s - a.at_s, 1e-9)
+    fields = ("queries", "answered", "items", "shed", "expired", "failed")
+    return {
+        name: (getattr(b, f) - getattr(a, f)) / seconds
+        for name, f in zip(_RATES, fields, strict=True)
+    }
+
+
+def _busy(a: _Tick, b: _Tick) -> list[float]:
+    """Share of the time, by worker; a request counts when it ends, so it is cut at 1."""
+    seconds = max(b.at_s - a.at_s, 1e-9)
+    return [min(1.0, (y - x) / seconds) for x, y in zip(a.busy_s, b.busy_s, strict=True)]
+
+
+def _percentiles(latencies: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """p50, p95, p99 as order statistics of rank ceil(p n / 100)."""
+    if not latencies:
+        return None, None, None
+    ordered = sorted(latencies)
+    n = len(ordered)
+    p50, p95, p99 = (ordered[-(-p * n // 100) - 1] for p in (50, 95, 99))
+    return p50, p95, p99
+
+
+__all__ = ["EDGES_S", "SIZE_CLASSES", "Histogram", "Observed", "size_label"]

@@ -1,0 +1,295 @@
+"""A server's life: probes answer while the model loads, then it is warm and ready, then it drains.
+
+Composes engine, data plane and adapters on one event loop. Knows no protocol. The command line
+and the tests start it; `Server.run` returns when it was asked to end and has answered all it took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from deeprecsys.core import Policy, UserError
+from deeprecsys.engine import Engine
+from deeprecsys.serving import http_adapter, metrics
+from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
+from deeprecsys.serving.http_adapter import Connection, Limits, Site
+
+_encode = msgspec.json.Encoder().encode
+# After SIGTERM, clients on kept connections are answered 503 for so long before these are closed.
+GRACE_S = 1.0
+DRAIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen; a port of 0 takes a free one, None leaves the protocol out."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 8000
+    grpc_port: int | None = 8001
+    certificate: str | None = None  # PEM files
+    private_key: str | None = None
+    key: str | None = None  # that clients must bring
+
+
+class Server:
+    """`open_engine` loads the model and enters an engine, in a thread of its own.
+
+    After `started` is set the ports are known; after `ready`, queries are taken (or `failure` says
+    why not). `stop` may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        served: Served,
+        open_engine: Callable[[], Engine],
+        address: Address | None = None,
+        limits: Limits | None = None,
+        log: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
+        self.served, self.open_engine, self.log = served, open_engine, log
+        self.address, self.limits = address or Address(), limits or Limits()
+        self.plane = DataPlane(served)
+        self.http_port = 0
+        self.grpc_port: int | None = None
+        self.started, self.ready = threading.Event(), threading.Event()
+        self.failure: BaseException | None = None
+        self._stop: asyncio.Event | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self) -> None:
+        """Serves until `stop`, SIGTERM or Ctrl-C. Raises what kept it from starting."""
+        runner = _runner()
+        try:
+            runner.run(self._serve())
+        finally:
+            runner.close()
+            self.started.set()
+            self.ready.set()
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self) -> None:
+        if self._loop is not None and self._stop is not None:
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    async def _serve(self) -> None:
+        loop = self._loop = asyncio.get_running_loop()
+        stop = self._stop = asyncio.Event()
+        _catch_signals(loop, stop)
+        site = Site(self.plane, self.limits, self._pages(), self.address.key, log=self.log)
+        listener = await self._listen(site)
+        grpc_server = await self._listen_grpc()
+        self.log("listening", http_port=self.http_port, grpc_port=self.grpc_port)
+        self.started.set()
+        ticking = loop.create_task(self._tick(site))
+        opening = loop.create_task(self._opened(stop))
+        await stop.wait()
+        await self._drain(site, listener, grpc_server)
+        ticking.cancel()
+        await opening  # also where it was asked to end meanwhile: there is no half an engine
+        if self.plane.engine is not None:
+            await loop.run_in_executor(None, self.plane.engine.close)
+        self.log("ended", **self.totals())
+
+    async def _opened(self, stop: asyncio.Event) -> None:
+        try:
+            engine = await asyncio.get_running_loop().run_in_executor(None, self._open)
+        except Exception as error:
+            self.failure = error
+            stop.set()
+            return
+        self.plane.open(engine)
+        if stop.is_set():
+            self.plane.state = "draining"
+            return
+        self.log("ready", model=self.served.name, policy=str(self.served.policy))
+        self.ready.set()
+
+    def _open(self) -> Engine:
+        engine = self.open_engine()
+        warm_up(engine, self.served.policy)
+        return engine
+
+    async def _listen(self, site: Site) -> asyncio.Server:
+        address, loop = self.address, asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(
+                lambda: Connection(site),
+                address.host,
+                address.http_port,
+                ssl=_tls(address),
+                backlog=1024,
+            )
+        except OSError as error:
+            raise _cannot_listen(address.host, address.http_port, "--http-port") from error
+        self.http_port = server.sockets[0].getsockname()[1]
+        return server
+
+    async def _listen_grpc(self) -> Any:
+        address = self.address
+        if address.grpc_port is None:
+            return None
+        import grpc
+
+        from deeprecsys.serving import grpc_adapter
+
+        credentials = None
+        if address.certificate and address.private_key:
+            pair = Path(address.private_key).read_bytes(), Path(address.certificate).read_bytes()
+            credentials = grpc.ssl_server_credentials([pair])
+        try:
+            server, self.grpc_port = await grpc_adapter.start(
+                self.plane,
+                f"{address.host}:{address.grpc_port}",
+                self.limits.body_bytes,
+                address.key,
+                credentials,
+            )
+        except OSError as error:
+            raise _cannot_listen(address.host, address.grpc_port, "--grpc-port") from error
+        return server
+
+    async def _tick(self, site: Site) -> None:
+        """Once a second: time-outs, hung workers, the page's history."""
+        while True:
+            await asyncio.sleep(1.0)
+            now_s, engine = clock(), self.plane.engine
+            site.sweep(now_s)
+            if engine is not None:
+                if engine.replace_hung(self.served.longest_s):
+                    self.log("worker replaced", why=engine.load().lost_workers[-1])
+                load = engine.load()
+                self.plane.observed.tick(now_s, load.queued_items, load.busy_s)
+
+    async def _drain(self, site: Site, listener: asyncio.Server, grpc_server: Any) -> None:
+        """Takes no more, finishes what it has; clients on kept connections are told."""
+        self.plane.state = "draining"
+        self.log("draining", pending=self.plane.pending)
+        listener.close()
+        site.drain()
+        until = clock() + DRAIN_S
+        stopping = None
+        if grpc_server is not None:
+            stopping = asyncio.get_running_loop().create_task(grpc_server.stop(DRAIN_S))
+        await asyncio.sleep(min(GRACE_S, DRAIN_S) if site.connections else 0)
+        while (site.connections or self.plane.pending) and clock() < until:
+            site.close_idle()
+            await asyncio.sleep(0.02)
+        if stopping is not None:
+            await stopping
+
+    def totals(self) -> dict[str, Any]:
+        seen = self.plane.observed
+        reasons = {reason.name.lower(): n for reason, n in seen.failures.items() if n}
+        return {"answered": seen.answered, "items": seen.items, **reasons}
+
+    def live(self) -> dict[str, Any]:
+        """What the live page shows."""
+        plane, served = self.plane, self.served
+        engine = plane.engine
+        load = engine.load() if engine else None
+        from deeprecsys.engine.topology import machine
+
+        said = plane.observed.live(clock())
+        said["now"] |= {
+            "queued_items": load.queued_items if load else 0,
+            "queued_queries": load.open_queries if load else 0,
+            "in_flight": plane.pending,
+        }
+        about = machine()
+        return {
+            "model": served.name,
+            "version": VERSION,
+            "state": plane.state,
+            "started": time.strftime(
+                "%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - self._uptime_s())
+            ),
+            "uptime_s": self._uptime_s(),
+            "sla": {"percentile": served.sla.percentile, "latency_s": served.sla.latency_s},
+            "policy": served.policy.to_dict(),
+            "policy_text": str(served.policy),
+            "runtime": engine.runtime.name if engine else None,
+            "workers": engine.workers if engine else None,
+            "machine": {"cpu": about.get("cpu"), "cores": about.get("cores")},
+            **said,
+        }
+
+    def _uptime_s(self) -> float:
+        return clock() - self.plane.observed.started_s
+
+    def _pages(self) -> dict[str, http_adapter.Page]:
+        from deeprecsys.serving import page
+
+        return {
+            "/": lambda: (b"text/html; charset=utf-8", page.live_page()),
+            "/plotly.min.js": lambda: (b"text/javascript; charset=utf-8", page.plotly_js()),
+            "/live.json": lambda: (b"application/json", _encode(self.live())),
+            "/metrics": lambda: (metrics.CONTENT_TYPE.encode(), metrics.exposition(self.plane)),
+        }
+
+
+def warm_up(engine: Engine, policy: Policy, largest: int = 1024) -> None:
+    """A query of every size that cuts differently, so that none of a client's is the first."""
+    sizes = {1 << k for k in range(largest.bit_length())} | {policy.batch_size, largest}
+    rng = np.random.default_rng(0)
+    for size in sorted(sizes):
+        inputs = engine.model.example(size, rng)
+        for future in [engine.submit(inputs, policy) for _ in range(engine.workers)]:
+            future.result()
+
+
+def json_log(name: str = "deeprecsys.serving") -> Callable[..., None]:
+    """One JSON object a line, to the logger of that name."""
+    logger = logging.getLogger(name)
+
+    def log(event: str, **about: Any) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        logger.info(_encode({"time": stamp, "event": event, **about}).decode())
+
+    return log
+
+
+def _runner() -> asyncio.Runner:
+    """On uvloop where it is installed: half the cost of a small request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.Runner()
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def _catch_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+
+
+def _tls(address: Address) -> ssl.SSLContext | None:
+    if address.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(address.certificate, address.private_key)
+    except (OSError, ssl.SSLError) as error:
+        raise UserError(f"cannot use the certificate {address.certificate}: {error}") from error
+    return context
+
+
+def _cannot_listen(host: str, port: int, option: str) -> UserError:
+    return UserError(f"cannot listen at {host}:{port}: it is taken; choose another {option}")
+
+
+__all__ = ["Address", "Server", "json_log", "warm_up"]

@@ -1,0 +1,188 @@
+"""The HTTP form of an inference request and of its answer: a JSON head, then binary tensors.
+
+Pure: bytes to values and back. Binary tensors are views of the body, which is read to where they
+are aligned (`http_adapter`). Refuses, with one line, whatever disagrees with itself.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from deeprecsys.serving import tensors
+from deeprecsys.serving.dataplane import Call
+from deeprecsys.serving.errors import Reason, Refusal, invalid
+from deeprecsys.serving.tensors import Array, Buffer
+
+HEAD_LENGTH = b"inference-header-content-length"
+_UNSUPPORTED = ("shared_memory_region", "classification")
+_LEAST_COMPRESSED = 1024  # below, it costs more than it saves
+
+
+class _Input(msgspec.Struct):
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: msgspec.Raw = msgspec.Raw()
+
+
+class _Output(msgspec.Struct):
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class _Request(msgspec.Struct):
+    inputs: list[_Input]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[_Output] | None = None
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+_encode = msgspec.json.Encoder().encode
+
+
+def parse(model: str, version: str, body: Buffer, head_bytes: int | None) -> Call:
+    """The call that a body makes; `head_bytes` of it are JSON (None: all)."""
+    view = memoryview(body)
+    if head_bytes is not None and not 0 <= head_bytes <= len(view):
+        raise invalid(
+            f"Inference-Header-Content-Length is {head_bytes}, the body has {len(view)} bytes"
+        )
+    head = view if head_bytes is None else view[:head_bytes]
+    try:
+        request = _decode(head)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise invalid(f"the request is not what the protocol asks for: {_said(error)}") from None
+    at = len(head)
+    inputs: dict[str, Array] = {}
+    for item in request.inputs:
+        name, size = item.name, item.parameters.get("binary_data_size")
+        _refuse_unsupported(item.parameters)
+        if name in inputs:
+            raise invalid(f"input {name} is given twice")
+        if size is None:
+            if not item.data:
+                raise invalid(f"input {name} has neither data nor parameters.binary_data_size")
+            inputs[name] = tensors.from_json(name, item.datatype, item.shape, item.data)
+            continue
+        if not isinstance(size, int) or not 0 <= size <= len(view) - at:
+            raise invalid(f"input {name}: binary_data_size {size}, {len(view) - at} bytes are left")
+        inputs[name] = tensors.from_bytes(name, item.datatype, item.shape, view[at : at + size])
+        at += size
+    if at != len(view):
+        raise invalid(f"the body has {len(view) - at} bytes that belong to no input")
+    return Call(
+        model=model,
+        version=version,
+        id=request.id,
+        inputs=inputs,
+        datatypes={item.name: item.datatype for item in request.inputs},
+        outputs=_outputs(request),
+        parameters=request.parameters,
+    )
+
+
+def _outputs(request: _Request) -> dict[str, bool] | None:
+    """Each output that was asked for, and whether as binary data; None: all."""
+    usual = _flag(request.parameters, "binary_data_output", False)
+    if not request.outputs:
+        return {"": True} if usual else None
+    for output in request.outputs:
+        _refuse_unsupported(output.parameters)
+    return {o.name: _flag(o.parameters, "binary_data", usual) for o in request.outputs}
+
+
+def answer(call: Call, version: str, scores: Array) -> tuple[bytes, Buffer | None]:
+    """The JSON head of the answer, and the binary scores behind it (None: they are in it)."""
+    wanted = call.outputs or {}
+    binary = wanted.get("scores", wanted.get("", False))
+    output: dict[str, Any] = {"name": "scores", "datatype": "FP32", "shape": scores.shape}
+    data: Buffer | None = None
+    if binary:
+        data = tensors.to_bytes(scores, "FP32")
+        output["parameters"] = {"binary_data_size": len(data)}
+    else:
+        output["data"] = scores.reshape(-1).tolist()
+    head: dict[str, Any] = {"model_name": call.model, "model_version": version}
+    if call.id:
+        head["id"] = call.id
+    return _encode({**head, "outputs": [output]}), data
+
+
+def request(
+    inputs: dict[str, Array], *, binary: bool = True, **more: Any
+) -> tuple[bytes, list[Buffer]]:
+    """The other direction, for clients: the JSON head, and the binary tensors behind it."""
+    listed: list[dict[str, Any]] = []
+    data: list[Buffer] = []
+    for name, array in inputs.items():
+        datatype = tensors.datatype_of(array)
+        item: dict[str, Any] = {"name": name, "shape": array.shape, "datatype": datatype}
+        if binary:
+            data.append(tensors.to_bytes(array, datatype))
+            item["parameters"] = {"binary_data_size": len(data[-1])}
+        else:
+            item["data"] = tensors.to_json(array)
+        listed.append(item)
+    return _encode({**more, "inputs": listed}), data
+
+
+def decompress(body: Buffer, encoding: str, limit: int) -> Buffer:
+    """The body as it was; 413 beyond `limit` bytes, so that little cannot become too much."""
+    if encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise invalid(f"content encoding {encoding[:20]!r}: identity, gzip or deflate")
+    zipped = bytes(body)
+    for bits in (47, -15) if encoding == "deflate" else (31,):  # zlib's header, or none
+        stream = zlib.decompressobj(bits)
+        try:
+            plain = stream.decompress(zipped, limit + 1)
+        except zlib.error:
+            continue
+        if len(plain) > limit:
+            raise Refusal(Reason.TOO_LARGE, f"the body is over {limit} bytes once decompressed")
+        if not stream.eof:
+            raise invalid("the compressed body is cut off")
+        return plain
+    raise invalid(f"the body is not {encoding}")
+
+
+def compress(parts: Sequence[Buffer], accepted: str) -> tuple[Sequence[Buffer], str]:
+    """The parts of a body as one, in an encoding that is accepted; "" where left as it is."""
+    if not accepted or sum(map(len, parts)) < _LEAST_COMPRESSED:
+        return parts, ""
+    offered = {}
+    for text in accepted.lower().split(","):
+        name, _, quality = text.partition(";")
+        offered[name.strip()] = quality.replace(" ", "") not in ("q=0", "q=0.0", "q=0.000")
+    for name, bits in (("gzip", 31), ("deflate", 15)):
+        if offered.get(name):
+            stream = zlib.compressobj(1, wbits=bits)
+            return [b"".join([*map(stream.compress, parts), stream.flush()])], name
+    return parts, ""
+
+
+def _refuse_unsupported(parameters: dict[str, Any]) -> None:
+    for name in _UNSUPPORTED:
+        if parameters.get(name):
+            raise invalid(f"parameter {name} is not supported: send and take the data themselves")
+
+
+def _flag(parameters: dict[str, Any], name: str, usual: bool) -> bool:
+    value = parameters.get(name, usual)
+    if not isinstance(value, bool):
+        raise invalid(f"parameter {name} must be true or false")
+    return value
+
+
+def _said(error: Exception) -> str:
+    return "too deeply nested" if isinstance(error, RecursionError) else str(error)[:200]
+
+
+__all__ = ["HEAD_LENGTH", "answer", "compress", "decompress", "parse", "request"]
