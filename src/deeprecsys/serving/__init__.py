@@ -1,0 +1,1 @@
+"""Serving: the KServe v2 server and its client."""
