@@ -1,15 +1,20 @@
 """Would a query finish within its deadline? The pure rule by which a server turns queries away.
 
-Knows no clock, no threads and no queue: it is told how many items are ahead, how long requests
-took, and what became of its predictions. A query that would be late costs as much as one that is
-in time; turned away at once, it costs nothing, and its client can ask elsewhere.
+Knows no clock, no threads and no queue: it is told how much work is ahead, how long requests took,
+and what became of its predictions. A query that would be late costs as much as one that is in
+time; turned away at once, it costs nothing, and its client can ask elsewhere.
 """
 
 from __future__ import annotations
 
-from deeprecsys.core import Policy, UserError
+from collections.abc import Callable
+from typing import Any
 
-# Of the measured seconds an item, how much the latest request counts.
+import numpy as np
+
+from deeprecsys.core import FloatArray, Policy, UserError
+
+# Of the pace, how much the latest request counts.
 _NEW = 0.05
 # The share of admitted queries that shall be in time: above any target's usual percentile.
 IN_TIME = 0.97
@@ -22,29 +27,45 @@ _MATTERS = 0.3
 class Admission:
     """Predicts when a query would finish; learns the pace of requests and its own errors.
 
-    item_s: seconds of an item in a request of a usual size, one worker, to begin with.
+    service_s: seconds of a request by its items, one worker, as measured beforehand.
     Not thread-safe; its owner holds a lock.
     """
 
-    def __init__(self, workers: int, item_s: float) -> None:
-        if workers < 1 or not item_s > 0:
-            raise UserError("admission needs workers and a positive time an item")
-        self.workers, self.item_s = workers, item_s
-        # Of the latencies as shares of their predictions, the quantile `IN_TIME`.
-        self.factor = 1.2
+    def __init__(self, workers: int, service_s: Callable[[FloatArray], FloatArray]) -> None:
+        if workers < 1:
+            raise UserError("admission needs workers")
+        self.workers = workers
+        self._service_s = service_s
+        self._tables: dict[int, list[float]] = {}
+        self.pace = 1.0  # how long requests take, over what was measured beforehand
+        self.factor = 1.2  # of the latencies over their predictions, the quantile `IN_TIME`
 
-    def predict_s(self, ahead_items: int, size: int, policy: Policy) -> float:
-        """Seconds until a query of `size` would finish, `ahead_items` being before it."""
-        batch = policy.batch_size
-        rounds = -(-size // (batch * self.workers))  # of requests side by side
-        own = min(size, rounds * batch)
-        return self.factor * self.item_s * (ahead_items / self.workers + own)
+    def request_s(self, items: int, most: int) -> float:
+        """As measured, of a request of so many items, by a policy whose requests hold `most`."""
+        table = self._tables.get(most)
+        if table is None:
+            seconds: Any = self._service_s(np.arange(1.0, most + 1))
+            table = self._tables[most] = [0.0, *np.maximum(seconds, 1e-9).tolist()]
+        if items <= most:
+            return table[items]
+        return table[most] * items / most
 
-    def executed(self, items: int, seconds: float) -> None:
-        """A request of so many items took so long. Weighed by items: large requests are most of
-        what a query waits for."""
-        weight = _NEW * min(1.0, items / 64)
-        self.item_s += weight * (seconds / items - self.item_s)
+    def work_s(self, size: int, policy: Policy) -> float:
+        """Worker seconds of a query, as measured."""
+        batch = policy.most_items if policy.adaptive else policy.batch_size
+        full, rest = divmod(size, batch)
+        return full * self.request_s(batch, batch) + self.request_s(rest, batch)
+
+    def predict_s(self, ahead_s: float, size: int, policy: Policy) -> float:
+        """Seconds until a query of `size` would finish, so much work being before it."""
+        batch = policy.most_items if policy.adaptive else policy.batch_size
+        one_s = self.request_s(min(size, batch), batch)
+        own_s = max(one_s, self.work_s(size, policy) / self.workers)
+        return self.factor * self.pace * (ahead_s / self.workers + own_s)
+
+    def executed(self, expected_s: float, seconds: float) -> None:
+        """A request that was expected to take so long took `seconds`."""
+        self.pace += _NEW * (min(seconds / expected_s, 20.0) - self.pace)
 
     def finished(self, predicted_s: float, took_s: float, deadline_s: float) -> None:
         """An admitted query's prediction, and what it took (or how long until it expired).

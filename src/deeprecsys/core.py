@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import IntEnum
 from pathlib import Path
@@ -158,6 +158,26 @@ class InputSpec:
     @property
     def bytes_per_row(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
+
+
+def slice_inputs(specs: Sequence[InputSpec], inputs: Inputs, lo: int, hi: int) -> Inputs:
+    """Views of candidates lo .. hi - 1; what all of them share, in one row, stays whole."""
+    return {
+        spec.name: inputs[spec.name]
+        if spec.scope == "query" and len(inputs[spec.name]) == 1
+        else inputs[spec.name][lo:hi]
+        for spec in specs
+    }
+
+
+def repeat_inputs(specs: Sequence[InputSpec], inputs: Inputs, n: int) -> Inputs:
+    """The same n candidates with a row each of every input; copies of what they shared."""
+    return {
+        spec.name: np.repeat(inputs[spec.name], n, axis=0)
+        if spec.scope == "query" and len(inputs[spec.name]) == 1
+        else inputs[spec.name]
+        for spec in specs
+    }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -449,6 +469,8 @@ __all__ = [
     "Work",
     "for_json",
     "load_columns",
+    "repeat_inputs",
     "replace",
     "save_columns",
+    "slice_inputs",
 ]

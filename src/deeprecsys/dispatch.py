@@ -31,13 +31,22 @@ class QueueFull(RuntimeError):
 class _Query:
     """What the dispatcher remembers of one query it has not finished."""
 
-    __slots__ = ("accelerator", "dropped", "id", "left", "next", "policy", "priority", "size")
+    __slots__ = (
+        "accelerator", "dropped", "id", "item_cost", "left", "next", "policy", "priority", "size",
+    )  # fmt: skip
 
     def __init__(
-        self, id: int, size: int, policy: Policy, accelerator: int | None, priority: int
+        self,
+        id: int,
+        size: int,
+        policy: Policy,
+        accelerator: int | None,
+        priority: int,
+        item_cost: float,
     ) -> None:
         self.id = id
         self.priority = priority
+        self.item_cost = item_cost
         self.size = size
         self.policy = policy
         self.accelerator = accelerator
@@ -67,15 +76,16 @@ def offloads(policy: Policy, size: int) -> bool:
 class Dispatcher:
     """Queue and splitting rule of one machine. Not thread-safe: its owner holds a lock.
 
-    queued_items wait for the cores, open_items wait or are executed by them; offloaded_items
-    [accelerators] wait for, or execute on, each accelerator.
+    queued_items wait for the cores; offloaded_items [accelerators] wait for, or execute on, each
+    accelerator.
     """
 
     def __init__(self, max_queued_items: int | None = None, accelerators: int = 0) -> None:
         if max_queued_items is not None and max_queued_items < 1:
             raise UserError(f"the bound on queued items must be positive, not {max_queued_items}")
         self.max_queued_items = max_queued_items
-        self.queued_items = self.open_items = 0
+        self.queued_items = 0
+        self._open_cost = 0.0  # of the items that wait for the cores or are executed by them
         self.offloaded_items = [0] * accelerators
         # By priority, in its order; nearly always there is one.
         self._waiting: dict[int, deque[_Query]] = {0: deque()}
@@ -98,10 +108,12 @@ class Dispatcher:
         policy: Policy,
         deadline_s: float = math.inf,
         priority: int = 0,
+        cost: float = 0.0,
     ) -> int | None:
         """Queues a query of `size >= 1` items: for which accelerator, None for the cores.
 
-        priority: on the cores, queries of a lower number go first, begun or not.
+        priority: on the cores, queries of a lower number go first, begun or not. cost: what it
+        adds to `ahead`, in whatever unit.
         Raises QueueFull, and then takes none of it.
         A query larger than the whole bound is taken when nothing else waits: otherwise it
         could never be answered.
@@ -111,11 +123,11 @@ class Dispatcher:
         if bound is not None and waiting and waiting + size > bound:
             raise QueueFull(f"{waiting} items wait already, the bound is {bound}")
         chosen = self._accelerator(size, policy)
-        entry = self._open[query] = _Query(query, size, policy, chosen, priority)
+        entry = self._open[query] = _Query(query, size, policy, chosen, priority, cost / size)
         if chosen is None:
             self._line(priority).append(entry)
             self.queued_items += size
-            self.open_items += size
+            self._open_cost += cost
         else:
             self._queues[chosen].append(entry)
             self.offloaded_items[chosen] += size
@@ -201,16 +213,18 @@ class Dispatcher:
         backlog = policy.offload_backlog
         return None if backlog is not None and self.offloaded_items[least] > backlog else least
 
-    def ahead(self, priority: int) -> int:
-        """Items for the cores that a new query of this priority would wait for."""
+    def ahead(self, priority: int) -> float:
+        """The cost on the cores that a new query of this priority would wait for."""
+        if not self._open:
+            self._open_cost = 0.0  # sums of fractions do not return to nothing by themselves
         behind = sum(
-            entry.size - entry.next
+            (entry.size - entry.next) * entry.item_cost
             for level, queue in self._waiting.items()
             if level > priority
             for entry in queue
             if not entry.dropped
         )
-        return self.open_items - behind
+        return max(0.0, self._open_cost - behind)
 
     def retire(self, accelerator: int) -> None:
         """It is lost: all that it had, begun or not, is the cores' and next in line."""
@@ -222,7 +236,7 @@ class Dispatcher:
             entry.accelerator, entry.next = None, 0
             self._line(entry.priority).appendleft(entry)
             self.queued_items += entry.size
-            self.open_items += entry.left
+            self._open_cost += entry.left * entry.item_cost
 
     def finish(self, query: int, items: int) -> bool:
         """`items` of it were executed; True once, when that was the last of the query."""
@@ -231,7 +245,7 @@ class Dispatcher:
             return False
         entry.left -= items
         if entry.accelerator is None:
-            self.open_items -= items
+            self._open_cost -= items * entry.item_cost
         if entry.left:
             return False
         del self._open[query]
@@ -247,7 +261,7 @@ class Dispatcher:
         entry.dropped = True
         if entry.accelerator is None:
             self.queued_items -= entry.size - entry.next
-            self.open_items -= entry.left
+            self._open_cost -= entry.left * entry.item_cost
         else:
             self.offloaded_items[entry.accelerator] -= entry.size
         return True

@@ -251,7 +251,9 @@ def busy_shares(facts: Facts, sizes: NDArray[Any], policy: Policy) -> tuple[floa
 
 
 # What `Profile.about` says of the model.
-ABOUT_MODEL = ("model", "variant", "scale", "seed")
+ABOUT_MODEL = ("model", "variant", "scale", "seed", "query_inputs")
+# What files written before there was such a thing mean.
+_ABOUT_BEFORE = {"query_inputs": False}
 FORMAT, VERSION = "deeprecsys-profile", 1
 Point = tuple[int, int]  # batch size, busy workers
 
@@ -306,7 +308,7 @@ class Samples:
 class Profile:
     """Of one model on one machine; `points` by (batch size, busy workers), back to back.
 
-    about: model, variant, scale, seed, runtime, workers, machine, versions, date.
+    about: model, variant, scale, seed, query_inputs, runtime, workers, machine, versions, date.
     """
 
     about: Mapping[str, Any]
@@ -341,7 +343,7 @@ class Profile:
     def check(self, **expected: Any) -> None:
         """UserError unless `about` says the same of every name given."""
         for name, wanted in expected.items():
-            found = self.about.get(name)
+            found = self.about.get(name, _ABOUT_BEFORE.get(name))
             if found != wanted:
                 raise UserError(
                     f"the profile is of {name.replace('_', ' ')} {found}, not {wanted}: "

@@ -82,6 +82,7 @@ def tune_folder(tmp_path_factory):
         (["bench", "ncf", "--qps", "1", "--arrivals", "replay:none.csv"], "none.csv"),
         (["bench", "ncf", "--qps", "1", "--indices", "zipf:x"], "zipf"),
         (["bench", "ncf", "--qps", "1", "--variant", "mine"], "variant"),
+        (["bench", "ncf", "--qps", "1", "--query-inputs"], "ncf has no inputs that belong to the"),
         (["bench", "ncf", "--qps", "1", "--runtime", "abacus"], "unknown runtime 'abacus'"),
         (["bench", "ncf", "--qps", "1", "--json", "no/such/dir.json"], "no such folder"),
         (["bench", "ncf", "--qps", "1", "--out", "/proc/nowhere"], "choose another --out"),
@@ -126,6 +127,15 @@ def test_too_little_memory_is_said_before_loading_with_the_scale_that_fits(monke
     assert "needs 5.1 GB" in said
     assert "2.0 GB are free" in said
     assert "largest scale that fits is 0.24" in said
+
+
+def test_bench_of_queries_that_hold_their_users_inputs_once(tmp_path):
+    arguments = ["bench", "din", "--qps", "20", "--duration-s", "0.5", *SMALL]
+    assert call([*arguments, "--query-inputs", "--runtime", "eager", "--out", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["query_inputs"] is True
+    assert summary["throughput_qps"] > 0
+    assert "once a query" in (tmp_path / "report.html").read_text()
 
 
 def test_bench_writes_summary_records_and_report(bench_folder):

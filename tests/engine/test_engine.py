@@ -9,7 +9,6 @@ from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
-from stub_model import StubModel, StubRuntime
 
 from deeprecsys.core import Policy, Schedule, Status, UserError
 from deeprecsys.dispatch import QueueFull
@@ -18,6 +17,8 @@ from deeprecsys.models import load_model, tables
 from deeprecsys.runtimes import RUNTIMES
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime
+from deeprecsys.workload import Workload
+from stub_model import StubModel, StubRuntime
 
 WAIT_S = 10
 
@@ -321,8 +322,22 @@ def test_latency_counts_from_the_scheduled_arrival_not_from_the_hand_over():
     assert np.sort(records.latency_s)[-1] >= 0.1
 
 
+@pytest.mark.parametrize("policy", [Policy(16), Policy(4, adaptive=True, most_items=64)])
+def test_queries_that_share_their_users_inputs_get_their_own_scores(policy):
+    model = load_model("din", scale=1e-4, query_inputs=True)
+    with Engine(model, 2, "torchscript", largest=8) as engine:
+        queries = [model.example(n, np.random.default_rng(n)) for n in (0, 1, 2, 40, 40)]
+        futures = [engine.submit(inputs, policy) for inputs in queries]
+        for inputs, future in zip(queries, futures, strict=True):
+            np.testing.assert_allclose(future.result(WAIT_S), model.reference(inputs), atol=1e-5)
+        assert engine.run(Workload().schedule(rate_qps=50, queries=5), policy).status.max() == 0
+        with pytest.raises(UserError, match="input user must be"):
+            engine.submit(queries[-1] | {"user": np.zeros((7, 1), np.int32)})
+
+
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("runtime", sorted(RUNTIMES))
-def test_a_closed_engine_lets_its_tables_go(monkeypatch, runtime):
+def test_a_closed_engine_lets_its_tables_go(monkeypatch, runtime, shared):
     """Two models of 4 GB one after the other must fit where one does."""
     allocated = []
     allocate = tables.allocate
@@ -333,7 +348,9 @@ def test_a_closed_engine_lets_its_tables_go(monkeypatch, runtime):
         return array
 
     monkeypatch.setattr(tables, "allocate", watched)
-    with Engine(load_model("ncf", scale=0.01), 1, runtime, largest=8) as engine:
+    model = load_model("dlrm-rmc3", scale=1e-3, query_inputs=shared)
+    with Engine(model, 1, runtime, largest=8) as engine:
+        del model
         engine.submit(engine.model.example(3, np.random.default_rng(0))).result(WAIT_S)
     assert [array() is None for array in allocated] == [False]
     del engine

@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-from stub_model import StubModel
 
 from deeprecsys.core import UserError
 from deeprecsys.engine import calibrate, topology
@@ -16,6 +15,7 @@ from deeprecsys.engine.process import Neighbours, generator_priority
 from deeprecsys.models import load_model
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime
+from stub_model import StubModel
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity and quotas are Linux's")
 
@@ -130,5 +130,19 @@ def test_windows_of_the_pool_are_views_within_it():
     for offset, size in zip(pool.offsets(sizes), sizes, strict=True):
         window = pool.window(int(offset), int(size))
         assert all(len(a) == size and a.base is not None for a in window.values())
+    shared = load_model("din", scale=1e-4, query_inputs=True)
+    pool = draw_pool(shared, "zipf:0.92", 700, cache_bytes=1 << 20)
+    assert pool.users >= 64
+    assert pool.touched_bytes >= 10 << 20 or pool.every_row
+    sizes = np.full(400, 64)
+    windows = [pool.window(int(offset), 64) for offset in pool.offsets(sizes)]
+    assert {shared.check(window) for window in windows} == {64}
+    assert {len(window["user"]) for window in windows} == {1}
+    assert len({window["behaviour_items"].tobytes() for window in windows}) > pool.users / 3
+
+
+def test_the_same_seed_gives_the_same_pool():
+    model = load_model("ncf", scale=1e-3)
+    pool = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 16)
     same = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 16)
     np.testing.assert_array_equal(pool.inputs["user"], same.inputs["user"])

@@ -4,7 +4,6 @@ import threading
 
 import numpy as np
 import pytest
-from stub_model import StubModel
 
 from deeprecsys.core import UserError, Work
 from deeprecsys.engine import doctor, roofline, topology
@@ -12,9 +11,11 @@ from deeprecsys.engine.operators import CLASSES, PAPER_SHARES, classify, measure
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.profiler import ROUNDS, Grid, busy_levels, measure
 from deeprecsys.models import NAMES, load_model
+from deeprecsys.runtimes.eager import Eager
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.simulation import Simulator
+from stub_model import StubModel
 
 LAW = ServiceTime.linear(2e-3, 1e-5)
 GRID = Grid([1, 64], [1, 2])
@@ -222,6 +223,27 @@ def test_a_damaged_profile_is_refused_in_one_line(tmp_path, text, says):
 def test_a_profile_of_something_else_is_refused():
     with pytest.raises(UserError, match=r"of scale 0\.1, not 1\.0"):
         Profile({"model": "ncf", "scale": 0.1}).check(model="ncf", scale=1.0)
+    before_there_were_any = Profile({"model": "din"})
+    before_there_were_any.check(query_inputs=False)
+    with pytest.raises(UserError, match="of query inputs False, not True"):
+        before_there_were_any.check(query_inputs=True)
+
+
+def test_requests_of_users_whose_inputs_come_once_are_profiled(monkeypatch):
+    monkeypatch.setattr(topology, "last_level_cache_bytes", lambda: 1 << 18)
+    model = load_model("din", scale=1e-4, query_inputs=True)
+    prepared = []
+
+    class Watched(Eager):
+        def execute(self, query, lo, hi):
+            prepared.append(query)
+            super().execute(query, lo, hi)
+
+    found = measure(Profile({}), model, Watched(model), [None, None], GRID, budget_s=0.5)
+    assert found.points
+    assert all(users for _, users, _ in prepared)
+    assert len({id(query) for query in prepared}) > 10
+    assert measure_operators(model, 4, seconds=0.05).covered > 0.5
 
 
 def test_overhead_is_told_apart_by_how_long_a_worker_was_idle():

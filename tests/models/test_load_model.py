@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deeprecsys.core import UserError
+from deeprecsys.core import UserError, repeat_inputs
 from deeprecsys.models import load_model
 from deeprecsys.models import model as model_module
 from deeprecsys.models.memory import available_bytes
@@ -89,6 +89,41 @@ class TestInputsFromOutside:
 
     def test_what_fits_is_counted(self, model, inputs):
         assert model.check(inputs) == 4
+
+    def test_what_belongs_to_the_user_has_one_row_or_one_a_candidate(self):
+        model = load_model("din", scale=1e-4, query_inputs=True)
+        for n in (0, 1, 4):
+            inputs = model.example(n, np.random.default_rng(0))
+            assert {len(inputs[name]) for name in model.spec.of_user} == {1}
+            assert len(inputs["context"]) == n
+            assert model.check(inputs) == n
+            repeated = repeat_inputs(model.inputs, inputs, n)
+            assert model.check(repeated | {"user": inputs["user"]}) == n
+        with pytest.raises(UserError, match=r"user must be INT32 \[4, 1\] or \[1, 1\], not int32"):
+            model.check(inputs | {"user": np.zeros((2, 1), np.int32)})
+        with pytest.raises(UserError, match=r"context must be INT32 \[4, 1\], not"):
+            model.check(inputs | {"context": inputs["context"][:1]})
+        for name in ("user", "behaviour_items"):
+            for n in (0, 1, 4):
+                wrong = model.example(n, np.random.default_rng(0))
+                wrong[name][0, -1] = -1
+                with pytest.raises(UserError, match=f"input {name} has id -1"):
+                    model.check(wrong)
+
+    def test_a_model_without_a_users_inputs_refuses_query_inputs(self):
+        with pytest.raises(UserError, match="ncf has no inputs that belong to the user alone"):
+            load_model("ncf", scale=1e-3, query_inputs=True)
+
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("query_inputs", [False, True])
+    def test_a_value_that_is_no_finite_number_is_refused(self, bad, query_inputs):
+        model = load_model("dlrm-rmc1", scale=1e-4, query_inputs=query_inputs)
+        inputs = model.example(4, np.random.default_rng(0))
+        inputs["dense"][:] = np.finfo(np.float32).max  # finite, but their sum is not
+        assert model.check(inputs) == 4
+        inputs["dense"][0, 3] = bad
+        with pytest.raises(UserError, match="input dense has a value that is infinite or not a"):
+            model.check(inputs)
 
     @pytest.mark.parametrize("bad", [-1, 28, 2**31 - 1])
     def test_an_id_outside_its_table_is_refused(self, model, inputs, bad):

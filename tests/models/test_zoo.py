@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from deeprecsys.core import UserError
+from deeprecsys.core import UserError, Work
 from deeprecsys.models import SPECS, VARIANTS, get_spec
 
 
@@ -32,6 +32,10 @@ class TestEverySpecification:
         assert work.table_bytes == work.lookups * spec.width * 4
         assert work.flops > 0
         assert spec.bytes_per_query(10) == 10 * (work.table_bytes + work.input_bytes)
+        each = spec.work(query_inputs=True)
+        assert all(getattr(each, f) <= getattr(work, f) for f in Work.__slots__)
+        assert (each == work) == (not spec.of_user)
+        assert spec.bytes_per_query(1, query_inputs=True) == spec.bytes_per_query(1)
 
     def test_says_where_its_numbers_come_from(self, spec):
         assert spec.operators

@@ -5,16 +5,35 @@ import threading
 import numpy as np
 import pytest
 
-from deeprecsys.core import UserError
+from deeprecsys.core import UserError, repeat_inputs, slice_inputs
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes import RUNTIMES, make_runtime
 
 N = 37
+# Models whose users' inputs come in one row, but for `dlrm-rmc2` and `-rmc3`, which are as `-rmc1`.
+SHARED = [
+    ("din", "paper"),
+    ("din", "authors-code"),
+    ("dien", "paper"),
+    ("dien", "authors-code"),
+    ("dlrm-rmc1", "paper"),
+]
 
 
-@pytest.fixture(scope="module", params=NAMES)
+def loaded(name, variant="paper", query_inputs=True):
+    return load_model(name, scale=1e-4, seed=3, variant=variant, query_inputs=query_inputs)
+
+
+@pytest.fixture(scope="module", params=[*NAMES, *SHARED], ids=str)
 def model(request):
-    return load_model(request.param, scale=1e-4, seed=3)
+    if isinstance(request.param, str):
+        return loaded(request.param, query_inputs=False)
+    return loaded(*request.param)
+
+
+@pytest.fixture(scope="module", params=SHARED, ids="/".join)
+def shared(request):
+    return loaded(*request.param)
 
 
 @pytest.fixture(params=sorted(RUNTIMES))
@@ -66,6 +85,44 @@ def test_only_the_rows_of_the_slice_are_written(model, runtime):
     assert (scores[:5] == 7).all()
     assert (scores[9:] == 7).all()
     assert (scores[5:9] != 7).all()
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_one_row_of_a_users_inputs_or_a_row_a_candidate_give_the_same_scores(shared, name):
+    runtime = make_runtime(name, shared)
+    runtime.enter_thread()
+    for n in (70, 1, 0):
+        inputs = shared.example(n, np.random.default_rng(n))
+        repeated = repeat_inputs(shared.inputs, inputs, n)
+        first = shared.spec.of_user[0]
+        forms = [inputs, repeated, repeated | {first: inputs[first]}]
+        for form in [*forms, shared.example(n, np.random.default_rng(7), users=n)]:
+            assert shared.check(form) == n
+            scores = np.full((n, shared.tasks), np.nan, np.float32)
+            prepared = runtime.prepare(form, scores)
+            for lo, hi in ((0, min(n, 1)), (min(n, 1), n)):
+                runtime.execute(prepared, lo, hi)
+            np.testing.assert_allclose(scores, shared.reference(form), atol=1e-5)
+        np.testing.assert_array_equal(shared.reference(inputs), shared.reference(repeated))
+
+
+def test_a_slice_of_a_query_keeps_its_users_row(shared):
+    inputs = shared.example(9, np.random.default_rng(1))
+    part = slice_inputs(shared.inputs, inputs, 3, 8)
+    assert shared.check(part) == 5
+    np.testing.assert_allclose(shared.reference(part), shared.reference(inputs)[3:8], atol=1e-6)
+
+
+def test_queries_of_all_forms_join_in_one_request(shared):
+    runtime = make_runtime("torchscript", shared)
+    runtime.enter_thread()
+    once, single = (shared.example(n, np.random.default_rng(n)) for n in (5, 1))
+    queries = [once, single, repeat_inputs(shared.inputs, once, 5)]
+    scores = [np.empty((n, shared.tasks), np.float32) for n in (5, 1, 5)]
+    prepared = [runtime.prepare(*pair) for pair in zip(queries, scores, strict=True)]
+    runtime.execute_together([(p, 0, len(s)) for p, s in zip(prepared, scores, strict=True)])
+    for inputs, found in zip(queries, scores, strict=True):
+        np.testing.assert_allclose(found, shared.reference(inputs), atol=1e-5)
 
 
 def test_an_unknown_runtime_is_refused_by_name(model):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from deeprecsys.core import UserError
+from deeprecsys.core import UserError, repeat_inputs
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.models.model import Model
 from deeprecsys.runtimes.cuda import Cuda, check
@@ -85,9 +85,17 @@ class FakeEvent:
         return self.at_s - other.at_s
 
 
-@pytest.fixture(scope="module", params=NAMES)
+SHARED = "din, query inputs"
+
+
+def loaded(name):
+    shared = name == SHARED
+    return load_model(name.split(",")[0], scale=1e-4, seed=3, query_inputs=shared)
+
+
+@pytest.fixture(scope="module", params=[*NAMES, SHARED])
 def model(request):
-    return load_model(request.param, scale=1e-4, seed=3)
+    return loaded(request.param)
 
 
 def query(model, n, seed):
@@ -191,7 +199,7 @@ def test_a_real_gpu_gives_the_reference_scores(model):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.sampled_from(NAMES))
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=4), st.sampled_from([*NAMES, SHARED]))
 def test_packed_inputs_are_the_inputs(sizes, name):
     spec = MODELS[name]
     packing = Packing(spec.inputs, spec.joined)
@@ -202,7 +210,8 @@ def test_packed_inputs_are_the_inputs(sizes, name):
     tensors = packing.views(torch.from_numpy(block), n)
     apart = [s.name for s in spec.inputs if s.name not in set(spec.joined)]
     for tensor, wanted in zip(tensors, apart, strict=False):
-        expected = np.concatenate([q[wanted] for q in queries])
+        repeated = [repeat_inputs(spec.inputs, q, n) for q, n in zip(queries, sizes, strict=True)]
+        expected = np.concatenate([q[wanted] for q in repeated])
         np.testing.assert_array_equal(tensor.numpy(), expected)
     if spec.joined:
         ids = np.concatenate([[q[name].reshape(-1) for name in spec.joined] for q in queries], 1)
@@ -210,4 +219,4 @@ def test_packed_inputs_are_the_inputs(sizes, name):
     assert all(offset % ALIGNMENT == 0 for offset in packing.offsets(n))
 
 
-MODELS = {name: load_model(name, scale=1e-4, seed=3) for name in NAMES}
+MODELS = {name: loaded(name) for name in [*NAMES, SHARED]}

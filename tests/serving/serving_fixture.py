@@ -53,6 +53,12 @@ class Client:
         self.http = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=WAIT_S)
         self.name = server.served.name
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.http.close()
+
     def ask(self, method, path, body=None, headers=None):
         """Status, headers, body."""
         self.http.request(method, path, body, headers or {})

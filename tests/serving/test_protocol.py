@@ -28,7 +28,8 @@ def server():
 
 @pytest.fixture
 def client(server):
-    return Client(server)
+    with Client(server) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -272,16 +273,16 @@ def test_only_body_bytes_over_the_limit_are_413(client, server):
     assert client.ask("POST", f"/v2/models/{MODEL.name}/infer", bytes((1 << 20) + 1))[0] == 413
     bomb = zlib.compress(bytes(50 << 20))
     headers = {"Content-Encoding": "deflate"}
-    fresh = Client(server)
-    status, _, _ = fresh.ask("POST", f"/v2/models/{MODEL.name}/infer", bomb, headers)
+    with Client(server) as fresh:
+        status, _, _ = fresh.ask("POST", f"/v2/models/{MODEL.name}/infer", bomb, headers)
     assert status == 413
 
 
 def test_chunked_bodies_and_expectations(server):
     head = json.dumps(broken(lambda r: None)).encode()
-    client = Client(server)
     pieces = (head[i : i + 1000] for i in range(0, len(head), 1000))
-    status, _, _ = client.ask("POST", f"/v2/models/{MODEL.name}/infer", pieces)
+    with Client(server) as client:
+        status, _, _ = client.ask("POST", f"/v2/models/{MODEL.name}/infer", pieces)
     assert status == 200
     with socket.create_connection(("127.0.0.1", server.http_port), 5) as raw:
         line = f"POST /v2/models/{MODEL.name}/infer HTTP/1.1\r\nContent-Length: {len(head)}\r\n"
@@ -394,14 +395,13 @@ def test_metrics_are_what_prometheus_reads(client):
     assert buckets[-1] >= 1
 
 
-def test_the_mutated_and_the_random_never_break_it(server):
+def test_the_mutated_and_the_random_never_break_it(client):
     """A hundred times as many in `benchmarks/reliability.py`."""
     from deeprecsys.serving import wire
 
     rng = np.random.default_rng(0)
     head, data = wire.request(inputs())
     body = b"".join([head, *map(bytes, data)])
-    client = Client(server)
     for _ in range(300):
         mutated = bytearray(body[: rng.integers(0, len(body))] if rng.random() < 0.2 else body)
         for _ in range(rng.integers(1, 5)):

@@ -21,7 +21,8 @@ Exit code 1 if the second is significantly worse.
 
 Example: deeprecsys compare runs/A runs/B
 """
-_FACTS = ("model", "variant", "scale", "sla", "workload", "workers", "machine", "versions")
+_FACTS = ("model", "variant", "scale", "query_inputs", "sla", "workload", "workers", "machine",
+          "versions")  # fmt: skip
 
 
 def run(
@@ -63,7 +64,8 @@ def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         "interval": [lo, hi],
         "significant": significant,
         "worse": worse,
-        "differs": [name for name in _FACTS if one.get(name) != two.get(name)],
+        # Summaries from before there were query inputs say nothing of them: there were none.
+        "differs": [name for name in _FACTS if one.get(name, False) != two.get(name, False)],
     }
 
 

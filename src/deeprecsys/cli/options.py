@@ -48,6 +48,9 @@ Arrivals = Annotated[
 Indices = Annotated[str, typer.Option(help="Table look-ups: zipf:S or uniform.")]
 Scale = Annotated[float, typer.Option(help="Rows of every table, times this.")]
 Variant = Annotated[str, typer.Option(help="paper, or authors-code.")]
+QueryInputs = Annotated[
+    bool, typer.Option(help="Queries hold their user's inputs once, not once a candidate.")
+]
 RuntimeName = Annotated[str, typer.Option(help="auto, torchscript or eager.")]
 Accelerators = Annotated[
     list[str] | None,
@@ -94,6 +97,7 @@ class Request:
     indices: Indices = "zipf:0.92"
     scale: Scale = 1.0
     variant: Variant = "paper"
+    query_inputs: QueryInputs = False
     runtime: RuntimeName = "auto"
     accelerator: Accelerators = None
     watts: WattsText = None
@@ -105,6 +109,8 @@ class Request:
         from deeprecsys.runtimes import RUNTIMES
 
         self.spec.check_scale(self.scale)
+        if self.query_inputs:
+            self.spec.check_of_user()
         if self.runtime != "auto" and self.runtime not in RUNTIMES:
             known = ", ".join(["auto", *sorted(RUNTIMES)])
             raise UserError(f"unknown runtime {self.runtime!r}; known: {known}")
@@ -148,7 +154,13 @@ class Request:
     def load(self) -> Model:
         from deeprecsys.models import load_model
 
-        return load_model(self.model, scale=self.scale, seed=self.seed, variant=self.variant)
+        return load_model(
+            self.model,
+            scale=self.scale,
+            seed=self.seed,
+            variant=self.variant,
+            query_inputs=self.query_inputs,
+        )
 
     def engine(self, model: Model) -> Engine:
         """Not yet entered; warms up requests as large as the workload's queries."""
@@ -170,6 +182,7 @@ class Request:
             "variant": self.variant,
             "scale": self.scale,
             "seed": self.seed,
+            "query_inputs": self.query_inputs,
             "sla": {"percentile": self.sla.percentile, "latency_s": self.sla.latency_s},
             "workload": self.workload.to_dict(),
         }

@@ -175,7 +175,7 @@ def _roofline(profile: Profile, model: Any, limits: Limits, cores: Any) -> dict[
     return {
         **roofline.roofs(limits, roofline.bf16_flops_per_s(cores)),
         "models": {model.name: points, **roofline.contrast(cores)},
-        "query_bytes": model.spec.bytes_per_query(270),
+        "query_bytes": model.spec.bytes_per_query(270, model.query_inputs),
     }
 
 

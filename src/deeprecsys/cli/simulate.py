@@ -237,7 +237,8 @@ def _given(
         return None
     found = Profile.load(profile)
     if request.model is not None:
-        found.check(model=request.model, variant=request.variant, scale=request.scale)
+        names = ("model", "variant", "scale", "query_inputs")
+        found.check(**{name: getattr(request, name) for name in names})
     return ServiceTime.from_profile(found, extrapolate=extrapolate)
 
 

@@ -14,6 +14,7 @@ from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.profile import profiling
 from deeprecsys.core import Policy, Records, Requests, UserError
+from deeprecsys.service_time import ABOUT_MODEL
 from deeprecsys.usage import sentences, usage
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def _write_policy(folder: Path, summary: dict[str, Any]) -> None:
         return
     chosen = {
         "policy": summary["best"]["policy"],
-        "model": {name: summary[name] for name in ("model", "variant", "scale", "seed")},
+        "model": {name: summary[name] for name in ABOUT_MODEL},
         "sla": summary["sla"],
         "machine": summary["machine"],
         "runtime": summary["engine"]["runtime"],

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import DEFAULT_INDICES, UserError
+from deeprecsys.engine.pool import draw
 from deeprecsys.engine.process import pin_thread
 from deeprecsys.runtimes import RUNTIMES, Runtime, make_runtime
 from deeprecsys.service_time import ServiceTime
@@ -106,9 +107,8 @@ def _request_seconds(
 ) -> dict[int, float]:
     """Median seconds of a request by its items, in windows of one large example."""
     items = max(_EXAMPLE_ITEMS, 2 * max(sizes))
-    inputs = model.example(items, np.random.default_rng(0), parse_indices(DEFAULT_INDICES))
-    scores = np.empty((items, model.tasks), np.float32)
-    prepared = runtime.prepare(inputs, scores)
+    pool = draw(model, items, np.random.default_rng(0), parse_indices(DEFAULT_INDICES))
+    prepared = pool.prepared(runtime, model.tasks)
 
     def measure(worker: int) -> list[float]:
         offset = worker * items // len(cores)
@@ -118,7 +118,10 @@ def _request_seconds(
     return dict(zip(sizes, np.median(by_worker, axis=0).tolist(), strict=True))
 
 
-def _median_s(runtime: Runtime, prepared: Any, size: int, items: int, offset: int) -> float:
+def _median_s(
+    runtime: Runtime, prepared: Sequence[Any], size: int, items: int, offset: int
+) -> float:
+    """Of requests of the next `size` of `items` candidates, and the next user's."""
     seconds: list[float] = []
     began = time.perf_counter()
     while (
@@ -127,7 +130,8 @@ def _median_s(runtime: Runtime, prepared: Any, size: int, items: int, offset: in
     ):
         lo = offset % (items - size + 1)
         offset += size
+        query = prepared[(offset // size) % len(prepared)]
         at = time.perf_counter()
-        runtime.execute(prepared, lo, lo + size)
+        runtime.execute(query, lo, lo + size)
         seconds.append(time.perf_counter() - at)
     return float(np.median(seconds[_WARM_REPEATS:]))

@@ -152,13 +152,12 @@ class Engine:
             )
             numbers = {device.name: cuda_number(device.name) for device in self.devices}
             self._meter = Meter([(name, k) for name, k in numbers.items() if k is not None])
-            item_s = float(self._service(np.array([128.0]))[0]) / 128
             self._group = Group(
                 self.runtime,
                 self._cores,
                 self._max_queued_items,
                 self.devices,
-                Admission(self.workers, max(item_s, 1e-9)),
+                Admission(self.workers, self._service),
             )
             self._stack = stack.pop_all()
         return self

@@ -145,7 +145,9 @@ class Group:
             if admit and self.admission is not None and deadline_s < math.inf:
                 self._admit(query, size, policy, deadline_s, priority)
             id = self._next_id
-            lane = self._rules.add(id, size, policy, deadline_s, priority)
+            query.policy = policy
+            cost = self.admission.work_s(size, policy) if self.admission else 0.0
+            lane = self._rules.add(id, size, policy, deadline_s, priority, cost)
             self._next_id = id + 1
             self._queries[id] = query
             woken = self._wake() if lane is None else self._wake_lane(lane)
@@ -198,9 +200,9 @@ class Group:
                 return  # replaced already, or it came back meanwhile
             self._executing[worker] = None
             self.lost_workers.append(str(error))
-            successor = self._threads[worker] = self._thread(worker)
+            self._threads[worker] = self._thread(worker)
+            self._threads[worker].start()
         self.drop([id for id, _, _ in executing[1]], Status.FAILED, error)
-        successor.start()
 
     def _thread(self, worker: int) -> threading.Thread:
         return threading.Thread(
@@ -226,7 +228,8 @@ class Group:
 
     def is_alive(self) -> bool:
         """Can it still answer queries?"""
-        return not self._closing and all(thread.is_alive() for thread in self._threads)
+        with self._lock:
+            return not self._closing and all(thread.is_alive() for thread in self._threads)
 
     def expire(self, now: float) -> float:
         """Answers the queries whose deadline has passed; when the next one is due."""
@@ -481,7 +484,10 @@ class Group:
         with self._lock:
             finished = self._finish(slices)
             if self.admission is not None:
-                self.admission.executed(sum(hi - lo for _, lo, hi in work), now - began)
+                policy = work[0][0].policy
+                most = policy.most_items if policy.adaptive else policy.batch_size
+                items = sum(hi - lo for _, lo, hi in work)
+                self.admission.executed(self.admission.request_s(items, most), now - began)
                 self._learn(finished, now)
         for query in finished:
             query.ledger.finish_s[query.row] = now

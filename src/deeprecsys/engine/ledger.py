@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import Inputs, Records, Requests, Schedule, Status
+from deeprecsys.core import Inputs, Policy, Records, Requests, Schedule, Status
 from deeprecsys.runtimes import Scores
 
 clock = time.perf_counter
+_ANY = Policy()
 
 
 class Ledger:
@@ -69,8 +70,8 @@ class Query:
     """
 
     __slots__ = (
-        "deadline_s", "future", "inputs", "ledger", "predicted_s", "prepared", "row", "scores",
-        "taken_s",
+        "deadline_s", "future", "inputs", "ledger", "policy", "predicted_s", "prepared", "row",
+        "scores", "taken_s",
     )  # fmt: skip
 
     def __init__(
@@ -82,5 +83,6 @@ class Query:
         self.ledger = ledger
         self.row = row
         self.future: Future[Scores] = Future()
+        self.policy = _ANY
         self.predicted_s: float | None = None
         self.deadline_s = self.taken_s = 0.0

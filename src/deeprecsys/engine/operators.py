@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+
+from deeprecsys.engine.pool import draw
 
 CLASSES = ("FC", "embedding", "attention", "recurrent", "rest")
 
@@ -81,15 +84,15 @@ def measure_operators(model: Any, batch_size: int, seconds: float = 1.0) -> Oper
     windows = _windows(model, batch_size)
     with torch.inference_mode(), _scopes(model.module):
         for _ in range(_WARM):
-            model.module(next(windows))
+            next(windows)()
         spent, requests = 0.0, 0
         until = time.perf_counter() + seconds
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
             while requests < _LEAST or time.perf_counter() < until:
-                inputs = next(windows)
+                execute = next(windows)
                 began = time.perf_counter()
                 with record_function(_FORWARD):
-                    model.module(inputs)
+                    execute()
                 spent += time.perf_counter() - began
                 requests += 1
     found: dict[str, float] = dict.fromkeys(CLASSES, 0.0)
@@ -117,16 +120,24 @@ def classify(operator: str, scopes: list[str]) -> str:
     return "FC" if operator in _PRODUCTS else "rest"
 
 
-def _windows(model: Any, batch_size: int) -> Iterator[list[Any]]:
+def _windows(model: Any, batch_size: int) -> Iterator[Callable[[], Any]]:
     """Requests of different candidates, so that table rows do not come from the cache."""
     import torch
 
+    from deeprecsys.runtimes.eager import Eager
+
+    eager = Eager(model)
+    scores = np.empty((batch_size, model.tasks), np.float32)
     items = max(4096, 2 * batch_size)
-    inputs = model.example(items, np.random.default_rng(0))
-    tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
+    pool = draw(model, items, np.random.default_rng(0))
     lo = 0
     while True:
-        yield [t[lo : lo + batch_size] for t in tensors]
+        inputs = pool.window(lo, batch_size)
+        if model.query_inputs:
+            yield partial(eager.execute, eager.prepare(inputs, scores), 0, batch_size)
+        else:
+            tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
+            yield partial(model.module, tensors)
         lo = (lo + batch_size) % (items - batch_size + 1)
 
 

@@ -69,8 +69,7 @@ def measure(
     """
     began = time.monotonic()
     pool = draw_pool(model, indices, max(grid.batch_sizes), topology.last_level_cache_bytes())
-    scores = np.empty((pool.items, model.tasks), np.float32)
-    prepared = runtime.prepare(pool.inputs, scores)
+    prepared = pool.prepared(runtime, model.tasks)
     remaining = max(1.0, (1 - grid.share_done(profile)) * ROUNDS * len(grid.points))
     visit_s = max(_SHORTEST_VISIT_S, 0.9 * budget_s / remaining)
     while (point := grid.next(profile)) is not None:
@@ -83,12 +82,18 @@ def measure(
 
 
 def _visit(
-    runtime: Runtime, prepared: Any, items: int, cores: Cores, batch: int, seconds: float
+    runtime: Runtime,
+    prepared: Sequence[Any],
+    items: int,
+    cores: Cores,
+    batch: int,
+    seconds: float,
 ) -> FloatArray:
     """Seconds of the requests that all `cores` execute side by side for `seconds`.
 
-    Each reads the next `batch` candidates of its worker's part of the pool. What was begun in
-    time counts to its end: leaving it out would leave out slow requests more often than others.
+    Each reads the next `batch` candidates of its worker's part of the pool, and the next of its
+    users in `prepared`. What was begun in time counts to its end: leaving it out would leave out
+    slow requests more often than others.
     """
 
     def work(worker: int) -> list[float]:
@@ -96,12 +101,13 @@ def _visit(
         until, turn = math.inf, 0
         while True:
             lo = (worker * items // len(cores) + turn * batch) % max(1, items - batch + 1)
+            query = prepared[(worker * len(prepared) // len(cores) + turn) % len(prepared)]
             began = time.perf_counter()
             if turn == _WARM_REPEATS:
                 until = began + seconds
             elif began >= until and len(times) >= _LEAST_REPEATS:
                 return times
-            runtime.execute(prepared, lo, lo + batch)
+            runtime.execute(query, lo, lo + batch)
             turn += 1
             if turn > _WARM_REPEATS:
                 times.append(time.perf_counter() - began)

@@ -27,34 +27,43 @@ class InputCheck:
         self._model = model
         self._specs = specs
         self._names = {spec.name for spec in specs}
-        self._first = specs[0].name
-        kinds: dict[tuple[Any, tuple[int, ...]], list[InputSpec]] = defaultdict(list)
+        # Which input says N: a row of it is a candidate's.
+        self._counted = next((s for s in specs if s.scope == "candidate"), specs[0]).name
+        self._dense = [spec.name for spec in specs if spec.datatype == "FP32"]
+        kinds: dict[tuple[Any, tuple[int, ...], bool], list[InputSpec]] = defaultdict(list)
+        by_shape: dict[tuple[tuple[int, ...], bool], list[InputSpec]] = defaultdict(list)
         for spec in specs:
-            kinds[spec.dtype, spec.shape].append(spec)
-        self._kinds = list(kinds.items())
-        by_shape: dict[tuple[int, ...], list[InputSpec]] = defaultdict(list)
-        for spec in specs:
+            shared = spec.scope == "query"
+            kinds[spec.dtype, spec.shape, shared].append(spec)
             if spec.rows is not None:
-                by_shape[spec.shape].append(spec)
+                by_shape[spec.shape, shared].append(spec)
+        self._kinds = list(kinds.items())
         self._alike = [
-            (group, [s.name for s in group], np.array([s.rows for s in group], np.uint32))
-            for group in by_shape.values()
+            (shared, group, [s.name for s in group], np.array([s.rows for s in group], np.uint32))
+            for (_, shared), group in by_shape.items()
         ]
 
     def __call__(self, inputs: Inputs) -> int:
         if inputs.keys() != self._names:
             raise UserError(self._wrong_names(inputs))
-        n = len(inputs[self._first])
-        for (dtype, shape), group in self._kinds:
+        n = len(inputs[self._counted])
+        for (dtype, shape, shared), group in self._kinds:
             expected = (n, *shape)
+            other = (1, *shape) if shared else expected
             for spec in group:
                 array = inputs[spec.name]
-                if array.shape != expected or (array.dtype is not dtype and array.dtype != dtype):
+                if (array.shape != expected and array.shape != other) or (
+                    array.dtype is not dtype and array.dtype != dtype
+                ):
                     raise UserError(_wrong_shape(spec, array, n))
-        if n:
-            for group, names, rows in self._alike:
+        for name in self._dense:
+            # 13 µs of 138,000 values; a sum that is finite would prove it too, and takes 23.
+            if not np.isfinite(inputs[name]).all():
+                raise UserError(f"input {name} has a value that is infinite or not a number")
+        for shared, group, names, rows in self._alike:
+            if n or shared:
                 arrays = [inputs[name] for name in names]
-                if (_largest(arrays) >= rows).any():
+                if (_largest(arrays, mixed=shared) >= rows).any():
                     raise UserError(_wrong_id(group, arrays))
         return n
 
@@ -65,17 +74,22 @@ class InputCheck:
         return f"{self._model} has no input {extra}"
 
 
-def _largest(arrays: Sequence[NDArray[Any]]) -> NDArray[np.uint32]:
-    """The largest id of each array; a negative id is a huge unsigned one."""
-    if len(arrays) > 1 and arrays[0].size < _JOIN_BELOW:
+def _largest(arrays: Sequence[NDArray[Any]], mixed: bool) -> NDArray[np.uint32]:
+    """The largest id of each array, 0 of none; a negative id is a huge unsigned one.
+
+    mixed: some may have one row and some N.
+    """
+    joins = len(arrays) > 1 and arrays[0].size < _JOIN_BELOW
+    if joins and not (mixed and len({len(array) for array in arrays}) > 1):
         joined: NDArray[np.uint32] = np.array(arrays).view(np.uint32)
-        return np.asarray(joined.reshape(len(arrays), -1).max(axis=1))
-    return np.array([array.view(np.uint32).max() for array in arrays])
+        return np.asarray(joined.reshape(len(arrays), -1).max(axis=1, initial=0))
+    return np.array([array.view(np.uint32).max(initial=0) for array in arrays])
 
 
 def _wrong_shape(spec: InputSpec, array: NDArray[Any], n: int) -> str:
+    one = f" or {[1, *spec.shape]}" if spec.scope == "query" and n != 1 else ""
     return (
-        f"input {spec.name} must be {spec.datatype} {[n, *spec.shape]}, "
+        f"input {spec.name} must be {spec.datatype} {[n, *spec.shape]}{one}, "
         f"not {array.dtype} {list(array.shape)}"
     )
 

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeprecsys.models.layers import SumPooled, Tables, mlp
+from deeprecsys.models.layers import WHOLE, SumPooled, Tables, mlp
 from deeprecsys.models.spec import DLRMSpec
 
 
 class DLRM(nn.Module):
     """score = sigmoid(top(interact(bottom(dense), pooled bags)))."""
+
+    block = WHOLE
 
     def __init__(self, spec: DLRMSpec, tables: Tables, rng: np.random.Generator) -> None:
         super().__init__()
@@ -27,8 +29,19 @@ class DLRM(nn.Module):
 
     def forward(self, inputs: list[Tensor]) -> Tensor:
         """[dense [N, D], then a [N, L] each table] -> [N, 1]."""
-        dense = self.bottom(inputs[0])
-        return torch.sigmoid(self.top(self.interact(dense, self.bags(inputs[1:]))))
+        return self._scores(self.bottom(inputs[0]), self.bags(inputs[1:]))
+
+    def user(self, inputs: list[Tensor]) -> tuple[Tensor]:
+        """[dense [1, D]] -> [1, B], the bottom's output."""
+        return (self.bottom(inputs[0]),)
+
+    def candidates(self, user: tuple[Tensor], inputs: list[Tensor]) -> Tensor:
+        """What `user` answered, and a [N, L] each table -> [N, 1]."""
+        bags = self.bags(inputs)
+        return self._scores(user[0].expand(bags.size(0), -1), bags)
+
+    def _scores(self, dense: Tensor, bags: Tensor) -> Tensor:
+        return torch.sigmoid(self.top(self.interact(dense, bags)))
 
 
 class Dot(nn.Module):

@@ -102,7 +102,10 @@ class Behaviours(nn.Module):
 
 
 class InterestNetwork(nn.Module):
-    """What DIN and DIEN share: the look-ups of the events, and of what there is one of."""
+    """What DIN and DIEN share: the look-ups of the events, and of what there is one of.
+
+    Of a request's inputs as a whole, or apart: the user's, and the candidates' with the context.
+    """
 
     def __init__(self, spec: DINSpec | DIENSpec, tables: Tables, *, time_first: bool) -> None:
         super().__init__()
@@ -118,6 +121,24 @@ class InterestNetwork(nn.Module):
             time_first=time_first,
         )
         self.embed = Lookup(tables, [table_of[i] for i in self.singles])
+        mine = [name for name in names if name in spec.of_user]
+        rest = [name for name in names if name not in spec.of_user]
+        others = [name for name in spec.others if name not in spec.of_user]
+        once = [name for name in spec.others if name in spec.of_user]
+        assert spec.others == (*once, *others)  # the order in which the top reads them
+        self.user_events = [mine.index(name) for name in spec.behaviours]
+        self.user_singles = [mine.index(name) for name in once]
+        self.rest_singles = [rest.index(name) for name in (*spec.candidate, *others)]
+        self.embed_user = Lookup(tables, [spec.feature(name).tables[0] for name in once])
+        self.embed_rest = Lookup(
+            tables, [spec.feature(name).tables[0] for name in (*spec.candidate, *others)]
+        )
+
+    def joined(self, rest: Tensor, user: Tensor, interest: Tensor) -> Tensor:
+        """[candidate, user, context, interest]: [N, C], [1, U], [N, H] -> [N, C + U + H]."""
+        shared = user.expand(rest.size(0), -1)
+        candidate, context = rest[:, : self.event_width], rest[:, self.event_width :]
+        return torch.cat([candidate, shared, context, interest], 1)
 
 
 def uniform(rng: np.random.Generator, *shape: int, bound: float) -> Tensor:
@@ -131,6 +152,9 @@ def linear(rng: np.random.Generator, fan_in: int, fan_out: int, gain: float = 1.
     layer.bias = nn.Parameter(uniform(rng, fan_out, bound=gain / math.sqrt(fan_in)))
     return layer
 
+
+# Candidates at a time, for a model whose request needs no cutting.
+WHOLE = 1 << 30
 
 HE = math.sqrt(2)  # keeps the mean square through a ReLU
 

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import SLA, Inputs, InputSpec, UserError, Work
+from deeprecsys.core import (
+    SLA,
+    Inputs,
+    InputSpec,
+    UserError,
+    Work,
+    repeat_inputs,
+    slice_inputs,
+)
 from deeprecsys.models.check import InputCheck
 from deeprecsys.models.memory import available_bytes
 from deeprecsys.models.spec import (
@@ -52,21 +60,27 @@ def load_model(
     seed: int = 0,
     variant: str = PAPER,
     check_memory: bool = True,
+    query_inputs: bool = False,
 ) -> Model:
     """Builds a published model with weights from `seed`.
 
     scale: rows of every table become max(1, round(rows * scale)).
+    query_inputs: what belongs to the user may come in one row for all candidates of a query;
+        without, as in the paper, each candidate has a row of every input.
     Raises UserError, before anything is allocated, for an unknown name or variant, a scale or
-    seed out of range, torch missing, or (with `check_memory`) too little free memory.
+    seed out of range, `query_inputs` of a model without a user's, torch missing, or (with
+    `check_memory`) too little free memory.
     """
     spec = get_spec(name, variant)
     spec.check_scale(scale)
+    if query_inputs:
+        spec.check_of_user()
     if not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed must be a whole number of at least 0, not {seed!r}")
     if check_memory:
         _check_memory(spec, scale)
     try:
-        return Model(spec, scale, seed, _build(spec, scale, seed))
+        return Model(spec, scale, seed, _build(spec, scale, seed), query_inputs)
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -75,12 +89,18 @@ def load_model(
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model with its weights. `module` maps the inputs, in the order of `inputs`, to scores."""
+    """A model with its weights. `module` maps the inputs, in the order of `inputs`, to scores.
+
+    query_inputs: what belongs to the user is query-scoped. Such a model's module also has two
+    parts: `user` maps those inputs, of one row each, to what all candidates share, and
+    `candidates` maps that and the other inputs to scores, best `block` candidates at a time.
+    """
 
     spec: ModelSpec
     scale: float
     seed: int
     module: nn.Module
+    query_inputs: bool = False
 
     @property
     def name(self) -> str:
@@ -92,7 +112,7 @@ class Model:
 
     @cached_property
     def inputs(self) -> tuple[InputSpec, ...]:
-        return self.spec.inputs(self.scale)
+        return self.spec.inputs(self.scale, self.query_inputs)
 
     @property
     def joined(self) -> tuple[str, ...]:
@@ -120,14 +140,24 @@ class Model:
     @cached_property
     def work(self) -> Work:
         """What one candidate asks for."""
-        return self.spec.work()
+        return self.spec.work(self.query_inputs)
 
     def example(
-        self, n: int, rng: np.random.Generator, index_law: IndexLaw | None = None
+        self,
+        n: int,
+        rng: np.random.Generator,
+        index_law: IndexLaw | None = None,
+        users: int = 1,
     ) -> dict[str, NDArray[Any]]:
-        """Random inputs of n candidates: dense standard normal, ids uniform or by `index_law`."""
+        """Random inputs of n candidates: dense standard normal, ids uniform or by `index_law`.
+
+        users: rows of the query-scoped inputs; several are a pool's, not a query's.
+        """
         law = index_law or _uniform_ids
-        return {spec.name: _example(spec, n, rng, law) for spec in self.inputs}
+        return {
+            spec.name: _example(spec, users if spec.scope == "query" else n, rng, law)
+            for spec in self.inputs
+        }
 
     def check(self, inputs: Inputs) -> int:
         """The number of candidates N; UserError if names, types, shapes or ids are wrong.
@@ -142,18 +172,23 @@ class Model:
         return InputCheck(self.name, self.inputs)
 
     def reference(self, inputs: Inputs) -> NDArray[np.float32]:
-        """Scores float32 [N, K] by the plain eager module: what every runtime must match."""
+        """Scores float32 [N, K] by the plain eager module: what every runtime must match.
+
+        Of a row of every input a candidate, repeated where they share one.
+        """
         import torch
 
         n = self.check(inputs)
         scores = np.empty((n, self.tasks), dtype=np.float32)
-        arrays = [inputs[spec.name] for spec in self.inputs]
         with torch.inference_mode():
             for lo in range(0, n, REFERENCE_CHUNK):
-                rows = slice(lo, lo + REFERENCE_CHUNK)
+                hi = min(lo + REFERENCE_CHUNK, n)
+                rows = repeat_inputs(
+                    self.inputs, slice_inputs(self.inputs, inputs, lo, hi), hi - lo
+                )
                 # torch warns of memory it may not write; a read-only slice is copied.
-                tensors = [torch.from_numpy(np.require(a[rows], None, ["C", "W"])) for a in arrays]
-                scores[rows] = self.module(tensors).numpy()
+                arrays = [np.require(array, None, ["C", "W"]) for array in rows.values()]
+                scores[lo:hi] = self.module([torch.from_numpy(a) for a in arrays]).numpy()
         return scores
 
 

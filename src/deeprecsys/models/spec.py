@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -69,6 +69,7 @@ class ModelSpec(ABC):
     """A model without its weights. One subclass an architecture adds what is particular to it.
 
     width: E. dense: D, 0 where there is no dense input. target: the published tail target.
+    of_user: the inputs that say something of the user and nothing of a candidate.
     sources: (what, where the number is from) for every number, assumptions marked as such.
     """
 
@@ -79,16 +80,19 @@ class ModelSpec(ABC):
     tables: tuple[Table, ...]
     features: tuple[Feature, ...]
     dense: int = 0
+    of_user: tuple[str, ...] = ()
     operators: tuple[str, ...]
     sources: tuple[tuple[str, str], ...]
 
-    def inputs(self, scale: float = 1.0) -> tuple[InputSpec, ...]:
-        """Dense first, then the features in order."""
+    def inputs(self, scale: float = 1.0, query_inputs: bool = False) -> tuple[InputSpec, ...]:
+        """Dense first, then the features in order; `query_inputs`: the user's query-scoped."""
         dense = (InputSpec("dense", "FP32", (self.dense,)),) if self.dense else ()
-        return dense + tuple(
+        every = dense + tuple(
             InputSpec(f.name, "INT32", (f.lookups,), rows=self.rows_of(f, scale))
             for f in self.features
         )
+        shared = self.of_user if query_inputs else ()
+        return tuple(replace(s, scope="query") if s.name in shared else s for s in every)
 
     @property
     def joined(self) -> tuple[str, ...]:
@@ -130,6 +134,11 @@ class ModelSpec(ABC):
         """Every linear map of the model."""
 
     @property
+    def user_linears(self) -> tuple[Linear, ...]:
+        """Those of them that read nothing but the user's inputs."""
+        return ()
+
+    @property
     def other_flops(self) -> int:
         """Arithmetic per candidate outside the linear maps, the element-wise functions left out."""
         return 0
@@ -153,19 +162,30 @@ class ModelSpec(ABC):
         """Tables and weights."""
         return self.table_bytes(scale) + self.weights() * FLOAT_BYTES
 
-    def work(self) -> Work:
-        """What one candidate asks for; it does not depend on the tables' rows."""
+    def work(self, query_inputs: bool = False) -> Work:
+        """What one candidate asks for; it does not depend on the tables' rows.
+
+        query_inputs: less what is done once for all candidates of a request.
+        """
+        shared = self.of_user if query_inputs else ()
+        flops = sum(layer.flops for layer in self.linears) + self.other_flops
+        if query_inputs:
+            flops -= sum(layer.flops for layer in self.user_linears)
+        lookups = self.lookups - sum(
+            f.lookups * len(f.tables) for f in self.features if f.name in shared
+        )
         return Work(
-            flops=float(sum(layer.flops for layer in self.linears) + self.other_flops),
-            lookups=float(self.lookups),
-            table_bytes=float(self.lookups * self.width * FLOAT_BYTES),
-            input_bytes=float(sum(spec.bytes_per_row for spec in self.inputs())),
+            flops=float(flops),
+            lookups=float(lookups),
+            table_bytes=float(lookups * self.width * FLOAT_BYTES),
+            input_bytes=float(sum(s.bytes_per_row for s in self.inputs() if s.name not in shared)),
         )
 
-    def bytes_per_query(self, size: int) -> float:
-        """Table rows and inputs that a query of `size` candidates reads."""
-        work = self.work()
-        return size * (work.table_bytes + work.input_bytes)
+    def bytes_per_query(self, size: int, query_inputs: bool = False) -> float:
+        """Table rows and inputs that a query of `size` candidates reads, as one request."""
+        each, every = self.work(query_inputs), self.work()
+        once = every.table_bytes + every.input_bytes - each.table_bytes - each.input_bytes
+        return size * (each.table_bytes + each.input_bytes) + once
 
     def check_scale(self, scale: float) -> None:
         """UserError unless the scale is positive, finite and leaves rows that INT32 ids reach."""
@@ -176,6 +196,13 @@ class ModelSpec(ABC):
             raise UserError(
                 f"scale {scale:g} gives {self.name} a table of more than {INT32_MAX} rows, which "
                 f"INT32 ids cannot address; the largest scale is {INT32_MAX / largest:.3g}"
+            )
+
+    def check_of_user(self) -> None:
+        """UserError unless some inputs belong to the user."""
+        if not self.of_user:
+            raise UserError(
+                f"{self.name} has no inputs that belong to the user alone: leave query inputs out"
             )
 
     def _lookups_of(self, names: Iterable[str]) -> int:
@@ -269,7 +296,11 @@ class DLRMSpec(ModelSpec):
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return chain(self.dense, *self.bottom) + chain(self.top_in, *self.top)
+        return self.user_linears + chain(self.top_in, *self.top)
+
+    @property
+    def user_linears(self) -> tuple[Linear, ...]:
+        return chain(self.dense, *self.bottom)
 
     @property
     def other_flops(self) -> int:
@@ -286,7 +317,7 @@ class InterestSpec(ModelSpec):
     behaviours: features of one event, side by side, [N, T] each; or, with `table_a_step`, one
         feature a step, [N, 1] each.
     candidate: the candidate's features, embedded as wide as one event.
-    others: user and context features.
+    others: user and context features, those of the user first.
     """
 
     behaviours: tuple[str, ...]
@@ -346,12 +377,15 @@ class DIENSpec(InterestSpec):
 
     @property
     def linears(self) -> tuple[Linear, ...]:
+        return self.user_linears + chain(self.hidden + self.single_width, *self.top)
+
+    @property
+    def user_linears(self) -> tuple[Linear, ...]:
         gates, steps = 3 * self.hidden, self.steps
         return (
             Linear(self.event_width, gates, steps),  # GRU, input and state
             Linear(self.hidden, gates, steps),
             Linear(self.hidden, gates, steps),  # AUGRU, input
-            *chain(self.hidden + self.single_width, *self.top),
         )
 
     @property

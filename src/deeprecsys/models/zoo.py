@@ -150,6 +150,7 @@ def _dlrm(
         target=_p95(target_ms),
         width=width,
         dense=bottom[0],
+        of_user=("dense",),
         tables=numbered,
         features=_one_table_each(numbered, lookups),
         bottom=bottom[1:],
@@ -242,6 +243,7 @@ def _din(variant: str) -> DINSpec:
             Feature("candidate_category", ("category",)),
             Feature("context", ("context",)),
         )
+    behaviours = tuple(f.name for f in features if f.name.startswith("behaviour_"))
     return DINSpec(
         name="din",
         variant=variant,
@@ -249,7 +251,8 @@ def _din(variant: str) -> DINSpec:
         width=32,
         tables=tables,
         features=features,
-        behaviours=tuple(f.name for f in features if f.name.startswith("behaviour_")),
+        of_user=("user", *behaviours),
+        behaviours=behaviours,
         candidate=tuple(f.name for f in features if f.name.startswith("candidate_")),
         others=("user", "context"),
         attention=1 if variant == AUTHORS else 36,
@@ -297,6 +300,7 @@ def _dien(variant: str) -> DIENSpec:
         width=32,
         tables=tables,
         features=features,
+        of_user=("user", *behaviours),
         behaviours=behaviours,
         candidate=candidate,
         others=others,

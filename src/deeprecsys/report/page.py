@@ -360,6 +360,7 @@ def _provenance(summary: dict[str, Any]) -> str:
             "workers": summary.get("workers"),
             "runtime": summary.get("runtime") or summary.get("engine", {}).get("runtime"),
             "variant": summary.get("variant"),
+            "user's inputs": "once a query" if summary.get("query_inputs") else None,
             "date": summary.get("date"),
             "inputs": "; ".join(map(_pool, summary.get("input_pools", {}).values())) or None,
         },
@@ -380,9 +381,9 @@ def _provenance(summary: dict[str, Any]) -> str:
 
 def _pool(pool: dict[str, Any]) -> str:
     every = ", every row of the tables" if pool.get("every_row") else ""
-    return (
-        f"pool of {pool['items']:,} items touching {pool['touched_bytes'] / 2**20:,.0f} MiB{every}"
-    )
+    users = f" of {pool['users']:,} users" if pool.get("users", 1) > 1 else ""
+    touched = f"{pool['touched_bytes'] / 2**20:,.0f} MiB"
+    return f"pool of {pool['items']:,} items{users} touching {touched}{every}"
 
 
 def document(title: str, body: Sequence[Any]) -> str:

@@ -14,7 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from deeprecsys.runtimes.eager import Eager, Prepared
+from deeprecsys.core import repeat_inputs
+from deeprecsys.runtimes.eager import Eager, OneUser, Prepared
+
+_TRACED = 7  # candidates: a size no model has
+_PARTS = ("user", "candidates", "block")
 
 
 class _Request(torch.nn.Module):
@@ -36,32 +40,47 @@ class TorchScript(Eager):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
-        self._run = self._compile(model)
+        inputs = model.example(_TRACED, np.random.default_rng(0))
+        scores = np.empty((_TRACED, model.tasks), np.float32)
+        tensors, _, _ = self.prepare(repeat_inputs(model.inputs, inputs, _TRACED), scores)
+        # Each form of the inputs is a graph of its own.
+        self._run = _compiled(_Request(_traced(model.module, tensors)), model.table_bytes)
+        if self._one_user is not None:
+            rows, users, _ = self.prepare(inputs, scores)
+            user, candidates, block = (getattr(self._one_user, name) for name in _PARTS)
+            shared = user(users)
+            parts = _traced(user, users), _traced(candidates, shared, rows)
+            self._one_user = _compiled(OneUser(*parts, block), model.table_bytes)
 
     def execute(self, prepared: Prepared, lo: int, hi: int) -> None:
-        tensors, scores = prepared
-        self._run(tensors, scores, lo, hi)
+        tensors, users, scores = prepared
+        if users:
+            self._one_user(users, tensors, scores, lo, hi)
+        else:
+            self._run(tensors, scores, lo, hi)
 
     def enter_thread(self) -> None:
         super().enter_thread()
         # The thread's own switch: without it every operator checks for gradients.
         torch.autograd.grad_mode.set_grad_enabled(False)
 
-    def _compile(self, model: Any) -> Any:
-        """Traced on 7 candidates (a size no model has), scripted around the trace, frozen."""
-        inputs = model.example(7, np.random.default_rng(0))
-        tensors, _ = self.prepare(inputs, np.empty((7, model.tasks), np.float32))
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # the deprecation that the docstring answers
-            traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-                model.module, (tensors,), check_trace=False
-            )
-            request = torch.jit.script(_Request(traced).eval())
-            # As constants of the graph the tables would never be freed: PyTorch keeps graphs for
-            # the life of the process.
-            tables = [
-                name
-                for name, parameter in request.named_parameters(remove_duplicate=False)
-                if parameter.nbytes == model.table_bytes
-            ]
-            return torch.jit.freeze(request, preserved_attrs=tables)
+
+def _traced(module: torch.nn.Module, *inputs: Any) -> Any:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the deprecation that the docstring answers
+        return torch.jit.trace(module, inputs, check_trace=False)  # type: ignore[no-untyped-call]
+
+
+def _compiled(request: torch.nn.Module, table_bytes: int) -> Any:
+    """Scripted around the traces, and frozen."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(request.eval())
+        # As constants of the graph the tables would never be freed: PyTorch keeps graphs for
+        # the life of the process.
+        tables = [
+            name
+            for name, parameter in scripted.named_parameters(remove_duplicate=False)
+            if parameter.nbytes == table_bytes
+        ]
+        return torch.jit.freeze(scripted, preserved_attrs=tables)

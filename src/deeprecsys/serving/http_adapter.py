@@ -27,6 +27,7 @@ from deeprecsys.engine import Ticket
 from deeprecsys.serving import wire
 from deeprecsys.serving.dataplane import VERSION, Call, DataPlane, clock
 from deeprecsys.serving.errors import Reason, Refusal, invalid
+from deeprecsys.serving.page import CONTENT_SECURITY_POLICY
 from deeprecsys.serving.tensors import Array, Buffer
 
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
@@ -35,10 +36,6 @@ _ALIGNMENT = 64  # of binary tensors: a cache line, and the widest vector
 _WAITING_S, _HEAD_S, _STALLED_S, _LINGER_S = 75.0, 10.0, 30.0, 2.0
 _JSON = (b"content-type", b"application/json")
 _OCTETS = (b"content-type", b"application/octet-stream")
-_PAGE_POLICY = (
-    b"default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    b"img-src 'self' data:; connect-src 'self'"
-)
 _encode = msgspec.json.Encoder().encode
 
 Header = tuple[bytes, bytes]
@@ -287,7 +284,7 @@ class Connection(asyncio.BufferedProtocol):
                 )
             case "GET" | "HEAD", _ if page := self.site.pages.get("/" + "/".join(parts)):
                 kind, content = page()
-                policy = (b"content-security-policy", _PAGE_POLICY)
+                policy = (b"content-security-policy", CONTENT_SECURITY_POLICY.encode())
                 self._answer(200, [(b"content-type", kind), policy], [content])
             case method, _ if _exists(parts) or "/" + "/".join(parts) in self.site.pages:
                 raise Refusal(Reason.METHOD, f"{method[:20]} is not what this path takes")

@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import msgspec
 import numpy as np
 
 from deeprecsys.core import Policy, UserError
+from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import Engine
 from deeprecsys.serving import http_adapter, metrics
 from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
@@ -62,6 +64,7 @@ class Server:
         self.served, self.open_engine, self.log = served, open_engine, log
         self.address, self.limits = address or Address(), limits or Limits()
         self.plane = DataPlane(served)
+        self.site = Site(self.plane, self.limits, self._pages(), self.address.key, log=log)
         self.http_port = 0
         self.grpc_port: int | None = None
         self.started, self.ready = threading.Event(), threading.Event()
@@ -89,7 +92,7 @@ class Server:
         loop = self._loop = asyncio.get_running_loop()
         stop = self._stop = asyncio.Event()
         _catch_signals(loop, stop)
-        site = Site(self.plane, self.limits, self._pages(), self.address.key, log=self.log)
+        site = self.site
         listener = await self._listen(site)
         grpc_server = await self._listen_grpc()
         self.log("listening", http_port=self.http_port, grpc_port=self.grpc_port)
@@ -247,7 +250,10 @@ def warm_up(engine: Engine, policy: Policy, largest: int = 1024) -> None:
     rng = np.random.default_rng(0)
     for size in sorted(sizes):
         inputs = engine.model.example(size, rng)
-        for future in [engine.submit(inputs, policy) for _ in range(engine.workers)]:
+        futures = [engine.submit(inputs, policy)]
+        with suppress(QueueFull):  # a bound so small that they do not wait beside each other
+            futures += [engine.submit(inputs, policy) for _ in range(engine.workers - 1)]
+        for future in futures:
             future.result()
 
 

@@ -96,7 +96,8 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> A
         raise invalid(f"input {name}: its data are not {datatype} of shape {list(shape)}") from None
     if datatype.startswith("FP") and not np.isfinite(array).all():
         raise invalid(f"input {name}: a number in its data is too large for {datatype}")
-    if (flat and array.size != items) or not (flat or array.shape == tuple(shape)):
+    nested = array.shape == tuple(shape) or array.size == 0  # whose last dimensions do not show
+    if array.size != items or not (flat or nested):
         raise invalid(f"input {name}: its data hold {array.size} values of shape {list(shape)}")
     return array.reshape(shape)
 

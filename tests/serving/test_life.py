@@ -1,0 +1,326 @@
+"""A server under pressure and through its life: deadlines, overload, lost workers, draining."""
+
+import json
+import socket
+import ssl
+import subprocess
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from serving_fixture import WAIT_S, Client, serving
+
+from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.engine import Engine
+from deeprecsys.runtimes.stub import FixedTime
+from deeprecsys.service_time import ServiceTime
+from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.grpc_schema import SERVICE, message
+from deeprecsys.serving.http_adapter import Limits
+from deeprecsys.serving.server import Address, Server
+from stub_model import StubModel, StubRuntime
+
+SLOW = ServiceTime.linear(base_s=0.02, per_item_s=0.0)
+
+
+def query(n=4, value=1.0):
+    return {"dense": np.full((n, 4), value, np.float32)}
+
+
+class Stub(StubRuntime):
+    """Long enough that the engine wakes a second worker for a second query."""
+
+    def execute(self, prepared, lo, hi):
+        time.sleep(1e-4)
+        super().execute(prepared, lo, hi)
+
+
+@pytest.fixture
+def runtime():
+    runtime = Stub()
+    yield runtime
+    runtime.gate.set()
+
+
+def later(act):
+    """Runs it in a thread; a list that gets the answer, and the thread."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(act()))
+    thread.start()
+    return answers, thread
+
+
+def until(holds):
+    deadline = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def ask(server, inputs, **more):
+    with Client(server) as client:
+        return client.infer(inputs, **more)
+
+
+def hold_both_workers(server, runtime):
+    """Two queries that keep the workers busy until the gate opens."""
+    runtime.gate.clear()
+    began = len(runtime.executed)
+    held = [later(lambda: ask(server, query())) for _ in range(2)]
+    until(lambda: sum(e is not None for e in server.plane.engine._group._executing) == 2)
+    assert len(runtime.executed) == began
+    return held
+
+
+def release(held, runtime):
+    runtime.gate.set()
+    for answers, thread in held:
+        thread.join(WAIT_S)
+        assert answers[0][0] == 200
+
+
+def test_a_deadline_that_passes_is_504_and_leaves_the_queue(runtime):
+    with serving(StubModel(), runtime, deadline_s=None) as server:
+        held = hold_both_workers(server, runtime)
+        status, answer = ask(server, query(), parameters={"timeout": 30_000})
+        assert status == 504
+        assert "deadline" in answer["error"]
+        assert server.plane.engine.load().queued_items == 0
+        release(held, runtime)
+
+
+def test_what_would_be_late_is_429_at_once_and_the_rest_is_in_time():
+    with serving(StubModel(), FixedTime(SLOW), deadline_s=0.1, policy=Policy(2048)) as server:
+        asked = [later(lambda: ask(server, query())) for _ in range(40)]
+        for _, thread in asked:
+            thread.join(WAIT_S)
+        statuses = [answers[0][0] for answers, _ in asked]
+        assert set(statuses) <= {200, 429, 504}
+        assert statuses.count(200) >= 3
+        assert statuses.count(429) >= 20
+        shed = next(answers[0][1] for answers, _ in asked if answers[0][0] == 429)
+        assert "its deadline is in" in shed["error"]
+        assert ask(server, query())[0] == 200  # and it has recovered
+
+
+def test_a_full_queue_is_429(runtime):
+    with serving(StubModel(), runtime, engine={"max_queued_items": 10}) as server:
+        held = hold_both_workers(server, runtime)
+        waiting = later(lambda: ask(server, query(8)))
+        until(lambda: server.plane.engine.load().queued_items == 8)
+        assert ask(server, query(8))[0] == 429
+        release([*held, waiting], runtime)
+
+
+def test_bodies_that_wait_are_bounded_in_bytes(runtime):
+    limits = Limits(body_bytes=1 << 20, waiting_bytes=1000)
+    with serving(StubModel(), runtime, limits=limits) as server:
+        held = hold_both_workers(server, runtime)
+        assert ask(server, query(60))[0] == 429
+        release(held, runtime)
+        assert ask(server, query(30))[0] == 200
+
+
+def test_a_higher_priority_overtakes(runtime):
+    with serving(StubModel(), runtime) as server:
+        held = hold_both_workers(server, runtime)
+        waiting = []
+        for number, (size, priority) in enumerate(((3, 9), (5, 0), (7, 1)), 3):
+            waiting.append(
+                later(
+                    lambda size=size, priority=priority: ask(
+                        server, query(size), parameters={"priority": priority}
+                    )
+                )
+            )
+            until(lambda number=number: server.plane.pending == number)
+        began = len(runtime.executed)
+        release([*held, *waiting], runtime)
+        order = [size for size in runtime.executed[began:] if size != 4]
+        assert order.index(7) < order.index(3)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_a_client_that_goes_away_frees_its_work(runtime, protocol):
+    with serving(StubModel(), runtime) as server:
+        held = hold_both_workers(server, runtime)
+        if protocol == "http":
+            from deeprecsys.serving import wire
+
+            head, data = wire.request(query(17))
+            body = b"".join([head, *map(bytes, data)])
+            gone = socket.create_connection(("127.0.0.1", server.http_port))
+            gone.sendall(
+                f"POST /v2/models/stub/infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
+                f"Inference-Header-Content-Length: {len(head)}\r\n\r\n".encode()
+                + body
+            )
+            leave = gone.close
+        else:
+            request = message("ModelInferRequest")(model_name="stub")
+            request.inputs.add(name="dense", datatype="FP32", shape=[17, 4])
+            request.raw_input_contents.append(bytes(17 * 16))
+            channel = grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}")
+            call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            asked = call.future(request.SerializeToString())
+            assert not asked.done()
+            leave = channel.close
+        until(lambda: server.plane.engine.load().queued_items == 17)
+        leave()
+        until(lambda: server.plane.engine.load().queued_items == 0)
+        release(held, runtime)
+        until(lambda: server.plane.pending == 0)
+        assert 17 not in runtime.executed
+
+
+class Dying(Stub):
+    """Candidates that begin with 13 end the worker's thread; with 14 they hang."""
+
+    def execute(self, prepared, lo, hi):
+        if (prepared[0][lo:hi, 0] == 13).any():
+            raise SystemExit
+        if (prepared[0][lo:hi, 0] == 14).any():
+            time.sleep(3)
+        super().execute(prepared, lo, hi)
+
+
+@pytest.mark.parametrize(("value", "why"), [(13, "died"), (14, "hung")])
+def test_a_worker_that_dies_or_hangs_is_replaced_and_its_query_fails_clearly(value, why):
+    with serving(StubModel(), Dying(), longest_s=0.3) as server:
+        for _ in range(3):
+            status, answer = ask(server, query(value=value))
+            assert status == 503
+            assert why in answer["error"]
+        assert len(server.plane.engine.load().lost_workers) == 3
+        assert server.plane.live
+        asked = [later(lambda: ask(server, query())) for _ in range(8)]
+        for answers, thread in asked:
+            thread.join(WAIT_S)
+            assert answers[0][0] == 200
+
+
+def test_a_model_that_fails_is_500_without_its_words(runtime):
+    with serving(StubModel(), runtime) as server:
+        status, answer = ask(server, query(value=666))
+        assert status == 500
+        assert answer["error"] == "the model failed: ValueError"
+        assert ask(server, query())[0] == 200
+
+
+def test_it_is_live_while_it_loads_and_not_ready(runtime):
+    loading = threading.Event()
+
+    class Slow(StubModel):
+        def example(self, n, rng, index_law=None):  # the first thing a warm-up asks for
+            loading.wait(WAIT_S)
+            return super().example(n, rng)
+
+    with serving(Slow(), runtime, wait=False) as server, Client(server) as client:
+        assert client.get("/v2/health/live") == (200, {"live": True})
+        assert client.get("/v2/health/ready") == (503, {"ready": False})
+        assert client.get("/v2/models/stub/ready")[0] == 503
+        status, answer = client.infer(query())
+        assert (status, answer["error"]) == (503, "the model is being loaded")
+        loading.set()
+        assert server.ready.wait(WAIT_S)
+        assert client.get("/v2/health/ready")[0] == 200
+
+
+def test_draining_answers_what_was_taken_and_refuses_the_rest(runtime):
+    with serving(StubModel(), runtime) as server:
+        held = hold_both_workers(server, runtime)
+        waiting = later(lambda: ask(server, query(7)))
+        until(lambda: server.plane.pending == 3)
+        with Client(server) as kept:
+            assert kept.get("/v2/health/ready")[0] == 200
+            server.stop()
+            until(lambda: server.plane.state == "draining")
+            status, headers, body = kept.ask("GET", "/v2/health/ready")
+            assert (status, json.loads(body)) == (503, {"ready": False})
+            assert headers["Connection"] == "close"
+        with pytest.raises(ConnectionRefusedError):
+            ask(server, query())
+        release([*held, waiting], runtime)
+    assert server.totals()["answered"] == 3
+
+
+def test_a_taken_port_is_one_line(runtime):
+    with serving(StubModel(), runtime) as first:
+        second = Server(
+            first.served, first.open_engine, Address("127.0.0.1", first.http_port, None)
+        )
+        with pytest.raises(UserError, match="is taken; choose another --http-port"):
+            second.run()
+
+
+def test_a_model_that_cannot_be_opened_ends_the_server():
+    class Bad(StubModel):
+        def example(self, n, rng, index_law=None):
+            raise UserError("no memory for it")
+
+    server = Server(
+        Served("stub", Policy(), SLA(0.1), None),
+        lambda: Engine(Bad(), 1, StubRuntime(), largest=8).__enter__(),
+        Address("127.0.0.1", 0, None),
+    )
+    with pytest.raises(UserError, match="no memory for it"):
+        server.run()
+
+
+def test_a_key_is_asked_for_everywhere_but_at_the_probes(runtime):
+    address = Address("127.0.0.1", 0, 0, key="of the house")
+    with serving(StubModel(), runtime, address=address) as server, Client(server) as client:
+        assert client.get("/v2/health/ready")[0] == 200
+        for path in ("/v2", "/", "/metrics", "/live.json"):
+            assert client.ask("GET", path)[0] == 401
+        assert client.infer(query())[0] == 401
+        assert client.infer(query(), headers={"Authorization": "Bearer no"})[0] == 401
+        assert client.infer(query(), headers={"Authorization": "Bearer of the house"})[0] == 200
+        basic = {"Authorization": "Basic OnRoZSBrZXk="}
+        assert client.ask("GET", "/", headers=basic)[0] == 401
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+            call = channel.unary_unary(f"/{SERVICE}/ServerMetadata")
+            with pytest.raises(grpc.RpcError) as caught:
+                call(b"")
+            assert caught.value.code().name == "UNAUTHENTICATED"
+            assert call(b"", metadata=[("authorization", "Bearer of the house")])
+
+
+def test_tls(runtime, tmp_path):
+    pair = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+         "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1",
+         "-keyout", pair[0], "-out", pair[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    address = Address("127.0.0.1", 0, 0, certificate=str(pair[1]), private_key=str(pair[0]))
+    with serving(StubModel(), runtime, address=address) as server:
+        context = ssl.create_default_context(cafile=str(pair[1]))
+        with (
+            socket.create_connection(("127.0.0.1", server.http_port)) as raw,
+            context.wrap_socket(raw, server_hostname="127.0.0.1") as secure,
+        ):
+            secure.sendall(b"GET /v2/health/ready HTTP/1.1\r\nConnection: close\r\n\r\n")
+            assert secure.recv(1000).startswith(b"HTTP/1.1 200")
+        credentials = grpc.ssl_channel_credentials(pair[1].read_bytes())
+        with grpc.secure_channel(f"127.0.0.1:{server.grpc_port}", credentials) as channel:
+            assert channel.unary_unary(f"/{SERVICE}/ServerMetadata")(b"")
+
+
+def test_clients_that_are_slow_are_ended(runtime):
+    """Their time is the server's argument, so no test waits for it."""
+    with (
+        serving(StubModel(), runtime) as server,
+        socket.create_connection(("127.0.0.1", server.http_port)) as raw,
+    ):
+        raw.sendall(b"POST /v2/models/stub/infer HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc")
+        connections = server.site.connections
+        until(lambda: any(c._head for c in connections))
+        (connection,) = [c for c in connections if c._head]
+        now = time.perf_counter()
+        server._loop.call_soon_threadsafe(connection.check_time, now)
+        server._loop.call_soon_threadsafe(connection.check_time, now + 31)
+        assert raw.recv(1000).startswith(b"HTTP/1.1 408")
