@@ -95,6 +95,29 @@ def test_the_reference_client_gets_the_models_scores(
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_what_belongs_to_the_user_comes_once_or_repeated(protocol):
+    model = load_model("din", scale=0.001, query_inputs=True)
+    shared = [spec.name for spec in model.inputs if spec.scope == "query"]
+    once = model.example(N, np.random.default_rng(0))
+    repeated = {k: np.repeat(v, N, 0) if k in shared else v for k, v in once.items()}
+    module = triton_http if protocol == "http" else triton_grpc
+    with serving(model, "eager") as server:
+        port = server.http_port if protocol == "http" else server.grpc_port
+        with module.InferenceServerClient(f"127.0.0.1:{port}") as client:
+            as_json = {} if protocol == "http" else {"as_json": True}
+            config = client.get_model_config("din", **as_json)
+            said = config.get("config", config)["parameters"]
+            assert {k for k in said if k[:6] == "scope."} == {f"scope.{k}" for k in shared}
+            for given in (once, repeated):
+                sent = []
+                for name, array in given.items():
+                    sent.append(module.InferInput(name, list(array.shape), "INT32"))
+                    sent[-1].set_data_from_numpy(array)
+                scores = client.infer("din", sent).as_numpy("scores")
+                np.testing.assert_allclose(scores, model.reference(repeated), atol=1e-5)
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_what_the_server_says_of_itself(triton, protocol):
     _, client = triton[protocol]
     as_json = {} if protocol == "http" else {"as_json": True}
@@ -192,6 +215,8 @@ WRONG = {
     "id of no row": first(data=[4000] * 160),
     "negative id": first(data=[-1] * 160),
     "no data": lambda r: r["inputs"][1].pop("data"),
+    "a number for a tensor": first(shape=[]),
+    "a number that says how many": lambda r: r["inputs"][0].update(shape=[], data=[1.0]),
     "missing input": lambda r: r["inputs"].pop(),
     "extra input": lambda r: r["inputs"].append({**r["inputs"][0], "name": "more"}),
     "given twice": lambda r: r["inputs"].append(r["inputs"][0]),

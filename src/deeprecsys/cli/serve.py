@@ -50,7 +50,7 @@ def run(
     runtime: opt.RuntimeName = "auto",
     query_inputs: Annotated[
         bool,
-        typer.Option(help="Take what belongs to the user once a query (or repeated, as before)."),
+        typer.Option(help="Also take what belongs to the user in one row for all candidates."),
     ] = True,
     accelerator: opt.Accelerators = None,
     max_body_mb: Annotated[float, typer.Option(help="Of one request.")] = 64.0,
@@ -99,7 +99,8 @@ def run(
     def open_engine() -> Any:
         from deeprecsys.engine import Engine
 
-        loaded = load_model(model, scale=scale, seed=seed, variant=variant)
+        once = query_inputs and bool(spec.of_user)
+        loaded = load_model(model, scale=scale, seed=seed, variant=variant, query_inputs=once)
         engine = Engine(
             loaded,
             workers,

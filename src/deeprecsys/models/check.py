@@ -46,10 +46,11 @@ class InputCheck:
     def __call__(self, inputs: Inputs) -> int:
         if inputs.keys() != self._names:
             raise UserError(self._wrong_names(inputs))
-        n = len(inputs[self._counted])
-        for (dtype, shape, shared), group in self._kinds:
-            expected = (n, *shape)
-            other = (1, *shape) if shared else expected
+        shape = inputs[self._counted].shape
+        n = shape[0] if shape else 0
+        for (dtype, row, shared), group in self._kinds:
+            expected = (n, *row)
+            other = (1, *row) if shared else expected
             for spec in group:
                 array = inputs[spec.name]
                 if (array.shape != expected and array.shape != other) or (
