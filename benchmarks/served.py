@@ -1,0 +1,230 @@
+"""A server in a process of its own, for the benchmarks, and the barest client of it.
+
+`python benchmarks/served.py stub 26` serves a model of nothing, whose one input has so many ids an
+item; `… echo` is the barest server that reads a body; both print their port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from deeprecsys.core import SLA, InputSpec, Policy
+from deeprecsys.engine import Engine
+from deeprecsys.models.check import InputCheck
+from deeprecsys.runtimes.stub import NoOp
+from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.server import Address, Server
+
+ROWS = 1_000_000
+ANSWER = bytes(2_000)
+
+
+class StubModel:
+    """One input of ids; its scores are whatever was in memory."""
+
+    name, tasks, joined, seed, scale = "stub", 1, (), 0, 1.0
+
+    def __init__(self, ids: int) -> None:
+        self.inputs = (InputSpec("ids", "INT32", (ids,), rows=ROWS),)
+        self.check = InputCheck(self.name, self.inputs)
+
+    def example(self, n: int, rng: np.random.Generator, law: Any = None) -> dict[str, Any]:
+        shape = (n, *self.inputs[0].shape)
+        return {"ids": rng.integers(0, ROWS, shape, dtype=np.int32)}
+
+
+@dataclass(frozen=True)
+class Host:
+    http_port: int
+    grpc_port: int | None
+    process: psutil.Process
+
+    def cpu_s(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def resident_bytes(self) -> int:
+        return int(self.process.memory_info().rss)
+
+
+@contextmanager
+def served(*arguments: str, wait_s: float = 300.0) -> Iterator[Host]:
+    """`deeprecsys serve` with these arguments, ready; SIGTERM at the end."""
+    ports = [free_port(), free_port()]
+    command = [sys.executable, "-m", "deeprecsys", "serve", *arguments]
+    command += ["--http-port", str(ports[0]), "--grpc-port", str(ports[1])]
+    with _running([*command, "--log-level", "warning"]) as process:
+        until = time.monotonic() + wait_s
+        while not _is_ready(ports[0]):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the server did not become ready: {command}")
+            time.sleep(0.2)
+        yield Host(ports[0], ports[1], psutil.Process(process.pid))
+
+
+@contextmanager
+def bare(kind: str, *arguments: str) -> Iterator[Host]:
+    """This file's own servers, by their first argument."""
+    command = [sys.executable, __file__, kind, *arguments]
+    with _running(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline())
+        yield Host(port, None, psutil.Process(process.pid))
+
+
+@contextmanager
+def _running(command: Sequence[str], **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+    process = subprocess.Popen(command, **more)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(60)
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with Bare(port) as client:
+            return client.ask(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+    except OSError:
+        return False
+
+
+class Bare:
+    """One connection; requests and answers as bytes, nothing parsed that need not be."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> Bare:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
+
+    def ask(self, head: bytes, *body: Any) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        total = len(head) + sum(len(part) for part in body)
+        sent = self.socket.sendmsg([head, *body])
+        if sent < total:
+            self.socket.sendall(memoryview(b"".join([head, *map(bytes, body)]))[sent:])
+        got = b""
+        while b"\r\n\r\n" not in got:
+            if not (more := self.socket.recv(65536)):
+                raise ConnectionError("closed before an answer")
+            got += more
+        top, _, rest = got.partition(b"\r\n\r\n")
+        length = int(top.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+        while len(rest) < length:
+            if not (more := self.socket.recv(65536)):
+                raise ConnectionError("closed within an answer")
+            rest += more
+        return int(top[9:12]), rest
+
+
+class _Echo(asyncio.BufferedProtocol):
+    """Reads a body into one buffer, and answers 2 kB: what no server can do without."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport, self.head, self.filled = transport, bytearray(65536), 0
+        self.body: memoryview | None = None
+        self.got = 0
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        if self.body is not None:
+            return self.body[self.got :]
+        return memoryview(self.head)[self.filled :]
+
+    def buffer_updated(self, received: int) -> None:
+        if self.body is None:
+            self.filled += received
+            end = self.head.find(b"\r\n\r\n", 0, self.filled)
+            if end < 0:
+                return
+            top = bytes(self.head[:end]).lower()
+            length = int(top.partition(b"content-length:")[2].split(b"\r\n")[0] or 0)
+            self.body = np.empty(length, np.uint8).data
+            received = self.filled - end - 4
+            self.body[:received] = memoryview(self.head)[end + 4 : self.filled]
+            self.filled = self.got = 0
+        self.got += received
+        if self.got == len(self.body):
+            self.body = None
+            head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(ANSWER)
+            self.transport.write(head + ANSWER)
+
+
+async def _echo() -> None:
+    server = await asyncio.get_running_loop().create_server(_Echo, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+async def _asgi_echo(scope: Any, receive: Any, send: Any) -> None:
+    """The same on any ASGI server."""
+    parts, more = [], scope["type"] == "http"
+    while more:
+        message = await receive()
+        parts.append(message["body"])
+        more = message.get("more_body", False)
+    b"".join(parts)
+    headers = [(b"content-length", b"%d" % len(ANSWER))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": ANSWER})
+
+
+def _stub(ids: int) -> None:
+    engine = Engine(StubModel(ids), 2, NoOp(), largest=8)
+    port = free_port()
+    server = Server(
+        Served("stub", Policy(512), SLA(0.1), None, admit=False),
+        engine.__enter__,
+        Address("127.0.0.1", port, None),
+    )
+    print(port, flush=True)
+    server.run()
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["stub", ids]:
+            _stub(int(ids))
+        case ["echo"]:
+            import uvloop
+
+            uvloop.run(_echo())
+        case ["uvicorn"]:
+            import uvicorn
+
+            port = free_port()
+            print(port, flush=True)
+            uvicorn.run(_asgi_echo, port=port, log_level="warning", access_log=False)
+        case ["granian", port]:
+            raise SystemExit(f"granian --interface asgi --port {port} served:_asgi_echo")
+        case _:
+            raise SystemExit(Path(__file__).name + " stub IDS | echo | uvicorn")
+
+
+if __name__ == "__main__":
+    main()
