@@ -206,3 +206,38 @@ def test_a_lost_accelerator_s_queries_are_the_cores_and_none_is_lost(sizes, begu
     assert sorted(finished) == list(range(len(sizes)))
     assert rules.add(99, 60, policy) is None
     assert rules.queued_items == 60
+
+
+@given(
+    queries=st.lists(
+        st.tuples(st.integers(1, 40), st.integers(0, 3), st.booleans()), min_size=1, max_size=20
+    ),
+    pulls=st.integers(0, 10),
+)
+def test_a_lower_number_goes_first_and_ahead_is_the_work_before_a_new_query(queries, pulls):
+    rules, policy = Dispatcher(), Policy(8)
+    for id, (size, priority, _) in enumerate(queries):
+        rules.add(id, size, policy, priority=priority, cost=2.0 * size)
+    left = {id: size for id, (size, _, _) in enumerate(queries)}
+    taken = dict.fromkeys(left, 0)
+
+    def do(pieces):
+        for id, lo, hi in pieces:
+            taken[id] += hi - lo
+            left[id] -= hi - lo
+            rules.finish(id, hi - lo)
+
+    for _ in range(pulls):
+        waiting = [queries[id][1] for id in left if taken[id] < queries[id][0]]
+        pieces = rules.pull(0, 0.0)
+        assert all(queries[id][1] == min(waiting) for id, _, _ in pieces)
+        do(pieces)
+    for id, (_, _, dropped) in enumerate(queries):
+        if dropped and rules.drop(id):
+            left[id] = 0
+    for priority in range(4):
+        before = sum(2.0 * n for id, n in left.items() if queries[id][1] <= priority)
+        assert rules.ahead(priority) == pytest.approx(before, abs=1e-9)
+    while pieces := rules.pull(0, 0.0):
+        do(pieces)
+    assert rules.ahead(9) == pytest.approx(0.0, abs=1e-9)
