@@ -76,9 +76,7 @@ def run(
     chosen, sla = _policy(model, policy, batch_size), _sla(spec.target, policy, sla_ms, percentile)
     for text in accelerator or []:
         if not text.startswith("cuda:"):
-            raise UserError(
-                f"--accelerator {text} computes nothing: serve needs a real one, cuda:N"
-            )
+            raise UserError(f"--accelerator {text} computes nothing: serve takes cuda:N only")
     if chosen.offload_threshold is not None and not accelerator:
         raise UserError("this policy offloads: give the --accelerator, or another policy")
     if deadline_ms is not None and deadline_ms < 0:
@@ -120,7 +118,10 @@ def run(
     server.run()
     if json_file:
         text = json.dumps({**files.provenance(NAME), "model": model, **server.totals()}, indent=1)
-        print(text) if json_file == "-" else Path(json_file).write_text(text + "\n")
+        if json_file == "-":
+            print(text)
+        else:
+            Path(json_file).write_text(text + "\n")
     return 0
 
 
