@@ -26,7 +26,8 @@ from deeprecsys.engine import topology
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes.cuda import Cuda, check
 from deeprecsys.service_time import ABOUT_MODEL, Profile
-from deeprecsys.usage import sentences, usage
+from deeprecsys.usage import sentences
+from rows import provenance, usage_of, writer
 
 RESULTS = Path(__file__).parent / "results.md"
 FOLDER = Path(os.environ.get("OUT", "runs/gpu"))
@@ -76,9 +77,7 @@ def one(name: str, budget_s: float) -> str:
         if study.best is None:
             return f"| {name} | no rate holds the target | | | {host_us:.0f} | |"
         schedule = WORKLOAD.schedule(rate_qps=study.best.capacity.rate_qps, duration_s=6)
-        records, requests = engine.traced_run(schedule, study.best.policy)
-        devices = engine.facts().detail["accelerators"]
-        found = usage(records, requests, engine.workers, devices, measured=engine.joules())
+        found = usage_of(engine, schedule, study.best.policy)
     ratios = {c.name: c.ratio for c in study.comparisons}
     said = [
         f"{r.ratio:.2f}× [{r.interval[0]:.2f}, {r.interval[1]:.2f}]" if r else "–"
@@ -104,24 +103,16 @@ def main() -> None:
     except UserError as error:
         print(f"bench-gpu: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    machine = topology.machine()
     _, total = torch.cuda.mem_get_info(0)
-    _write(
-        f"\n## {time.strftime('%Y-%m-%d')}, {torch.cuda.get_device_name(0)} with "
-        f"{total / 2**30:.0f} GiB, {machine['cpu']}, {machine['cores']} cores\n\n"
-        + ", ".join(f"{n} {v}" for n, v in topology.versions().items())
-        + f", CUDA {torch.version.cuda}; seed 0; `python benchmarks/gpu.py`\n\n"
+    write = writer(RESULTS)
+    device = f"{torch.cuda.get_device_name(0)} with {total / 2**30:.0f} GiB, "
+    write(provenance("python benchmarks/gpu.py", device, f", CUDA {torch.version.cuda}"))
+    write(
         "| model | capacity | over static | over the tuned cores alone | host µs an offloaded "
         "query beside its copy (200) | at capacity |\n|---|---|---|---|---|---|\n"
     )
     for name in wanted.models:
-        _write(one(name, wanted.budget_s) + "\n")
-
-
-def _write(text: str) -> None:
-    print(text, end="", flush=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(text)
+        write(one(name, wanted.budget_s) + "\n")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from deeprecsys.service_time import ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import Study, Trial, tune
 from deeprecsys.usage import Watts, usage
+from rows import usage_of
 from simulated import profile_of
 
 PAGE = Path(__file__).parent.parent / "docs" / "results.md"
@@ -186,9 +187,7 @@ def _live(model: Model, sla: SLA) -> str:
         if study.best is None:
             return f"{start} – | no rate holds it | | | | |"
         schedule = WORKLOAD.schedule(rate_qps=study.best.capacity.rate_qps, duration_s=6)
-        records, requests = engine.traced_run(schedule, study.best.policy)
-        devices = engine.facts().detail["accelerators"]
-        found = usage(records, requests, engine.workers, devices, measured=engine.joules())
+        found = usage_of(engine, schedule, study.best.policy)
     ratios = {c.name: c.ratio for c in study.comparisons}
     baseline = study.baseline.capacity.rate_qps
     device = found["accelerators"][0]

@@ -14,19 +14,13 @@ All under one batch size: each form's capacity is searched, then the three take 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
 import deeprecsys as drs
-from deeprecsys.core import Inputs, Policy, Schedule, UserError, repeat_inputs, replace
+from deeprecsys.core import Inputs, Schedule, repeat_inputs, replace
 from deeprecsys.models import Model, load_model
-from deeprecsys.tuning import find_capacity
-from deeprecsys.tuning.capacity import Probe
-from deeprecsys.tuning.interleave import Contestant, Ratio, interleave
-
-WORKLOAD = drs.Workload()
-_ELASTICITY = 20.0  # of a percentile by the rate, near saturation (`tuning.interleave`)
+from turns import compare, said
 
 
 class Repeating(drs.Engine):
@@ -46,57 +40,18 @@ class Repeated:
         return repeat_inputs(self.specs, self.pool.window(offset, size), size)
 
 
-class ByPolicy:
-    """Several engines as one system for `interleave`, which tells contestants by their policies."""
-
-    def __init__(self, engines: Mapping[Policy, drs.Engine]) -> None:
-        self._engines = engines
-        self._last = next(iter(engines.values()))
-
-    def run(self, schedule: Schedule, policy: Policy, **kw: Any) -> drs.Records:
-        self._last = self._engines[policy]
-        return self._last.run(schedule, policy, **kw)
-
-    def facts(self) -> Any:
-        return self._last.facts()
-
-    def disturbance(self) -> float:
-        return self._last.disturbance()
-
-
 def forms(model: Model) -> dict[str, drs.Engine]:
     """The same weights in all three."""
     own = replace(model, query_inputs=False)
     return {"one row": drs.Engine(model), "repeated": Repeating(model), "own": drs.Engine(own)}
 
 
-def compare(model: Model, batch_size: int, search_s: float, round_s: float, most_s: float) -> None:
+def measure(model: Model, batch_size: int, **seconds: float) -> None:
     with ExitStack() as stack:
-        contestants: dict[str, Contestant] = {}
-        engines: dict[Policy, drs.Engine] = {}
-        for form, closed in forms(model).items():
-            engine = stack.enter_context(closed)
-            # A static policy reads no `most_items`: here it tells the forms apart.
-            policy = Policy(batch_size, most_items=1024 + len(engines))
-            found = find_capacity(engine, WORKLOAD, model.target, policy, budget_s=search_s)
-            # Rounds far below the capacity would say nothing of it (see `_ELASTICITY`).
-            if (rate := found.rate_qps) == 0:
-                raise UserError(f"{form}: no rate met {model.target} in time: more --search-s")
-            engines[policy] = engine
-            contestants[form] = Contestant(policy, rate, _ELASTICITY)
-            print(f"{model.name}, {form}: {rate:.1f} queries/s, batch size {batch_size}")
-        probe = Probe(ByPolicy(engines), WORKLOAD, model.target)
-        until = probe.clock() + most_s
-        ratios = interleave(probe, list(contestants.values()), lambda _: round_s, until=until)
-    for form, ratio in zip(list(contestants)[1:], ratios, strict=True):
+        engines = {form: stack.enter_context(engine) for form, engine in forms(model).items()}
+        _, ratios = compare(engines, model.target, batch_size, **seconds)
+    for form, ratio in ratios.items():
         print(f"{model.name}, one row / {form}: {said(ratio)}")
-
-
-def said(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return "undecided: too few rounds"
-    lo, hi = ratio.interval
-    return f"{ratio.ratio:.2f} [{lo:.2f}, {hi:.2f}], {ratio.rounds} rounds"
 
 
 def main() -> None:
@@ -110,7 +65,13 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.models:
         model = load_model(name, scale=given.scale, query_inputs=True)
-        compare(model, given.batch_size, given.search_s, given.round_s, given.most_s)
+        measure(
+            model,
+            given.batch_size,
+            search_s=given.search_s,
+            round_s=given.round_s,
+            most_s=given.most_s,
+        )
 
 
 if __name__ == "__main__":

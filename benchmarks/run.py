@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +32,10 @@ from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.tuning import FINE, find_capacity, tune
 from deeprecsys.tuning.capacity import Probe, search_rate
 from deeprecsys.tuning.interleave import Contestant, interleave
+from rows import HEADER, Row, provenance, writer
 
 RESULTS = Path(__file__).parent / "results.md"
 WORKLOAD = drs.Workload()
-
-
-@dataclass(frozen=True)
-class Row:
-    what: str
-    measured: str
-    wanted: str
-    met: bool | None
-
-    def __str__(self) -> str:
-        word = {True: "met", False: "falls short", None: ""}[self.met]
-        return f"| {self.what} | {self.measured} | {self.wanted} | {word} |"
 
 
 def dispatch() -> Iterator[Row]:
@@ -317,26 +305,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", choices=sorted(names), default=list(names))
     wanted = parser.parse_args().only
-    machine, versions = topology.machine(), topology.versions()
-    head = (
-        f"\n## {time.strftime('%Y-%m-%d')}, {machine['cpu']}, {machine['cores']} cores, "
-        f"{machine['simd']}, {machine['last_level_cache_bytes'] >> 20} MiB last-level cache, "
-        f"{machine['memory_bytes'] / 2**30:.0f} GiB\n\n"
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f"; seed 0; `python benchmarks/run.py --only {' '.join(wanted)}`\n\n"
-        "| what | measured | at least | |\n|---|---|---|---|\n"
-    )
-    _write(head)
+    write = writer(RESULTS)
+    write(provenance(f"python benchmarks/run.py --only {' '.join(wanted)}") + HEADER)
     for name in wanted:
         for row in names[name]():
-            _write(f"{row}\n")
-
-
-def _write(text: str) -> None:
-    """Shown and kept at once: an interrupted benchmark loses nothing."""
-    print(text, end="", flush=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(text)
+            write(str(row))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""Capacities of several systems turn by turn, so that a drifting machine does not decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import deeprecsys as drs
+from deeprecsys.core import SLA, Policy, Schedule, System, UserError
+from deeprecsys.tuning import find_capacity
+from deeprecsys.tuning.capacity import Probe
+from deeprecsys.tuning.interleave import Contestant, Ratio, interleave
+
+WORKLOAD = drs.Workload()
+_ELASTICITY = 20.0  # of a percentile by the rate, near saturation (`tuning.interleave`)
+
+
+class ByPolicy:
+    """Several systems as one for `interleave`, which tells contestants by their policies."""
+
+    def __init__(self, systems: Mapping[Policy, System]) -> None:
+        self._systems = systems
+        self._last = next(iter(systems.values()))
+
+    def run(self, schedule: Schedule, policy: Policy, **kw: Any) -> drs.Records:
+        self._last = self._systems[policy]
+        return self._last.run(schedule, policy, **kw)
+
+    def facts(self) -> Any:
+        return self._last.facts()
+
+    def disturbance(self) -> float:
+        return self._last.disturbance()
+
+
+def compare(
+    systems: Mapping[str, System],
+    sla: SLA,
+    batch_size: int,
+    *,
+    search_s: float,
+    round_s: float,
+    most_s: float,
+) -> tuple[dict[str, float], dict[str, Ratio | None]]:
+    """Each system's capacity in queries/s, and the first's over each other's.
+
+    Each capacity is searched, then all take turns near their own.
+    """
+    contestants: dict[str, Contestant] = {}
+    by_policy: dict[Policy, System] = {}
+    for name, system in systems.items():
+        # A static policy reads no `most_items`: here it tells the systems apart.
+        policy = Policy(batch_size, most_items=1024 + len(by_policy))
+        found = find_capacity(system, WORKLOAD, sla, policy, budget_s=search_s)
+        # Rounds far below the capacity would say nothing of it (see `_ELASTICITY`).
+        if found.rate_qps == 0:
+            raise UserError(f"{name}: no rate met {sla} in time: more --search-s")
+        by_policy[policy] = system
+        contestants[name] = Contestant(policy, found.rate_qps, _ELASTICITY)
+        rate = f"{found.rate_qps:.1f} queries/s"
+        print(f"{name}: {rate} at {sla}, batch size {batch_size}", flush=True)
+    probe = Probe(ByPolicy(by_policy), WORKLOAD, sla)
+    until = probe.clock() + most_s
+    ratios = interleave(probe, list(contestants.values()), lambda _: round_s, until=until)
+    rates = {name: contestant.rate_qps for name, contestant in contestants.items()}
+    return rates, dict(zip(list(contestants)[1:], ratios, strict=True))
+
+
+def said(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return "undecided: too few rounds"
+    lo, hi = ratio.interval
+    return f"{ratio.ratio:.3f} [{lo:.3f}, {hi:.3f}], {ratio.rounds} rounds"
