@@ -1,4 +1,4 @@
-"""Rows of a table with their verdict, under a line that says on which machine they were measured."""
+"""Rows of a table with their verdict, under a line that says where they were measured."""
 
 from __future__ import annotations
 
