@@ -125,8 +125,11 @@ def estimate(runs: Sequence[Costs]) -> Overhead:
     columns = [*(nearest[None, :] == bins[:, None]), every.first[kept], every.expected_s[kept]]
     matrix = np.array(columns, float).T
     weight = 1 / np.sqrt(every.expected_s[kept])  # a long request varies more
-    found = lsq_linear(matrix * weight[:, None], extra_s[kept] * weight,
-                       bounds=([0.0] * (len(bins) + 1) + [-_MOST_FASTER], np.inf)).x  # fmt: skip
+    bounds = [0.0] * (len(bins) + 1) + [-_MOST_FASTER], np.inf
+    with np.errstate(divide="ignore", invalid="ignore"):  # a few requests may all be alike
+        found = lsq_linear(matrix * weight[:, None], extra_s[kept] * weight, bounds=bounds).x
+    if not np.isfinite(found).all():
+        return Overhead()
     by_idle_s = [(EDGES_S[k], float(seconds)) for k, seconds in zip(bins, found, strict=False)]
     by_idle_s[0] = (0.0, by_idle_s[0][1])
     mean = Overhead(tuple(by_idle_s), float(found[-2]), float(found[-1]))
