@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup tune test check bench bench-gpu characterise validate results clean
+.PHONY: setup tune test check bench bench-serving bench-reliability bench-gpu characterise validate results clean
 
 setup: $(READY)
 
@@ -28,6 +28,14 @@ check: test
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+# What serving costs over HTTP, in 20 minutes: docs/serving.md.
+bench-serving: setup
+	$(BIN)/python benchmarks/serving.py
+
+# Overload, drain, kill, mutated requests and half an hour's soak, in 50 minutes: docs/reliability.md.
+bench-reliability: setup
+	$(BIN)/python benchmarks/reliability.py
 
 # docs/characterisation.md of this machine, in 35 minutes.
 characterise: setup
