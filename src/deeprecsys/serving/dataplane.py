@@ -76,6 +76,7 @@ class DataPlane:
         self.observed = observed or Observed()
         self.state = "starting"
         self.engine: Engine | None = None
+        self.infer_path = f"/v2/models/{served.name}/infer"
         self.pending = 0  # queries taken and not answered
 
     def open(self, engine: Engine) -> None:

@@ -31,7 +31,7 @@ from deeprecsys.serving.page import CONTENT_SECURITY_POLICY
 from deeprecsys.serving.tensors import Array, Buffer
 
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
-_ALIGNMENT = 64  # of binary tensors: a cache line, and the widest vector
+_ALIGNMENT = 16  # of binary tensors: what numpy's own memory begins at
 # For a next request, its head, more of a body; and after the last answer, for what still comes.
 _WAITING_S, _HEAD_S, _STALLED_S, _LINGER_S = 75.0, 10.0, 30.0, 2.0
 _JSON = (b"content-type", b"application/json")
@@ -209,7 +209,7 @@ class Connection(asyncio.BufferedProtocol):
         ahead = self._head.headers.get(wire.HEAD_LENGTH, b"0")
         block = np.empty(length + _ALIGNMENT, np.uint8)
         first = int(ahead) if ahead.isdigit() and len(ahead) < 10 else 0
-        skip = -(block.ctypes.data + first) % _ALIGNMENT
+        skip = -first % _ALIGNMENT
         self._body = block[skip : skip + length].data
         got = self._got = min(self._filled, length)
         self._body[:got] = self._scratch[:got]
@@ -259,6 +259,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _route(self, head: _Head, body: Buffer) -> None:
         plane, path = self.site.plane, head.path
+        if path == plane.infer_path and head.method == "POST":  # nearly all there is
+            self._infer(head, plane.served.name, "", body)
+            return
         parts = [unquote(part) for part in path.split("?", 1)[0].split("/")[1:]]
         match head.method, parts:
             case "POST", ["v2", "models", model, "infer"]:
