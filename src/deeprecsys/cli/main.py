@@ -11,7 +11,18 @@ from collections.abc import Sequence
 
 import typer
 
-from deeprecsys.cli import bench, compare, doctor, models, plan, profile, report, simulate, tune
+from deeprecsys.cli import (
+    bench,
+    compare,
+    doctor,
+    load,
+    models,
+    plan,
+    profile,
+    report,
+    simulate,
+    tune,
+)
 from deeprecsys.core import UserError
 
 app = typer.Typer(
@@ -23,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (models, profile, bench, tune, simulate, plan, compare, report, doctor):
+for verb in (models, profile, bench, tune, simulate, plan, load, compare, report, doctor):
     app.command(name=verb.NAME, help=verb.HELP)(verb.run)
 
 
