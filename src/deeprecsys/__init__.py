@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deeprecsys.report import write_report as write_report
     from deeprecsys.service_time import Profile as Profile
     from deeprecsys.service_time import ServiceTime as ServiceTime
+    from deeprecsys.serving.client import Client as Client
     from deeprecsys.simulation import Simulator as Simulator
     from deeprecsys.tuning import find_capacity as find_capacity
     from deeprecsys.workload import Workload as Workload
@@ -39,6 +40,7 @@ _HOMES = {
     "report": ("write_report",),
     "service_time": ("Profile", "ServiceTime"),
     "guided": ("tune",),
+    "serving.client": ("Client",),
     "simulation": ("Simulator",),
     "tuning": ("find_capacity",),
     "workload": ("Workload",),

@@ -15,6 +15,7 @@ from deeprecsys.cli import (
     bench,
     compare,
     doctor,
+    load,
     models,
     plan,
     profile,
@@ -34,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (models, profile, bench, tune, simulate, plan, serve, compare, report, doctor):
+for verb in (models, profile, bench, tune, simulate, plan, serve, load, compare, report, doctor):
     app.command(name=verb.NAME, help=verb.HELP)(verb.run)
 
 

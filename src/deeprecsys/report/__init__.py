@@ -14,7 +14,7 @@ from deeprecsys.core import Records, Requests, UserError
 
 __all__ = ["read_run", "write_report"]
 
-VERBS = ("tune", "bench", "profile", "simulate", "plan")
+VERBS = ("tune", "bench", "profile", "simulate", "plan", "load")
 
 
 def write_report(folder: str | Path) -> Path:

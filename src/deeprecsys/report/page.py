@@ -28,6 +28,7 @@ def page(summary: dict[str, Any], records: Records | None, requests: Requests | 
     bodies["simulate"] = next(
         (body for key, body in (("trials", _tune), ("fleet", _fleet), ("paper", _paper))
          if key in summary), _bench)  # fmt: skip
+    bodies["load"] = _capacity if "trials" in summary else _bench
     body = bodies[summary["verb"]](summary, records, requests)
     return document(f"{summary['verb']} {_subject(summary)}", body)
 
@@ -79,6 +80,7 @@ def _bench(
            text.interval(summary.get(f"p{p}_interval_s"), text.ms)) for p in (50, 95, 99)],
         ("generator lag p99", f"{text.ms(summary.get('generator_lag_p99_s'))} ms"),
         *_used(summary),
+        *_of_client(summary),
     ]  # fmt: skip
     over = ("Latency over time", "Every query at its arrival.",
             figures.latency_over_time(summary, records))  # fmt: skip
@@ -89,6 +91,39 @@ def _bench(
         over,
         _provenance(summary),
     ]
+
+
+def _capacity(summary: dict[str, Any], records: Records | None, *_: Any) -> list[Any]:
+    capacity = summary["capacity"]
+    bounds = text.interval(capacity["interval_qps"], text.rate)
+    facts: list[Fact] = [
+        ("capacity", f"{text.rate(capacity['rate_qps'])} queries/s", bounds),
+        ("target", text.target(summary["sla"])),
+        *_of_client(summary),
+    ]
+    return [
+        _head(summary, summary["verdict"], facts, None),
+        ("Latency by rate", "Every run: filled meets, open undecided, cross misses.",
+         figures.latency_by_rate(summary)),
+        *_of_records(summary, records, "The run nearest the capacity."),
+        _trials(summary),
+        _provenance(summary),
+    ]  # fmt: skip
+
+
+def _of_client(summary: dict[str, Any]) -> list[Fact]:
+    """What the load cost the machine that sent it, and what was answered."""
+    client = summary.get("client")
+    if not client:
+        return []
+    answers = ", ".join(f"{n:,} of {status}" for status, n in client["by_status"].items())
+    facts: list[Fact] = [
+        ("client", f"{client['core_share']:.0%} of a core", f"{client['cpu_s']:.2f} CPU seconds"),
+        ("answers", answers or "none"),
+    ]
+    if client["unanswered"]:
+        facts.append(("unanswered", f"{client['unanswered']:,}", client["examples"]["unanswered"]))
+    return facts
 
 
 def _of_requests(
@@ -357,12 +392,14 @@ def _provenance(summary: dict[str, Any]) -> str:
         "Versions": summary.get("versions", {}),
         "Workload": {**notes, "seed": summary.get("seed")},
         "Set-up": {
+            "server": (summary.get("server") or {}).get("url"),
             "workers": summary.get("workers"),
             "runtime": summary.get("runtime") or summary.get("engine", {}).get("runtime"),
             "variant": summary.get("variant"),
             "user's inputs": "once a query" if summary.get("query_inputs") else None,
             "date": summary.get("date"),
             "inputs": "; ".join(map(_pool, summary.get("input_pools", {}).values())) or None,
+            "assumed of the inputs": "; ".join(summary.get("assumptions", [])) or None,
         },
     }
     lists = "".join(

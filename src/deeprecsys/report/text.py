@@ -37,9 +37,9 @@ def ratio(comparison: dict[str, Any]) -> str:
     return f"{comparison['ratio']:.2f}× [{lo:.2f}, {hi:.2f}]{doubt}"
 
 
-def policy(chosen: dict[str, Any]) -> str:
-    """As `core.Policy` says it, from its JSON."""
-    return str(Policy.from_dict(chosen))
+def policy(chosen: dict[str, Any] | None) -> str:
+    """As `core.Policy` says it, from its JSON; None where a server has its own."""
+    return "the server's own policy" if chosen is None else str(Policy.from_dict(chosen))
 
 
 def target(sla: dict[str, Any] | None) -> str:

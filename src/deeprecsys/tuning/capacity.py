@@ -259,6 +259,8 @@ class _Search:
         self.runs, self.until = runs, until
         self.ceiling = saturation_rate(probe, policy)
         self.guess = guess_qps or 0.92 * self.ceiling
+        # Of a system that does not say how long a request takes, the ceiling is a mere beginning.
+        self.known = probe.system.facts().service_s is not None
         self.alone_s = _alone_s(probe, policy)
         self.idle_s: float | None = None
         self.stalls = 0
@@ -333,7 +335,7 @@ class _Search:
         if lo == 0 and math.isinf(hi):
             return self.guess
         if math.isinf(hi):
-            return max(lo * 1.06, min(lo * 2, 0.8 * self.ceiling))
+            return max(lo * 1.06, min(lo * 2, 0.8 * self.ceiling if self.known else math.inf))
         if lo == 0:
             # Ever larger steps down, so that a far capacity is found in few runs.
             failed = len({r.rate_qps for r in self.runs if not r.passed})
@@ -346,7 +348,8 @@ class _Search:
         On a shared machine a neighbour can stop both cores for a moment; a stop of 0.2 s fails
         a run of two seconds at any rate.
         """
-        expected = max([self.ceiling, *(r.rate_qps for r in self.runs if r.passed)])
+        passed = [run.rate_qps for run in self.runs if run.passed]
+        expected = max([*passed, self.ceiling if self.known else 0.0])
         return self.effort.second_tries and run.rate_qps < 0.97 * expected
 
     def _in_time(self) -> bool:

@@ -1,0 +1,165 @@
+"""A process of the load client: draws its pool, then sends its rows of one run after another.
+
+Speaks lines of JSON with its parent: a `Setup` first; then, for each run, a `Plan`, answered by
+"ready", and when the run began, answered by a `Tally`. Ends when its parent does. Must start
+quickly and import little: neither torch nor, for HTTP, grpc.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from deeprecsys.engine.process import generator_priority
+from deeprecsys.serving.load_inputs import (
+    Column,
+    Pool,
+    binary_head,
+    draw_pool,
+    grpc_head,
+    grpc_message,
+    json_message,
+)
+from deeprecsys.serving.load_server import Address, bearer
+from deeprecsys.serving.load_sheet import Rows, Sheet, Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What stays the same for all runs."""
+
+    address: Address
+    model: str
+    columns: tuple[Column, ...]
+    number: int
+    processes: int
+    sheet_fd: int
+    connections: int
+    key: str | None
+    seed: int
+    binary: bool
+    timeout_us: int | None
+    patience_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What differs from run to run: how many rows the sheet has, and the pool they are cut from."""
+
+    rows: int
+    items: int
+    indices: str
+
+
+def main() -> None:
+    # What else this process prints must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    _many_files()
+    process = _Process(msgspec.json.decode(lines.get(), type=Setup))
+    while True:
+        plan = msgspec.json.decode(lines.get(), type=Plan)
+        process.prepare(plan)
+        print('"ready"', file=answers, flush=True)
+        began_s = float(lines.get())
+        tally = process.run(plan, began_s)
+        print(msgspec.json.encode(tally).decode(), file=answers, flush=True)
+
+
+class _Process:
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._load, self._message = _load(setup), _messages(setup)
+        self._pool: tuple[Plan, Pool] | None = None
+
+    def prepare(self, plan: Plan) -> None:
+        kept = self._pool and (self._pool[0].items, self._pool[0].indices)
+        if kept != (plan.items, plan.indices):
+            self._pool = None  # before there are two
+            setup = self._setup
+            self._pool = plan, draw_pool(setup.columns, plan.items, plan.indices, setup.seed)
+        self._load.connect()
+
+    def run(self, plan: Plan, began_s: float) -> Tally:
+        assert self._pool is not None
+        setup, pool = self._setup, self._pool[1]
+        sheet = Sheet(setup.sheet_fd, plan.rows)
+        rows = Rows(sheet, setup.number, setup.processes, began_s)
+        before_s = time.process_time()
+        with generator_priority():
+            tally: Tally = self._load.run(rows, self._message(pool))
+        tally.cpu_s = time.process_time() - before_s
+        return tally
+
+
+def _load(setup: Setup) -> Any:
+    if setup.address.scheme == "http":
+        from deeprecsys.serving.load_http import HttpLoad
+
+        return HttpLoad(setup.address, setup.connections, setup.patience_s)
+    from deeprecsys.serving.load_grpc import GrpcLoad
+
+    return GrpcLoad(setup.address, setup.connections, setup.patience_s, setup.key)
+
+
+def _messages(setup: Setup) -> Callable[[Pool], Callable[[int, int], Any]]:
+    """Of a pool: what is sent of a query, by its offset there and its size."""
+    columns, timeout_us = setup.columns, setup.timeout_us
+    if setup.address.scheme != "http":
+        before = grpc_head(setup.model, columns, timeout_us)
+        return lambda pool: (
+            lambda offset, size: grpc_message(before(size), pool.window(offset, size))
+        )
+    said = bearer(setup.key)
+    start = (
+        f"POST {setup.address.path(setup.model)}/infer HTTP/1.1\r\n"
+        f"Host: {setup.address.netloc}\r\n" + (f"Authorization: {said}\r\n" if said else "")
+    )
+    head = binary_head(start, columns, timeout_us)
+
+    def binary(pool: Pool) -> Callable[[int, int], Any]:
+        def message(offset: int, size: int) -> tuple[list[Any], int]:
+            first, total = head(size)
+            return [first, *pool.window(offset, size)], total
+
+        return message
+
+    def plain(pool: Pool) -> Callable[[int, int], Any]:
+        def message(offset: int, size: int) -> tuple[list[Any], int]:
+            whole = json_message(start, columns, timeout_us, pool.window(offset, size), size)
+            return [whole], len(whole)
+
+        return message
+
+    return binary if setup.binary else plain
+
+
+def _read(lines: queue.SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        lines.put(line)
+    os._exit(0)  # the parent is gone, and nobody waits for what is under way
+
+
+def _many_files() -> None:
+    """A connection is a file, and the usual limit of 1,024 is a soft one."""
+    with suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,304 @@
+"""What a KServe v2 server says of itself and of a model, over HTTP or gRPC, for the load client.
+
+Two small askers with the same four questions; the rest of the client knows neither protocol.
+Whatever is wrong (the URL, nobody there, another model, a key) is a `UserError` that says how
+to mend it. No inference here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, Protocol
+from urllib.parse import quote, urlsplit
+
+from deeprecsys.core import UserError
+
+_PATIENCE_S = 10.0
+# As large as a body of our own server may be; gRPC's own limit of 4 MB is 1,200 candidates.
+MESSAGE_BYTES = 256 << 20
+_USUAL_PORT = {"http": 80, "grpc": 8001, "grpcs": 443}
+# HTTP status of the gRPC codes that the questions below can be answered with.
+_STATUS = {
+    "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "NOT_FOUND": 404,
+    "UNIMPLEMENTED": 501, "UNAVAILABLE": 503, "DEADLINE_EXCEEDED": 504,
+}  # fmt: skip
+
+_UNREACHED = re.compile(
+    "failed to connect|connection re(fused|set)|socket closed|broken pipe|resolution failed"
+    "|recvmsg|sendmsg|goaway|transport|endpoint|timed? ?out|unreachable",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server listens. prefix: a path before `/v2`, as behind a gateway; or empty."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """Of `http://HOST:PORT`, `grpc://HOST:PORT` or `grpcs://HOST:PORT`."""
+        usage = "write http://HOST:PORT or grpc://HOST:PORT"
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            raise UserError(f"cannot read the URL {url!r}: {error}; {usage}") from error
+        if parts.scheme == "https":
+            raise UserError("the load client speaks no https: give http:// or grpcs://")
+        if parts.scheme not in _USUAL_PORT or not host or parts.query:
+            raise UserError(f"cannot read the URL {url!r}: {usage}")
+        prefix = parts.path.rstrip("/")
+        if prefix and parts.scheme != "http":
+            raise UserError(f"a gRPC address has no path: leave {prefix} out of {url!r}")
+        return cls(parts.scheme, host, port or _USUAL_PORT[parts.scheme], prefix)
+
+    @property
+    def netloc(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def path(self, model: str) -> str:
+        return f"{self.prefix}/v2/models/{quote(model, safe='')}"
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.netloc}{self.prefix}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input as the metadata describe it; -1 is a variable dimension."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a server says. parameters: of the model's configuration, empty where it has none."""
+
+    server: str
+    version: str
+    platform: str
+    inputs: tuple[Tensor, ...]
+    parameters: Mapping[str, str]
+
+    @property
+    def workers(self) -> int:
+        said = self.parameters.get("workers", "")
+        return max(1, int(said)) if said.isdecimal() else 1
+
+
+class Answered(Exception):
+    """A question was answered with an error; `status` is HTTP's, also for gRPC."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Asker(Protocol):
+    """Dictionaries as the protocol's JSON has them. Raises Answered, OSError."""
+
+    def server(self) -> dict[str, Any]: ...
+    def metadata(self, model: str) -> dict[str, Any]: ...
+    def ready(self, model: str) -> bool: ...
+    def config(self, model: str) -> dict[str, Any]: ...
+    def close(self) -> None: ...
+
+
+def describe(address: Address, model: str, key: str | None) -> Description:
+    """Asks the server; UserError, in one line, where it cannot be put under load."""
+    asker: Asker = (_Http if address.scheme == "http" else _Grpc)(address, key)
+    try:
+        server = asker.server()
+        metadata = asker.metadata(model)
+        if not asker.ready(model):
+            raise UserError(f"model {model!r} of {address} is not ready: try again once it is")
+        return Description(
+            str(server.get("name", "")),
+            str(server.get("version", "")),
+            str(metadata.get("platform", "")),
+            tuple(_tensor(raw) for raw in metadata.get("inputs", ())),
+            _parameters(asker, model),
+        )
+    except Answered as error:
+        _explain(address, model, error)
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise UserError(
+            f"no answer from {address} ({reason}): start the server, or mend the URL"
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{address} does not answer as a KServe v2 server does ({error!r}): mend the URL"
+        ) from error
+    finally:
+        asker.close()
+
+
+def grpc_channel(address: Address) -> Any:
+    try:
+        import grpc
+    except ModuleNotFoundError as error:
+        raise UserError(f"{address} needs gRPC: pip install 'deeprecsys[serve]'") from error
+    options = [
+        ("grpc.max_send_message_length", MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES),
+        ("grpc.use_local_subchannel_pool", 1),  # or several channels would share a connection
+    ]
+    if address.scheme == "grpcs":
+        return grpc.secure_channel(address.netloc, grpc.ssl_channel_credentials(), options)
+    return grpc.insecure_channel(address.netloc, options)
+
+
+def unreached(call: Any) -> bool:
+    """Did the connection fail? The library says so with a code that servers use as well, and
+    since its version 1.8x nothing but the words tells the two apart."""
+    return call.code().name == "UNAVAILABLE" and bool(_UNREACHED.search(str(call.details())))
+
+
+def bearer(key: str | None) -> str | None:
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UserError("a key is printable ASCII, on one line")
+    return key and f"Bearer {key}"
+
+
+class _Http:
+    def __init__(self, address: Address, key: str | None) -> None:
+        self._address = address
+        self._http = http.client.HTTPConnection(address.host, address.port, timeout=_PATIENCE_S)
+        said = bearer(key)
+        self._headers = {"authorization": said} if said else {}
+
+    def server(self) -> dict[str, Any]:
+        return self._get(f"{self._address.prefix}/v2")
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        return self._get(self._address.path(model))
+
+    def ready(self, model: str) -> bool:
+        try:
+            self._body(f"{self._address.path(model)}/ready")
+        except Answered as error:
+            return error.status not in (400, 503)
+        return True
+
+    def config(self, model: str) -> dict[str, Any]:
+        return self._get(f"{self._address.path(model)}/config")
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _get(self, path: str) -> dict[str, Any]:
+        found = json.loads(self._body(path))
+        if not isinstance(found, dict):
+            raise ValueError(f"GET {path} is no object")
+        return found
+
+    def _body(self, path: str) -> bytes:
+        try:
+            self._http.request("GET", path, headers=self._headers)
+            answer = self._http.getresponse()
+            body = answer.read()
+        except http.client.HTTPException as error:
+            raise ValueError(f"GET {path}: {error!r}") from error
+        if answer.status != 200:
+            raise Answered(answer.status, error_text(body))
+        return body
+
+
+class _Grpc:
+    def __init__(self, address: Address, key: str | None) -> None:
+        self._channel = grpc_channel(address)
+        said = bearer(key)
+        self._metadata = (("authorization", said),) if said else ()
+
+    def server(self) -> dict[str, Any]:
+        return self._ask("ServerMetadata")
+
+    def metadata(self, model: str) -> dict[str, Any]:
+        return self._ask("ModelMetadata", model)
+
+    def ready(self, model: str) -> bool:
+        return bool(self._ask("ModelReady", model).get("ready"))
+
+    def config(self, model: str) -> dict[str, Any]:
+        return dict(self._ask("ModelConfig", model).get("config", {}))
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _ask(self, method: str, model: str | None = None) -> dict[str, Any]:
+        import grpc
+        from google.protobuf import json_format
+
+        from deeprecsys.serving.grpc_schema import SERVICE, message
+
+        call = self._channel.unary_unary(
+            f"/{SERVICE}/{method}",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=message(f"{method}Response").FromString,
+        )
+        request = message(f"{method}Request")(**({"name": model} if model is not None else {}))
+        try:
+            found = call(request, timeout=_PATIENCE_S, metadata=self._metadata)
+        except grpc.RpcError as error:
+            if unreached(error):
+                raise ConnectionError(_reason(error)) from error
+            status = _STATUS.get(error.code().name, 500)
+            raise Answered(status, str(error.details())) from error
+        return dict(json_format.MessageToDict(found, preserving_proto_field_name=True))
+
+
+def _reason(error: Any) -> str:
+    """Of the library's long story, its end."""
+    return str(error.details()).rsplit(": ", 1)[-1]
+
+
+def error_text(body: bytes) -> str:
+    """Of an error's body: what the protocol's `{"error": ...}` says, else its first line."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        lines = body.decode(errors="replace").split("\n")
+        return lines[0].strip()[:200]
+
+
+def _tensor(raw: Mapping[str, Any]) -> Tensor:
+    shape = tuple(int(length) for length in raw.get("shape", ()))
+    return Tensor(str(raw["name"]), str(raw["datatype"]), shape)
+
+
+def _parameters(asker: Asker, model: str) -> dict[str, str]:
+    """A server need not have a configuration to show."""
+    try:
+        found = asker.config(model).get("parameters", {})
+        return {str(name): str(value["string_value"]) for name, value in found.items()}
+    except (Answered, OSError, ValueError, AttributeError, KeyError, TypeError):
+        return {}
+
+
+def _explain(address: Address, model: str, error: Answered) -> NoReturn:
+    said = f": {error}" if str(error) else ""
+    match error.status:
+        case 400 | 404:
+            raise UserError(
+                f"{address} has no model {model!r}{said}; mend --model, or the URL"
+            ) from error
+        case 401 | 403:
+            raise UserError(f"{address} wants another key{said}; give --key") from error
+        case 503 | 504:
+            raise UserError(f"{address} is not ready{said}; try again once it is") from error
+    raise UserError(
+        f"{address} answers {error.status}{said}: it is no KServe v2 server, or is not well"
+    ) from error

@@ -1,0 +1,246 @@
+"""What the load client sends: which values, which bytes, and how answers are read."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deeprecsys.core import UserError
+from deeprecsys.serving import tensors
+from deeprecsys.serving.grpc_schema import message
+from deeprecsys.serving.load_http import Answer, Malformed
+from deeprecsys.serving.load_inputs import (
+    binary_head,
+    draw_pool,
+    grpc_head,
+    grpc_message,
+    offsets,
+    plan,
+    pool_items,
+    read_values,
+)
+from deeprecsys.serving.load_server import Description, Tensor
+
+
+def described(*inputs, **parameters):
+    return Description("s", "1", "p", tuple(Tensor(*one) for one in inputs), parameters)
+
+
+def drawn(datatype, values=None, shape=(-1, 4), items=2000, **parameters):
+    """The values of one input called x, as a server would decode them."""
+    columns, _ = plan(described(("x", datatype, shape), **parameters), values and {"x": values})
+    (column,) = columns
+    pool = draw_pool(columns, items, "uniform", 0)
+    rows = column.rows_of(items)
+    (view,) = pool.window(0, items)
+    return tensors.from_bytes("x", datatype, (rows, *column.shape), view)
+
+
+@pytest.mark.parametrize("datatype", [name for name in tensors.NAMES if name != "BYTES"])
+def test_every_datatype_has_a_default(datatype):
+    values = drawn(datatype)
+    assert values.shape == (2000, 4)
+    if datatype[0] in "BIU" and datatype != "BF16":
+        assert set(np.unique(values).tolist()) == {0, 1}
+    else:
+        assert abs(values.astype(float).mean()) < 0.1
+        assert 0.9 < values.astype(float).std() < 1.1
+
+
+@pytest.mark.parametrize("datatype", ["INT32", "INT64", "UINT16", "FP32", "FP64", "BYTES"])
+def test_ids_lie_within_the_rows(datatype):
+    ids = drawn(datatype, {"rows": 70}).astype(int)
+    assert set(np.unique(ids).tolist()) == set(range(70))
+
+
+def test_ids_follow_the_index_law():
+    columns, _ = plan(described(("x", "INT32", (-1, 50)), **{"rows.x": "1000"}), None)
+    counts = {}
+    for law in ("uniform", "zipf:1.2"):
+        pool = draw_pool(columns, 2000, law, 0)
+        counts[law] = np.bincount(np.frombuffer(pool.data[0], np.int32), minlength=1000).max()
+    assert counts["zipf:1.2"] > 20 * counts["uniform"]
+
+
+def test_ranges_and_normals_are_as_described():
+    assert set(np.unique(drawn("INT8", {"low": -2, "high": 3})).tolist()) == set(range(-2, 4))
+    uniform = drawn("FP32", {"low": 5, "high": 6})
+    assert uniform.min() >= 5
+    assert uniform.max() <= 6
+    assert 99 < drawn("FP64", {"normal": [100, 3]}).mean() < 101
+    assert drawn("INT64", {"normal": [100, 3]}).std() < 4
+
+
+def test_a_row_has_the_shape_that_is_known_or_described():
+    assert drawn("FP32", {"shape": [7, 3]}, (-1, -1, 3), 5).shape == (5, 7, 3)
+    assert drawn("FP32", {"scope": "query"}).shape == (1, 4)
+    assert drawn("FP32", None, (6, 4)).shape == (6, 4)
+    assert drawn("FP32", None, (-1,)).shape == (2000,)
+
+
+def test_what_is_assumed_is_said():
+    inputs = [("a", "FP32", (-1, 4)), ("b", "INT32", (-1, -1)), ("c", "INT32", (-1, 2))]
+    _, said = plan(described(*inputs, **{"rows.c": "10"}), None)
+    assert [line.split(":")[0] for line in said] == ["a", "b", "b"]
+    assert "--values" in " ".join(said)
+    _, said = plan(described(("a", "FP32", (3, 4))), {"a": {"normal": [0, 1]}})
+    assert "alike" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "values", "says"),
+    [
+        ("BYTES", None, 'BYTES.*--values FILE.*"rows"'),
+        ("INT8", {"rows": 1000}, "do not fit input x, INT8"),
+        ("UINT32", {"low": -1, "high": 4}, "do not fit"),
+        ("FP32", {"rows": 3, "low": 1, "high": 2}, "rows, or low and high, or normal"),
+        ("FP32", {"low": 1}, "rows, or low and high"),
+        ("FP32", {"low": 2, "high": 1}, "a number is wrong"),
+        ("FP32", {"rows": 0}, "a number is wrong"),
+        ("FP32", {"rows": 1.5}, "a number is wrong"),
+        ("FP32", {"normal": [0]}, "a number is wrong"),
+        ("FP32", {"scope": "both"}, "a number is wrong"),
+        ("FP32", {"shape": [4, 4]}, "has shape"),
+        ("FP32", {"shape": [5]}, "has shape"),
+        ("FP32", {"size": 3}, "takes rows, low"),
+        ("FP32", 3, "takes rows, low"),
+        ("FP128", None, "unknown datatype"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_in_one_line(datatype, values, says):
+    with pytest.raises(UserError, match=says) as told:
+        drawn(datatype, values)
+    assert "\n" not in str(told.value)
+
+
+def test_a_description_of_another_input_is_told():
+    with pytest.raises(UserError, match="describes y; the model's inputs: x"):
+        plan(described(("x", "FP32", (-1,))), {"y": {"rows": 3}})
+
+
+def test_a_description_file_is_read(tmp_path):
+    path = tmp_path / "values.json"
+    path.write_text('{"x": {"rows": 3}}')
+    assert read_values(str(path)) == {"x": {"rows": 3}}
+    path.write_text("[1]")
+    with pytest.raises(UserError, match="write an object"):
+        read_values(str(path))
+    path.write_text("{")
+    with pytest.raises(UserError, match="as JSON"):
+        read_values(str(path))
+    with pytest.raises(UserError, match="No such file"):
+        read_values(str(tmp_path / "none"))
+
+
+def test_a_pool_holds_thousands_of_candidates_and_bounded_bytes():
+    def items(width, largest):
+        columns, _ = plan(described(("x", "UINT8", (-1, width))), None)
+        return pool_items(columns, largest)
+
+    assert items(4, 100) * 4 == 64 << 20
+    assert items(20_000, 100) == 4096
+    assert items(200_000, 100) * 200_000 <= 256 << 20
+    assert items(200_000, 3000) == 3000
+    with pytest.raises(UserError, match="smaller --sizes"):
+        items(2_000_000, 3000)
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.integers(60, 200))
+def test_windows_lie_within_the_pool(sizes, items):
+    columns, _ = plan(described(("x", "FP32", (-1, 2)), ("y", "FP32", (7, 2))), None)
+    starts = offsets(np.array(sizes, dtype=np.int64), columns, items)
+    rows = [max(size, 7) for size in sizes]
+    assert all(a >= 0 and a + n <= items for a, n in zip(starts.tolist(), rows, strict=True))
+
+
+COLUMNS, _ = plan(
+    described(("a", "FP32", (-1, 3)), ("b", "INT64", (-1, 2)), ("c", "UINT8", (1, 5))), None
+)
+POOL = draw_pool(COLUMNS, 300, "uniform", 0)
+
+
+@given(st.integers(0, 290), st.integers(0, 10))
+def test_the_hand_made_message_is_what_the_library_reads(offset, size):
+    said = grpc_message(grpc_head("m", COLUMNS, 7)(size), POOL.window(offset, size))
+    read = message("ModelInferRequest").FromString(said)
+    assert read.model_name == "m"
+    assert read.parameters["timeout"].int64_param == 7
+    assert [list(one.shape) for one in read.inputs] == [[size, 3], [size, 2], [1, 5]]
+    assert [len(raw) for raw in read.raw_input_contents] == [12 * size, 16 * size, 5]
+    assert read.raw_input_contents[2] == bytes(POOL.data[2][5 * offset : 5 * offset + 5])
+
+
+@given(st.integers(0, 290), st.integers(0, 10))
+def test_the_head_tells_the_bytes_that_follow(offset, size):
+    head, total = binary_head("POST / HTTP/1.1\r\n", COLUMNS, None)(size)
+    views = POOL.window(offset, size)
+    assert total == len(head) + sum(map(len, views))
+    fields, told = head.split(b"\r\n\r\n", 1)
+    said = json.loads(told)
+    sizes = [one["parameters"]["binary_data_size"] for one in said["inputs"]]
+    assert sum(sizes) == sum(map(len, views))
+    assert b"Inference-Header-Content-Length: %d" % len(told) in fields
+    assert b"Content-Length: %d" % (len(told) + sum(sizes)) in fields
+    assert "timeout" not in said["parameters"]
+
+
+BODY = b'{"error": "why"}'
+WAYS = {
+    "length": b"HTTP/1.1 429 Too Many\r\ncontent-length: 16\r\nX: y\r\n\r\n" + BODY,
+    "chunked": b"HTTP/1.1 429 X\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"5;ext=1\r\n{\"err\r\nb\r\nor\": \"why\"}\r\n0\r\nTrailer: x\r\n\r\n",
+    "continued": b"HTTP/1.1 100 Go on\r\n\r\nHTTP/1.1 429 X\r\nContent-Length: 16\r\n\r\n" + BODY,
+    "nothing": b"HTTP/1.1 204 No Content\r\n\r\n",
+}  # fmt: skip
+
+
+@given(st.sampled_from(sorted(WAYS)), st.lists(st.integers(1, 90), max_size=12))
+def test_an_answer_is_read_however_it_is_cut(way, cuts):
+    whole, answer = WAYS[way], Answer()
+    ends = sorted({min(cut, len(whole)) for cut in cuts} | {len(whole)})
+    pieces = [whole[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    complete = [answer.feed(memoryview(piece)) for piece in pieces]
+    assert complete == [False] * (len(pieces) - 1) + [True]
+    assert answer.status == ("204" if way == "nothing" else "429")
+    assert not answer.close
+    assert way in ("chunked", "nothing") or answer.body == BODY
+
+
+@pytest.mark.parametrize(
+    ("head", "close"),
+    [
+        (b"HTTP/1.1 200 OK\r\nConnection: Close\r\nContent-Length: 0", True),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0", True),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 0", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0", False),
+    ],
+)
+def test_whether_a_connection_ends_with_its_answer(head, close):
+    answer = Answer()
+    assert answer.feed(memoryview(head + b"\r\n\r\n"))
+    assert answer.close is close
+
+
+def test_an_answer_without_length_ends_with_the_connection():
+    answer = Answer()
+    assert not answer.feed(memoryview(b"HTTP/1.1 200 OK\r\n\r\nmuch"))
+    assert answer.end()
+    assert not Answer().end()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"220 mail\r\n\r\n",
+        b"SSH-2.0",
+        b"HTTP/1.1 xyz\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nfour",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
+    ],
+)
+def test_what_is_no_answer_is_refused(said):
+    with pytest.raises(Malformed):
+        Answer().feed(memoryview(said))

@@ -1,0 +1,118 @@
+"""`deeprecsys load` as a user meets it: exit codes, one-line errors, files, Ctrl-C."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from deeprecsys.cli.main import call
+from deeprecsys.core import Records
+from deeprecsys.serving import load_inputs
+from serving.stub_server import Act, HttpStub
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(load_inputs, "_POOL_BYTES", 1 << 18)  # a large one takes a while
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--qps", "1"], "--model"),
+        (["--model", "m"], "give --qps, or --find-capacity"),
+        (["--model", "m", "--find-capacity"], "give --sla-ms"),
+        (["--model", "m", "--find-capacity", "--sla-ms", "9", "--qps", "1"], "leave out --qps"),
+        (["--model", "m", "--qps", "1", "--percentile", "9"], "give --sla-ms with it"),
+        (["--model", "m", "--qps", "0"], "must be a positive"),
+        (["--model", "m", "--qps", "1", "--processes", "0"], "processes must"),
+        (["--model", "m", "--qps", "1", "--timeout-ms", "-1"], "timeout_s must"),
+        (["--model", "m", "--qps", "1", "--values", "none.json"], "cannot read none.json"),
+        (["--model", "m", "--qps", "1", "--json", "no/dir.json"], "no such folder"),
+        (["--model", "m", "--qps", "1"], "start the server"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_exit_code_2(arguments, says, capsys):
+    assert call(["load", "http://127.0.0.1:1", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_one_rate_is_measured_shown_and_kept(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with HttpStub(act=lambda n: Act(429 if n % 10 == 0 else 200)) as stub:
+        code = call(["load", stub.url, "--model", "m", "--qps", "100", "--queries", "50",
+                     "--sizes", "fixed:3", "--out", str(folder), "--json", "o.json"])  # fmt: skip
+    assert code == 0
+    text = capsys.readouterr().out
+    assert "5 answered 429: because of 429" in text
+    assert "assumed: dense: standard normal" in text
+    assert "of a core" in text
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert {"rate_qps", "policy", "queries", "duration_s", "throughput_qps", "items_per_s"} < {
+        *found
+    }
+    assert {"p50_s", "p95_s", "p99_s", "p95_interval_s", "by_size", "generator_lag_p99_s"} < {
+        *found
+    }
+    assert found["verb"] == "load"
+    assert found["meets_sla"] is None
+    assert found["errors"] == {"rejected": 5}
+    assert found["client"]["by_status"] == {"200": 45, "429": 5}
+    assert found["client"]["unanswered"] == 0
+    assert found["client"]["cpu_s"] > 0
+    assert len(Records.load(folder / "records.parquet")) == 50
+    assert "the server&#x27;s own policy" in (folder / "report.html").read_text()
+    assert call(["report", str(folder)]) == 0
+
+
+def test_a_missed_target_is_exit_code_1(capsys):
+    with HttpStub(act=lambda n: Act(500)) as stub:
+        arguments = ["--model", "m", "--qps", "400", "--duration-s", "0.5", "--sla-ms", "50"]
+        assert call(["load", stub.url, *arguments]) == 1
+    assert "misses p95" in capsys.readouterr().out
+
+
+def test_a_capacity_is_found_and_reported(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with HttpStub() as stub:
+        code = call(["load", stub.url, "--model", "m", "--find-capacity", "--sla-ms", "50",
+                     "--budget-s", "3", "--out", str(folder), "--sizes", "fixed:2"])  # fmt: skip
+    assert code == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["capacity"]["rate_qps"] > 0
+    assert summary["trials"][0]["runs"]
+    assert summary["verdict"] in capsys.readouterr().out
+    assert "Latency by rate" in (folder / "report.html").read_text()
+
+
+def test_no_capacity_is_exit_code_1(capsys):
+    with HttpStub(act=lambda n: Act(500)) as stub:
+        code = call(["load", stub.url, "--model", "m", "--find-capacity", "--sla-ms", "20",
+                     "--budget-s", "2"])  # fmt: skip
+    assert code == 1
+    assert "no rate" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    with HttpStub() as stub:
+        command = [sys.executable, "-m", "deeprecsys", "load", stub.url, "--model", "m"]
+        process = subprocess.Popen(
+            [*command, "--qps", "100", "--duration-s", "60", "--out", "run"],
+            stdout=subprocess.PIPE, text=True, cwd=tmp_path, start_new_session=True,
+        )  # fmt: skip
+        while len(stub.asked) < 20 and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal interrupts the whole group
+        out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted" in out
+    records = Records.load(tmp_path / "run" / "records.parquet")
+    assert 20 <= len(records) < 6000
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["interrupted"]
