@@ -13,7 +13,7 @@ import deeprecsys
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
 from deeprecsys.serving import load_inputs
 from deeprecsys.serving.client import Client
-from deeprecsys.tuning import Effort, find_capacity
+from deeprecsys.tuning import Effort, Observer, find_capacity
 from deeprecsys.workload import Workload
 from serving.stub_server import Act, GrpcStub, HttpStub
 
@@ -288,6 +288,16 @@ def test_a_capacity_is_found():
             client, Workload(arrivals="constant"), SLA(0.1), effort=effort, budget_s=3
         )
     assert 0 < found.rate_qps < 1000
+
+
+def test_a_search_that_is_stopped_keeps_its_runs():
+    runs = []
+    observer = Observer(stop=lambda: len(runs) > 0, on_run=lambda policy, run: runs.append(run))
+    with HttpStub() as stub, Client(stub.url, "m") as client:
+        found = find_capacity(client, Workload(), SLA(0.1), budget_s=60, observer=observer)
+    assert list(found.runs) == runs
+    assert len(runs) == 1
+    assert not found.decided
 
 
 def test_facts_are_what_the_server_says(either):

@@ -155,7 +155,7 @@ class _OneRate:
             )
 
             def watch(so_far: Records, now_s: float) -> bool:
-                progress.step(Policy(), rate, so_far, now_s)
+                progress.step(None, rate, so_far, now_s)
                 return interrupted.is_set()
 
             records = client.run(schedule, Policy(), watch=watch)
@@ -198,7 +198,10 @@ class _Search:
                 costs.append((run, client.last_run()))
                 progress.line(_run_line(run))
 
-            observer = Observer(stop=interrupted.is_set, on_progress=progress.step, on_run=on_run)
+            def on_progress(policy: Policy, rate_qps: float, so_far: Records, now_s: float) -> None:
+                progress.step(None, rate_qps, so_far, now_s)
+
+            observer = Observer(stop=interrupted.is_set, on_progress=on_progress, on_run=on_run)
             capacity = find_capacity(
                 client, task.workload, task.sla, budget_s=self.budget_s, observer=observer
             )

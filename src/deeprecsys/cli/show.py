@@ -90,10 +90,10 @@ class Progress:
         """A line that stays."""
         self._out.print(text, markup=False)
 
-    def step(self, policy: Policy, rate_qps: float, so_far: Records, now_s: float) -> None:
+    def step(self, policy: Policy | None, rate_qps: float, so_far: Records, now_s: float) -> None:
         """Called all the time from a run; draws a few times a second, on a terminal only."""
         if self._due():
-            self._draw(str(policy), f"{rate_qps:,.4g} queries/s", self._so_far(so_far))
+            self._draw(str(policy or ""), f"{rate_qps:,.4g} queries/s", self._so_far(so_far))
 
     def at(self, where: str) -> None:
         """The same for work that is no run."""

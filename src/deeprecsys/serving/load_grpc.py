@@ -7,6 +7,7 @@ small queries with.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 
 from deeprecsys.core import Status
 from deeprecsys.engine.driver import drive
+from deeprecsys.engine.process import SWITCH_INTERVAL_S
 from deeprecsys.serving.grpc_schema import SERVICE
 from deeprecsys.serving.load_server import Address, bearer, grpc_channel, unreached
 from deeprecsys.serving.load_sheet import STATUS_OF, Rows, Tally
@@ -44,6 +46,8 @@ class GrpcLoad:
         said = bearer(key)
         self._metadata = (("authorization", said),) if said else ()
         self._lock = threading.Lock()
+        # The library's threads and the one that sends share the GIL.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     def run(self, rows: Rows, message: Message) -> Tally:
         tally, under_way = Tally(), dict[int, Any]()

@@ -18,7 +18,8 @@ import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from deeprecsys.core import Status
 from deeprecsys.serving.load_server import Address, error_text
@@ -28,6 +29,7 @@ clock = time.perf_counter
 
 # Long gaps are slept in pieces, so that a stop is noticed; timeouts are looked for as often.
 _NAP_S = 0.05
+_FOREVER_S = -1.0  # until an event, of which the timer is one
 # Queries sent before answers are looked at: those that wait to be read seem late.
 _BURST = 4
 _EVENTS = 64
@@ -74,32 +76,18 @@ class Answer:
             if len(text) > _LONGEST_HEAD or not text.startswith(b"HTTP/1."[: len(text)]):
                 raise Malformed("the answer's head is no HTTP/1")
             return False
-        self._read_head(text[:end])
-        rest = memoryview(text)[end + 4 :]
-        return self.feed(rest) if not self.status else self._take(rest)
+        head, rest = _parsed(text[:end]), memoryview(text)[end + 4 :]
+        if head.status[0] == "1":  # 100 Continue and its like: the answer is still to come
+            self._head = b""
+            return self.feed(rest)
+        self.status, self.close, self._open = head.status, head.close, head.length is None
+        self._left = head.length or 0
+        self._chunked = Chunks() if head.chunked else None
+        return self._take(rest)
 
     def end(self) -> bool:
         """The connection has ended: is the answer complete now?"""
         return self._open
-
-    def _read_head(self, head: bytes) -> None:
-        if not head.startswith(b"HTTP/1.") or not head[9:12].isdigit():
-            raise Malformed("the answer's head is no HTTP/1")
-        if head[9:10] == b"1":  # 100 Continue and its like: the answer is still to come
-            self._head = b""
-            return
-        fields = head.lower() + b"\r\n"
-        said = _field(fields, b"connection")
-        self.close = said == b"close" or (head[7:8] == b"0" and said != b"keep-alive")
-        if _field(fields, b"transfer-encoding") is not None:
-            self._chunked = Chunks()
-        elif (length := _field(fields, b"content-length")) is not None:
-            if not length.isdigit():
-                raise Malformed("the answer's content-length is no number")
-            self._left = int(length)
-        elif head[9:12] not in (b"204", b"304"):
-            self._open = self.close = True
-        self.status = head[9:12].decode()
 
     def _take(self, data: memoryview) -> bool:
         if self.status != "200" and len(self.body) < _KEPT_BYTES:
@@ -110,6 +98,35 @@ class Answer:
         if self._left < 0 and not self._open:
             raise Malformed("more bytes than the answer's content-length")
         return not self._left and not self._open
+
+
+class Head(NamedTuple):
+    """Of an answer. length: of its body; None: until the connection ends."""
+
+    status: str
+    close: bool
+    length: int | None
+    chunked: bool
+
+
+@lru_cache(maxsize=4096)
+def _parsed(head: bytes) -> Head:
+    """Cached, as the answers to queries of one size have one head. Raises Malformed."""
+    status = head[9:12]
+    if not head.startswith(b"HTTP/1.") or not status.isdigit():
+        raise Malformed("the answer's head is no HTTP/1")
+    fields = head.lower() + b"\r\n"
+    said, length = _field(fields, b"connection"), _field(fields, b"content-length")
+    close = said == b"close" or (head[7:8] == b"0" and said != b"keep-alive")
+    if _field(fields, b"transfer-encoding") is not None:
+        return Head(status.decode(), close, 0, True)
+    if status in (b"204", b"304") or status[0:1] == b"1":
+        return Head(status.decode(), close, 0, False)
+    if length is None:
+        return Head(status.decode(), True, None, False)
+    if not length.isdigit():
+        raise Malformed("the answer's content-length is no number")
+    return Head(status.decode(), close, int(length), False)
 
 
 class Chunks:
@@ -232,7 +249,7 @@ class HttpLoad:
         if due_s != self._armed_s:
             self._timer.arm(due_s)
             self._armed_s = due_s
-        return _NAP_S
+        return _FOREVER_S
 
     def _poll(self, timeout_s: float) -> None:
         connections = self._connections
@@ -429,7 +446,7 @@ class Timer:
 
     def arm(self, at_s: float) -> None:
         """Wakes once at this time of `perf_counter`, and no more at what it was armed for."""
-        at_ns = int(at_s * 1e9)
+        at_ns = int(at_s * 1e9) + 1  # not before
         _ITIMERSPEC.pack_into(self._spec, 0, 0, 0, at_ns // 1_000_000_000, at_ns % 1_000_000_000)
         self._settime(self.fd, _ABSOLUTE, self._at, None)
 

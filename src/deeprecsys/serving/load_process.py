@@ -121,6 +121,7 @@ def _messages(setup: Setup) -> Callable[[Pool], Callable[[int, int], Any]]:
     columns, timeout_us = setup.columns, setup.timeout_us
     if setup.address.scheme != "http":
         before = grpc_head(setup.model, columns, timeout_us)
+        before(1)  # the first one makes the message classes, for which a query would wait
         return lambda pool: (
             lambda offset, size: grpc_message(before(size), pool.window(offset, size))
         )
