@@ -106,14 +106,10 @@ class Request:
     json_file: JsonFile = None
 
     def check(self) -> None:
-        from deeprecsys.runtimes import RUNTIMES
-
         self.spec.check_scale(self.scale)
         if self.query_inputs:
             self.spec.check_of_user()
-        if self.runtime != "auto" and self.runtime not in RUNTIMES:
-            known = ", ".join(["auto", *sorted(RUNTIMES)])
-            raise UserError(f"unknown runtime {self.runtime!r}; known: {known}")
+        check_runtime(self.runtime)
         self.check_machine()
         for text in self.accelerator or []:
             if (number := cuda_number(text)) is not None:
@@ -247,6 +243,15 @@ def measuring(verb: Callable[..., int]) -> Callable[..., int]:
     run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in every}
     return run
+
+
+def check_runtime(name: str) -> None:
+    """UserError naming the known ones."""
+    from deeprecsys.runtimes import RUNTIMES
+
+    if name != "auto" and name not in RUNTIMES:
+        known = ", ".join(["auto", *sorted(RUNTIMES)])
+        raise UserError(f"unknown runtime {name!r}; known: {known}")
 
 
 def positive(name: str, value: float | None) -> None:

@@ -47,7 +47,10 @@ def run(
     workers: opt.Workers = None,
     scale: opt.Scale = 1.0,
     variant: opt.Variant = "paper",
-    runtime: opt.RuntimeName = "auto",
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="torchscript, eager or auto.  [default: the policy's, or torchscript]"),
+    ] = None,
     query_inputs: Annotated[
         bool,
         typer.Option(help="Also take what belongs to the user in one row for all candidates."),
@@ -74,6 +77,9 @@ def run(
     spec = get_spec(model, variant)
     spec.check_scale(scale)
     chosen, sla = _policy(model, policy, batch_size), _sla(spec.target, policy, sla_ms, percentile)
+    # Not "auto": what is measured fastest alone may hold the GIL that reading requests needs.
+    runtime = runtime or (_read(policy).get("runtime") if policy else None) or "torchscript"
+    opt.check_runtime(runtime)
     for text in accelerator or []:
         if not text.startswith("cuda:"):
             raise UserError(f"--accelerator {text} computes nothing: serve takes cuda:N only")

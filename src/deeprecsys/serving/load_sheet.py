@@ -7,6 +7,7 @@ locks. Times are absolute, on `time.perf_counter`, which on Linux is one clock f
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -88,16 +89,20 @@ def _view(array: Any) -> Any:
     return memoryview(array)
 
 
+REFUSED = os.strerror(errno.ECONNREFUSED).lower()
+
+
 @dataclass(slots=True)
 class Tally:
     """What became of a run's queries, beside the records.
 
     by_status: answers by the protocol's own status, "200" or "OK". unanswered: queries that got
-    none (refused, broken, timed out). examples: one text of each that was not ok.
+    none (refused, broken, timed out); refused: those of them that no server took. examples: one text of each that was not ok.
     """
 
     by_status: dict[str, int] = field(default_factory=dict)
     unanswered: int = 0
+    refused: int = 0
     resent: int = 0
     bytes_sent: int = 0
     cpu_s: float = 0.0
@@ -108,6 +113,8 @@ class Tally:
 
     def not_answered(self, reason: str, queries: int = 1) -> None:
         self.unanswered += queries
+        if reason == REFUSED:
+            self.refused += queries
         self.example("unanswered", reason)
 
     def example(self, status: str, text: str) -> None:
@@ -116,7 +123,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         for status, n in other.by_status.items():
             self.by_status[status] = self.by_status.get(status, 0) + n
-        for name in ("unanswered", "resent", "bytes_sent", "cpu_s"):
+        for name in ("unanswered", "refused", "resent", "bytes_sent", "cpu_s"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.examples = {**other.examples, **self.examples}
 
