@@ -36,7 +36,7 @@ from deeprecsys.engine import calibrate, topology
 from deeprecsys.engine.devices import open_devices
 from deeprecsys.engine.driver import drive, watching
 from deeprecsys.engine.group import EngineClosed, Group
-from deeprecsys.engine.ledger import Ledger, Query, clock
+from deeprecsys.engine.ledger import Ledger, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.pool import InputPool, draw_pool
@@ -63,10 +63,6 @@ class Ticket:
     query: Query
     id: int
     group: Group
-
-    @property
-    def future(self) -> Future[Scores]:
-        return self.query.future
 
     @property
     def start_s(self) -> float:
@@ -189,7 +185,9 @@ class Engine:
         deadline_s: seconds from now; past it the future fails with DeadlineExceeded and what
         has not begun is dropped. Raises UserError (inputs), QueueFull, EngineClosed.
         """
-        return self.offer(inputs, policy, deadline_s).future
+        future = self.offer(inputs, policy, deadline_s).query.future
+        assert isinstance(future, Future)
+        return future
 
     def offer(
         self,
@@ -199,15 +197,18 @@ class Engine:
         *,
         priority: int = 0,
         admit: bool = False,
+        done: Callable[[Scores | BaseException], None] | None = None,
     ) -> Ticket:
         """`submit`, and more of what a server asks for.
 
         priority: queries of a lower number go first. admit: raises TooLate, and takes nothing, if
-        the deadline would most likely pass.
+        the deadline would most likely pass. done: called with the answer, from any thread and
+        perhaps before this returns, in place of a future.
         """
         deadline = math.inf if deadline_s is None else clock() + deadline_s
+        reply = Reply(done) if done else None
         query, id = self._submit(
-            inputs, policy or Policy(), deadline, Ledger(1), 0, priority=priority, admit=admit
+            inputs, policy or Policy(), deadline, Row(), 0, reply, priority, admit
         )
         return Ticket(query, id, self._open_group())
 
@@ -377,9 +378,9 @@ class Engine:
         inputs: Inputs,
         policy: Policy,
         deadline: float,
-        ledger: Ledger,
+        ledger: Ledger | Row,
         row: int,
-        *,
+        reply: Reply | None = None,
         priority: int = 0,
         admit: bool = False,
     ) -> tuple[Query, int]:
@@ -389,7 +390,7 @@ class Engine:
         scores = np.empty((n, self.model.tasks), dtype=np.float32)
         elsewhere = group.offloads(policy, n)
         prepared = None if elsewhere else self.runtime.prepare(inputs, scores)
-        query = Query(inputs, prepared, scores, ledger, row)
+        query = Query(inputs, prepared, scores, ledger, row, reply)
         if n == 0:
             return query, group.answer_empty(query)
         return query, group.submit(query, n, policy, deadline, priority, admit)

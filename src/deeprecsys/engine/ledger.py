@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 from array import array
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,57 @@ class Ledger:
         )
 
 
+class Row:
+    """A ledger of one row, for a query that belongs to no run: a tenth of a `Ledger`'s cost."""
+
+    __slots__ = ("device", "finish_s", "start_s", "status", "submit_s", "trace", "worker")
+
+    def __init__(self) -> None:
+        self.submit_s, self.start_s, self.finish_s = [math.nan], [math.nan], [math.nan]
+        self.worker, self.device = [-1], [0]
+        self.status: list[int] = [Status.PENDING]
+        self.trace = None
+
+
+class Reply:
+    """Stands in for a Future where one callback, known beforehand, wants the answer.
+
+    A quarter of a Future's cost: nobody waits on it, so it needs no lock. `done` is called once,
+    with the scores or the exception, from whichever thread answers.
+    """
+
+    __slots__ = ("_cancelled", "_done", "_running")
+
+    def __init__(self, done: Callable[[Any], None]) -> None:
+        self._done = done
+        self._running = self._cancelled = False
+
+    def set_running_or_notify_cancel(self) -> bool:
+        self._running = not self._cancelled
+        return self._running
+
+    def running(self) -> bool:
+        return self._running
+
+    def cancelled(self) -> bool:
+        return self._cancelled
+
+    def cancel(self) -> bool:
+        if self._running:
+            return False
+        self._cancelled = True
+        self._done(CancelledError())
+        return True
+
+    def set_result(self, result: Any) -> None:
+        self._running = False
+        self._done(result)
+
+    def set_exception(self, error: BaseException) -> None:
+        self._running = False
+        self._done(error)
+
+
 class Query:
     """One query on its way: its future, its inputs, its row in a ledger.
 
@@ -75,14 +127,20 @@ class Query:
     )  # fmt: skip
 
     def __init__(
-        self, inputs: Inputs, prepared: Any, scores: Scores, ledger: Ledger, row: int
+        self,
+        inputs: Inputs,
+        prepared: Any,
+        scores: Scores,
+        ledger: Ledger | Row,
+        row: int,
+        reply: Reply | None = None,
     ) -> None:
         self.inputs = inputs
         self.prepared = prepared
         self.scores = scores
         self.ledger = ledger
         self.row = row
-        self.future: Future[Scores] = Future()
+        self.future: Future[Scores] | Reply = reply or Future()
         self.policy = _ANY
         self.predicted_s: float | None = None
         self.deadline_s = self.taken_s = 0.0

@@ -67,7 +67,8 @@ def generator_priority() -> Iterator[bool]:
     """
     try:
         before = os.sched_getscheduler(0), os.sched_getparam(0)
-        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        # Threads that are started meanwhile are ordinary ones.
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
     except (OSError, AttributeError):
         yield False
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +94,7 @@ class DataPlane:
     def ready(self) -> bool:
         return self.state == "ready" and self.live
 
-    def infer(self, call: Call, done: Callable[[Ticket, Array | Refusal], None]) -> Ticket:
+    def infer(self, call: Call, done: Callable[[Array | Refusal], None]) -> Ticket:
         """Takes the query, or raises Refusal. `done` is called once, from any thread, perhaps
         before this returns."""
         self.check_model(call.model, call.version)
@@ -110,7 +110,12 @@ class DataPlane:
         served = self.served
         try:
             ticket = engine.offer(
-                call.inputs, served.policy, left_s, priority=priority, admit=served.admit
+                call.inputs,
+                served.policy,
+                left_s,
+                priority=priority,
+                admit=served.admit,
+                done=lambda answer: done(_outcome(answer)),
             )
         except UserError as error:
             raise invalid(str(error)) from None
@@ -121,7 +126,6 @@ class DataPlane:
         except EngineClosed:
             raise Refusal(Reason.UNAVAILABLE, "the server is shutting down") from None
         self.pending += 1
-        ticket.future.add_done_callback(lambda future: done(ticket, _outcome(future)))
         return ticket
 
     def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
@@ -236,17 +240,16 @@ def _priority(call: Call) -> int:
     return priority
 
 
-def _outcome(future: Future[Any]) -> Array | Refusal:
-    try:
-        scores: Array = future.result()
-        return scores
-    except CancelledError:
-        return Refusal(Reason.CANCELLED, "the query was cancelled")
-    except DeadlineExceeded:
-        return Refusal(Reason.DEADLINE, "the deadline passed before the query was finished")
-    except WorkerLost as error:
-        return Refusal(Reason.UNAVAILABLE, f"{error}; it has been replaced: ask again")
-    except EngineClosed:
-        return Refusal(Reason.UNAVAILABLE, "the server is shutting down")
-    except Exception as error:
-        return Refusal(Reason.INTERNAL, f"the model failed: {type(error).__name__}")
+def _outcome(answer: Array | BaseException) -> Array | Refusal:
+    match answer:
+        case CancelledError():
+            return Refusal(Reason.CANCELLED, "the query was cancelled")
+        case DeadlineExceeded():
+            return Refusal(Reason.DEADLINE, "the deadline passed before the query was finished")
+        case WorkerLost():
+            return Refusal(Reason.UNAVAILABLE, f"{answer}; it has been replaced: ask again")
+        case EngineClosed():
+            return Refusal(Reason.UNAVAILABLE, "the server is shutting down")
+        case BaseException():
+            return Refusal(Reason.INTERNAL, f"the model failed: {type(answer).__name__}")
+    return answer

@@ -13,7 +13,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from deeprecsys.engine import Ticket
 from deeprecsys.serving import tensors
 from deeprecsys.serving.dataplane import OUTPUT, VERSION, Call, DataPlane, clock
 from deeprecsys.serving.errors import Reason, Refusal, invalid
@@ -151,14 +150,15 @@ class _Methods:
         loop = asyncio.get_running_loop()
         answered: asyncio.Future[Array | Refusal] = loop.create_future()
 
-        def settle(ticket: Ticket, outcome: Array | Refusal) -> None:
+        def settle(outcome: Array | Refusal) -> None:
             if not answered.done():
                 answered.set_result(outcome)
             plane.finished(call, ticket, outcome)
 
-        ticket = plane.infer(
-            call, lambda ticket, outcome: _hop(loop, lambda: settle(ticket, outcome))
-        )
+        def done(outcome: Array | Refusal) -> None:  # in a worker's thread
+            loop.call_soon_threadsafe(settle, outcome)
+
+        ticket = plane.infer(call, done)
         try:
             outcome = await answered
         except asyncio.CancelledError:  # the client has gone
@@ -167,10 +167,6 @@ class _Methods:
         if isinstance(outcome, Refusal):
             raise _Answered(outcome)
         return _answer(call, outcome)
-
-
-def _hop(loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
-    loop.call_soon_threadsafe(act)
 
 
 def _call(request: Any, arrived_s: float) -> Call:

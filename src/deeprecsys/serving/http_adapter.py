@@ -106,7 +106,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pieces: list[bytes] | None = None  # of a chunked one
         self._held = 0  # bytes of the body that count as waiting
         self._busy = False  # a request is being answered
-        self._cancel: Callable[[], None] | None = None
+        self._ticket: Ticket | None = None  # of the query that is being answered
         self._began_s = self._moved_s = clock()
         self._ending = False  # answered for the last time; what still comes is thrown away
         self._gone = False
@@ -122,8 +122,8 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._gone = True
         self.site.connections.discard(self)
-        if self._cancel is not None:
-            self._cancel()
+        if self._ticket is not None:
+            self._ticket.cancel()
         self._release()
 
     def pause_writing(self) -> None:
@@ -324,13 +324,14 @@ class Connection(asyncio.BufferedProtocol):
         call.arrived_s = self._began_s
         loop, connection = self.loop, self
 
-        def done(ticket: Ticket, outcome: Array | Refusal) -> None:  # in a worker's thread
-            loop.call_soon_threadsafe(connection._done, head, call, ticket, outcome)
+        def done(outcome: Array | Refusal) -> None:  # in a worker's thread
+            loop.call_soon_threadsafe(connection._done, head, call, outcome)
 
-        self._cancel = plane.infer(call, done).cancel
+        self._ticket = plane.infer(call, done)
 
-    def _done(self, head: _Head, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
-        self._cancel = None
+    def _done(self, head: _Head, call: Call, outcome: Array | Refusal) -> None:
+        ticket, self._ticket = self._ticket, None
+        assert ticket is not None
         if self._gone:
             pass
         elif isinstance(outcome, Refusal):

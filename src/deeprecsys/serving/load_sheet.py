@@ -97,7 +97,8 @@ class Tally:
     """What became of a run's queries, beside the records.
 
     by_status: answers by the protocol's own status, "200" or "OK". unanswered: queries that got
-    none (refused, broken, timed out); refused: those of them that no server took. examples: one text of each that was not ok.
+    none (refused, broken, timed out); refused: those of them that no server took. examples: one
+    text of each that was not ok.
     """
 
     by_status: dict[str, int] = field(default_factory=dict)

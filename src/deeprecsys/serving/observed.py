@@ -10,7 +10,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -116,7 +116,7 @@ class Observed:
         cut = now_s - SIZES_S
         while self._recent and self._recent[0][0] < cut:
             self._recent.popleft()
-        latest = [took for at, took, _ in self._recent if at >= now_s - 1.0]
+        latest = self._since(now_s - 1.0)
         self._ticks.append(
             _Tick(
                 at_s=now_s,
@@ -165,8 +165,7 @@ class Observed:
         shown = ticks[-HISTORY_S:]
         first = max(len(ticks) - RECENT_S - 1, 0)
         recent = ticks[first:]
-        in_recent = [took for at, took, _ in self._recent if at >= now_s - RECENT_S]
-        p50, p95, p99 = _percentiles(in_recent)
+        p50, p95, p99 = _percentiles(self._since(now_s - RECENT_S))
         rates = _rates(recent[0], recent[-1]) if len(recent) > 1 else {}
         busy = _busy(recent[0], recent[-1]) if len(recent) > 1 else [0.0] * self.workers
         pairs = [_rates(a, b) for a, b in pairwise(ticks)][-len(shown) :]
@@ -210,6 +209,10 @@ class Observed:
                 for name, histogram in self.stages.items()
             },
         }
+
+    def _since(self, at_s: float) -> list[float]:
+        """Latencies of the answers since then; looks at no others."""
+        return [took for _, took, _ in takewhile(lambda r: r[0] >= at_s, reversed(self._recent))]
 
     def _sizes(self) -> list[dict[str, Any]]:
         classes: list[list[float]] = [[] for _ in SIZE_CLASSES]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -19,6 +21,7 @@ from deeprecsys.serving.tensors import Array, Buffer
 
 HEAD_LENGTH = b"inference-header-content-length"
 _UNSUPPORTED = ("shared_memory_region", "classification")
+_REMEMBERED_BYTES = 4096
 _LEAST_COMPRESSED = 1024  # below, it costs more than it saves
 
 
@@ -42,6 +45,15 @@ class _Request(msgspec.Struct):
     outputs: list[_Output] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """What a head says; nothing changes it. outputs: see `Call`."""
+
+    request: _Request
+    datatypes: dict[str, str]
+    outputs: dict[str, bool] | None
+
+
 _decode = msgspec.json.Decoder(_Request).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -53,21 +65,15 @@ def parse(model: str, version: str, body: Buffer, head_bytes: int | None) -> Cal
         raise invalid(
             f"Inference-Header-Content-Length is {head_bytes}, the body has {len(view)} bytes"
         )
-    head = view if head_bytes is None else view[:head_bytes]
-    try:
-        request = _decode(head)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"the request is not what the protocol asks for: {_said(error)}") from None
-    at = len(head)
+    if head_bytes is not None and head_bytes <= _REMEMBERED_BYTES:
+        head = _remembered(bytes(view[:head_bytes]))
+    else:
+        head = _read(view[:head_bytes])
+    request, at = head.request, len(view) if head_bytes is None else head_bytes
     inputs: dict[str, Array] = {}
     for item in request.inputs:
         name, size = item.name, item.parameters.get("binary_data_size")
-        _refuse_unsupported(item.parameters)
-        if name in inputs:
-            raise invalid(f"input {name} is given twice")
         if size is None:
-            if not item.data:
-                raise invalid(f"input {name} has neither data nor parameters.binary_data_size")
             inputs[name] = tensors.from_json(name, item.datatype, item.shape, item.data)
             continue
         if not isinstance(size, int) or not 0 <= size <= len(view) - at:
@@ -81,10 +87,30 @@ def parse(model: str, version: str, body: Buffer, head_bytes: int | None) -> Cal
         version=version,
         id=request.id,
         inputs=inputs,
-        datatypes={item.name: item.datatype for item in request.inputs},
-        outputs=_outputs(request),
+        datatypes=head.datatypes,
+        outputs=head.outputs,
         parameters=request.parameters,
     )
+
+
+def _read(head: Buffer) -> _Head:
+    try:
+        request = _decode(head)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise invalid(f"the request is not what the protocol asks for: {_said(error)}") from None
+    datatypes: dict[str, str] = {}
+    for item in request.inputs:
+        _refuse_unsupported(item.parameters)
+        if item.name in datatypes:
+            raise invalid(f"input {item.name} is given twice")
+        if "binary_data_size" not in item.parameters and not item.data:
+            raise invalid(f"input {item.name} has neither data nor parameters.binary_data_size")
+        datatypes[item.name] = item.datatype
+    return _Head(request, datatypes, _outputs(request))
+
+
+# Clients send the same few heads again and again: one for each size, unless they give ids.
+_remembered = lru_cache(maxsize=1024)(_read)
 
 
 def _outputs(request: _Request) -> dict[str, bool] | None:
