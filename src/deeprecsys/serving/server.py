@@ -24,7 +24,6 @@ import numpy as np
 from deeprecsys.core import Policy, UserError
 from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import Engine
-from deeprecsys.engine.process import generator_priority
 from deeprecsys.serving import http_adapter, metrics
 from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
 from deeprecsys.serving.http_adapter import Connection, Limits, Site
@@ -77,9 +76,7 @@ class Server:
         """Serves until `stop`, SIGTERM or Ctrl-C. Raises what kept it from starting."""
         runner = _runner()
         try:
-            # Reading and answering is short, and whoever computes would make it wait.
-            with generator_priority():
-                runner.run(self._serve())
+            runner.run(self._serve())
         finally:
             runner.close()
             self.started.set()
