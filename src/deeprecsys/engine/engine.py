@@ -36,7 +36,7 @@ from deeprecsys.engine import calibrate, topology
 from deeprecsys.engine.devices import open_devices
 from deeprecsys.engine.driver import drive, watching
 from deeprecsys.engine.group import EngineClosed, Group
-from deeprecsys.engine.ledger import Ledger, Query, Reply, Row, clock
+from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.pool import InputPool, draw_pool
@@ -205,12 +205,14 @@ class Engine:
         the deadline would most likely pass. done: called with the answer, from any thread and
         perhaps before this returns, in place of a future.
         """
+        group, policy = self._open_group(), policy or Policy()
         deadline = math.inf if deadline_s is None else clock() + deadline_s
+        promise = None
+        if admit:  # before anything is spent on it
+            promise = group.admit(self._items(inputs), policy, deadline, priority)
         reply = Reply(done) if done else None
-        query, id = self._submit(
-            inputs, policy or Policy(), deadline, Row(), 0, reply, priority, admit
-        )
-        return Ticket(query, id, self._open_group())
+        query, id = self._submit(inputs, policy, deadline, Row(), 0, reply, priority, promise)
+        return Ticket(query, id, group)
 
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
         """Plays the schedule, open loop; see `core.System`. Times count from its beginning."""
@@ -382,7 +384,7 @@ class Engine:
         row: int,
         reply: Reply | None = None,
         priority: int = 0,
-        admit: bool = False,
+        promise: Promise | None = None,
     ) -> tuple[Query, int]:
         """The one way in, for `submit` and `run` alike."""
         group = self._open_group()
@@ -393,7 +395,16 @@ class Engine:
         query = Query(inputs, prepared, scores, ledger, row, reply)
         if n == 0:
             return query, group.answer_empty(query)
-        return query, group.submit(query, n, policy, deadline, priority, admit)
+        query.promise = promise
+        return query, group.submit(query, n, policy, deadline, priority)
+
+    def _items(self, inputs: Inputs) -> int:
+        """How many candidates unchecked inputs seem to have."""
+        for spec in self.model.inputs:
+            if spec.scope == "candidate":
+                column = inputs.get(spec.name)
+                return len(column) if column is not None and column.ndim else 0
+        return 0
 
     def _open_group(self) -> Group:
         if self._group is None:

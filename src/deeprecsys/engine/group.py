@@ -18,7 +18,7 @@ from deeprecsys.admission import Admission
 from deeprecsys.core import Policy, Status
 from deeprecsys.dispatch import Dispatcher, Slice, offloads
 from deeprecsys.engine.lane import Lane
-from deeprecsys.engine.ledger import Query, clock
+from deeprecsys.engine.ledger import Promise, Query, clock
 from deeprecsys.engine.process import pin_thread
 from deeprecsys.engine.reaper import Reaper
 from deeprecsys.engine.topology import usable_cores
@@ -132,18 +132,14 @@ class Group:
         policy: Policy,
         deadline_s: float,
         priority: int = 0,
-        admit: bool = False,
     ) -> int:
         """Queues it and wakes an idle worker; its id.
 
-        `deadline_s` is on the engine's clock. admit: only if it can most likely be met. Raises
-        QueueFull, TooLate or EngineClosed.
+        `deadline_s` is on the engine's clock. Raises QueueFull or EngineClosed.
         """
         with self._lock:
             if self._closing:
                 raise EngineClosed("the engine is closed; open a new one")
-            if admit and self.admission is not None and deadline_s < math.inf:
-                self._admit(query, size, policy, deadline_s, priority)
             id = self._next_id
             query.policy = policy
             cost = self.admission.work_s(size, policy) if self.admission else 0.0
@@ -157,27 +153,23 @@ class Group:
             self._reaper.watch(deadline_s)
         return id
 
-    def _admit(
-        self, query: Query, size: int, policy: Policy, deadline_s: float, priority: int
-    ) -> None:
-        """Raises TooLate. An accelerator's queue is not predicted: what goes there is taken."""
-        assert self.admission is not None
-        if self.offloads(policy, size):
-            return
-        now = clock()
-        ahead = self._rules.ahead(priority)
-        predicted_s = self.admission.predict_s(ahead, size, policy)
+    def admit(self, size: int, policy: Policy, deadline_s: float, priority: int) -> Promise | None:
+        """Raises TooLate if such a query would most likely be. None: nothing is predicted, since
+        there is no deadline, or it goes to an accelerator, whose queue is not looked at."""
+        if self.admission is None or deadline_s == math.inf or self.offloads(policy, size):
+            return None
+        with self._lock:
+            now, ahead_s = clock(), self._rules.ahead(priority)
+            predicted_s = self.admission.predict_s(ahead_s, size, policy)
         if predicted_s > deadline_s - now:
             raise TooLate(predicted_s, deadline_s - now)
-        query.predicted_s, query.deadline_s = predicted_s, deadline_s - now
-        query.taken_s = now
+        return Promise(now, predicted_s, deadline_s - now)
 
     def _learn(self, queries: Sequence[Query], now: float) -> None:
         """What became of those that were admitted by prediction. Under the lock."""
         for query in queries:
-            if query.predicted_s is not None and self.admission is not None:
-                took_s = now - query.taken_s
-                self.admission.finished(query.predicted_s, took_s, query.deadline_s)
+            if (made := query.promise) is not None and self.admission is not None:
+                self.admission.finished(made.predicted_s, now - made.at_s, made.deadline_s)
 
     def replace_hung(self, longest_s: float) -> int:
         """Replaces workers that have been executing one request for longer; how many."""

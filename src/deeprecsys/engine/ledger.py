@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -114,16 +115,23 @@ class Reply:
         self._done(error)
 
 
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A query was admitted at a time, to finish in so many seconds, its deadline in so many."""
+
+    at_s: float
+    predicted_s: float
+    deadline_s: float
+
+
 class Query:
     """One query on its way: its future, its inputs, its row in a ledger.
 
     prepared: by the runtime of the cores; None for a query that is meant for an accelerator.
-    predicted_s, deadline_s: seconds from its admission, where it was admitted by prediction.
     """
 
     __slots__ = (
-        "deadline_s", "future", "inputs", "ledger", "policy", "predicted_s", "prepared", "row",
-        "scores", "taken_s",
+        "future", "inputs", "ledger", "policy", "prepared", "promise", "row", "scores",
     )  # fmt: skip
 
     def __init__(
@@ -142,5 +150,4 @@ class Query:
         self.row = row
         self.future: Future[Scores] | Reply = reply or Future()
         self.policy = _ANY
-        self.predicted_s: float | None = None
-        self.deadline_s = self.taken_s = 0.0
+        self.promise: Promise | None = None
