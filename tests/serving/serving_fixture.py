@@ -20,7 +20,7 @@ WAIT_S = 30
 @contextmanager
 def serving(
     model, runtime="auto", *, deadline_s=None, policy=None, limits=None, engine=None, address=None,
-    wait=True, **served,
+    wait=True, log=lambda *_, **__: None, **served,
 ):  # fmt: skip
     """Yields the Server, ready; ends it, and checks that it ended by itself."""
 
@@ -33,6 +33,7 @@ def serving(
         open_engine,
         address or Address("127.0.0.1", 0, 0),
         limits or Limits(body_bytes=1 << 20),
+        log,
     )  # fmt: skip
     thread = threading.Thread(target=server.run)
     thread.start()

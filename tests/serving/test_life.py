@@ -324,3 +324,20 @@ def test_clients_that_are_slow_are_ended(runtime):
         server._loop.call_soon_threadsafe(connection.check_time, now)
         server._loop.call_soon_threadsafe(connection.check_time, now + 31)
         assert raw.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_the_log_has_a_line_for_every_query_with_its_id(runtime):
+    lines = []
+
+    def log(event, **about):
+        lines.append((event, about))
+
+    with serving(StubModel(), runtime, log=log, log_queries=True) as server:
+        ask(server, query(5), id="first")
+        ask(server, query(value=666), id="second")
+        until(lambda: server.plane.pending == 0)
+    said = {about["id"]: about for event, about in lines if event == "query"}
+    assert (said["first"]["status"], said["first"]["items"]) == (200, 5)
+    assert said["first"]["took_ms"] >= said["first"]["compute_ms"]
+    assert said["second"]["status"] == 500
+    assert [event for event, _ in lines][-2:] == ["draining", "ended"]

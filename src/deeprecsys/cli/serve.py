@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import typer
 
@@ -15,6 +17,8 @@ from deeprecsys.cli import options as opt
 from deeprecsys.core import SLA, Policy, UserError
 
 NAME = "serve"
+# Not "auto": what is measured fastest alone may hold the GIL that reading requests needs.
+_RUNTIME = "torchscript"
 HELP = """Serve a model over KServe v2 (Open Inference Protocol), HTTP and gRPC, under a policy.
 
 Queries that would miss the target are turned away at once (429), so that the others hold it; the
@@ -67,27 +71,23 @@ def run(
     ] = None,
     seed: opt.Seed = 0,
     log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info",
+    log_queries: Annotated[bool, typer.Option(help="A line of the log for every query.")] = False,
     json_file: opt.JsonFile = None,
 ) -> int:
-    from deeprecsys.models import get_spec, load_model
-    from deeprecsys.serving.dataplane import Served
-    from deeprecsys.serving.http_adapter import Limits
-    from deeprecsys.serving.server import Address, Server, json_log
+    from deeprecsys.models import get_spec
 
     spec = get_spec(model, variant)
     spec.check_scale(scale)
-    chosen, sla = _policy(model, policy, batch_size), _sla(spec.target, policy, sla_ms, percentile)
-    # Not "auto": what is measured fastest alone may hold the GIL that reading requests needs.
-    runtime = runtime or (_read(policy).get("runtime") if policy else None) or "torchscript"
+    tuned = Tuned.read(policy, model) if policy else Tuned()
+    if policy and batch_size is not None:
+        raise UserError("give either --policy or --batch-size")
+    chosen = tuned.policy if batch_size is None else Policy(batch_size=batch_size)
+    sla = _sla(tuned.sla or spec.target, sla_ms, percentile)
+    runtime = runtime or tuned.runtime or _RUNTIME
     opt.check_runtime(runtime)
-    for text in accelerator or []:
-        if not text.startswith("cuda:"):
-            raise UserError(f"--accelerator {text} computes nothing: serve takes cuda:N only")
-    if chosen.offload_threshold is not None and not accelerator:
-        raise UserError("this policy offloads: give the --accelerator, or another policy")
+    _check_accelerators(accelerator or [], chosen)
     if deadline_ms is not None and deadline_ms < 0:
         raise UserError("--deadline-ms must not be negative")
-    deadline_s = sla.latency_s if deadline_ms is None else deadline_ms / 1e3 or None
     for name, value in (("--workers", workers), ("--max-body-mb", max_body_mb),
                         ("--max-waiting-mb", max_waiting_mb), ("--hang-s", hang_s)):  # fmt: skip
         opt.positive(name, value)
@@ -95,27 +95,30 @@ def run(
         raise UserError("TLS needs both --tls-cert and --tls-key")
     files.check_target("--json", json_file)
     key = _key(key_file)
-    level = getattr(logging, log_level.upper(), None)
-    if not isinstance(level, int):
-        raise UserError(f"--log-level is info, warning or error, not {log_level!r}")
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    _start_logging(log_level)
+    try:
+        from deeprecsys.serving.dataplane import Served
+        from deeprecsys.serving.http_adapter import Limits
+        from deeprecsys.serving.server import Address, Server, json_log
+    except ModuleNotFoundError as error:
+        raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
 
     def open_engine() -> Any:
         from deeprecsys.engine import Engine
+        from deeprecsys.models import load_model
 
         once = query_inputs and bool(spec.of_user)
-        loaded = load_model(model, scale=scale, seed=seed, variant=variant, query_inputs=once)
-        engine = Engine(
-            loaded,
+        return Engine(
+            load_model(model, scale=scale, seed=seed, variant=variant, query_inputs=once),
             workers,
             runtime,
             max_queued_items=max_queued_items,
             accelerators=accelerator or (),
-        )
-        return engine.__enter__()
+        ).__enter__()
 
+    deadline_s = sla.latency_s if deadline_ms is None else deadline_ms / 1e3 or None
     server = Server(
-        Served(model, chosen, sla, deadline_s, admit=deadline_s is not None, longest_s=hang_s),
+        Served(model, chosen, sla, deadline_s, deadline_s is not None, hang_s, log_queries),
         open_engine,
         Address(host, http_port, None if grpc_port < 0 else grpc_port, tls_cert, tls_key, key),
         Limits(int(max_body_mb * 2**20), int(max_waiting_mb * 2**20)),
@@ -131,42 +134,57 @@ def run(
     return 0
 
 
-def _policy(model: str, path: str | None, batch_size: int | None) -> Policy:
-    """Of a policy.json as `tune` writes it, or of a bare policy."""
-    if path is None:
-        return Policy() if batch_size is None else Policy(batch_size=batch_size)
-    if batch_size is not None:
-        raise UserError("give either --policy or --batch-size")
-    raw = _read(path)
-    about = raw.get("model")
-    of = about.get("model") if isinstance(about, dict) else about
-    if of not in (None, model):
-        raise UserError(f"{path} is the policy of {of}, not of {model}")
-    policy = raw.get("policy", raw)
-    if not isinstance(policy, dict):
-        raise UserError(f"{path} holds no policy: give a policy.json that `tune` wrote")
-    return Policy.from_dict(policy)
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a policy.json says, as `tune` writes it; or a bare policy's."""
+
+    policy: Policy = field(default_factory=Policy)
+    sla: SLA | None = None
+    runtime: str | None = None
+
+    @classmethod
+    def read(cls, path: str, model: str) -> Self:
+        """UserError where it cannot be read, or is of another model."""
+        try:
+            raw = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the policy {path}: {error}") from error
+        policy = raw.get("policy", raw) if isinstance(raw, dict) else None
+        if not isinstance(policy, dict):
+            raise UserError(f"{path} holds no policy: give a policy.json that `tune` wrote")
+        if policy is raw:
+            return cls(Policy.from_dict(raw))
+        about, sla = raw.get("model"), raw.get("sla")
+        of = about.get("model") if isinstance(about, dict) else about
+        if of not in (None, model):
+            raise UserError(f"{path} is the policy of {of}, not of {model}")
+        return cls(
+            Policy.from_dict(policy),
+            SLA(sla["latency_s"], sla["percentile"]) if sla else None,
+            raw.get("runtime"),
+        )
 
 
-def _sla(target: SLA, path: str | None, sla_ms: float | None, percentile: float | None) -> SLA:
-    """As asked for, else as the policy was tuned for, else the model's."""
-    tuned = _read(path).get("sla") if path else None
-    if isinstance(tuned, dict) and {"latency_s", "percentile"} <= tuned.keys():
-        target = SLA(tuned["latency_s"], tuned["percentile"])
+def _sla(target: SLA, sla_ms: float | None, percentile: float | None) -> SLA:
     return SLA(
         target.latency_s if sla_ms is None else sla_ms / 1e3,
         target.percentile if percentile is None else percentile,
     )
 
 
-def _read(path: str) -> dict[str, Any]:
-    try:
-        raw = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the policy {path}: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} holds no policy: give a policy.json that `tune` wrote")
-    return raw
+def _check_accelerators(accelerators: Sequence[str], policy: Policy) -> None:
+    for text in accelerators:
+        if not text.startswith("cuda:"):
+            raise UserError(f"--accelerator {text} computes nothing: serve takes cuda:N only")
+    if policy.offload_threshold is not None and not accelerators:
+        raise UserError("this policy offloads: give the --accelerator, or another policy")
+
+
+def _start_logging(level: str) -> None:
+    number = getattr(logging, level.upper(), None)
+    if not isinstance(number, int):
+        raise UserError(f"--log-level is info, warning or error, not {level!r}")
+    logging.basicConfig(level=number, format="%(message)s", stream=sys.stderr)
 
 
 def _key(path: str | None) -> str | None:

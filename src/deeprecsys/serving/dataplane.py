@@ -66,14 +66,18 @@ class Served:
     deadline_s: float | None
     admit: bool = True
     longest_s: float = 30.0
+    log_queries: bool = False
 
 
 class DataPlane:
-    """`state` is "starting" until `open`, then "ready", and "draining" once it is to end."""
+    """`state` is "starting" until `open`, then "ready", and "draining" once it is to end.
 
-    def __init__(self, served: Served, observed: Observed | None = None) -> None:
-        self.served = served
-        self.observed = observed or Observed()
+    log: told of failures that are not the client's; with `Served.log_queries`, of every query.
+    """
+
+    def __init__(self, served: Served, log: Callable[..., None] = lambda *_, **__: None) -> None:
+        self.served, self.log = served, log
+        self.observed = Observed()
         self.state = "starting"
         self.engine: Engine | None = None
         self.infer_path = f"/v2/models/{served.name}/infer"
@@ -131,11 +135,21 @@ class DataPlane:
     def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
         """Whoever took `done` says so here, in the event loop's thread, once it has answered."""
         self.pending -= 1
-        self.observed.finished(call, ticket, outcome, clock())
+        now_s = clock()
+        self.observed.finished(call, ticket, outcome, now_s)
+        if self.served.log_queries:
+            self.log("query", **_said(call, ticket, outcome, now_s))
+        elif isinstance(outcome, Refusal):
+            self._log_failure(outcome, call.id)
 
     def refused(self, refusal: Refusal) -> None:
         """A request that no query came of."""
         self.observed.refused(refusal)
+        self._log_failure(refusal, "")
+
+    def _log_failure(self, refusal: Refusal, id: str) -> None:
+        if refusal.reason.status >= 500:
+            self.log("failed", id=id, status=refusal.reason.status, why=refusal.message)
 
     def serving(self) -> Engine:
         """The engine; Refusal unless it takes queries."""
@@ -238,6 +252,19 @@ def _priority(call: Call) -> int:
     if not isinstance(priority, int) or priority not in _PRIORITIES:
         raise invalid("parameter priority must be 1 (first) to 9 (last), or 0 for none")
     return priority
+
+
+def _said(call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) -> dict[str, Any]:
+    """A query's line in the log."""
+    ok = not isinstance(outcome, Refusal)
+    return {
+        "id": call.id,
+        "status": 200 if ok else outcome.reason.status,  # type: ignore[union-attr]
+        "items": len(ticket.query.scores),
+        "took_ms": round((now_s - call.arrived_s) * 1e3, 3),
+        "queue_ms": round((ticket.start_s - call.parsed_s) * 1e3, 3) if ok else None,
+        "compute_ms": round((ticket.finish_s - ticket.start_s) * 1e3, 3) if ok else None,
+    }
 
 
 def _outcome(answer: Array | BaseException) -> Array | Refusal:

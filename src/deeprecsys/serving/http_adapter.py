@@ -62,7 +62,6 @@ class Site:
     connections: set[Connection] = field(default_factory=set)
     waiting_bytes: int = 0
     draining: bool = False
-    log: Callable[..., None] = lambda *_, **__: None
 
     def sweep(self, now_s: float) -> None:
         """Once a second: ends connections that wait too long for what the client owes."""
@@ -254,7 +253,7 @@ class Connection(asyncio.BufferedProtocol):
             self.site.plane.refused(refusal)
             self._refuse(refusal)
         except Exception as error:  # a fault of ours: said to the log, not to the client
-            self.site.log("fault", error=repr(error), path=head.path[:200])
+            self.site.plane.log("fault", error=repr(error), path=head.path[:200])
             self._refuse(Refusal(Reason.INTERNAL, "internal error"), close=True)
 
     def _route(self, head: _Head, body: Buffer) -> None:
@@ -360,8 +359,6 @@ class Connection(asyncio.BufferedProtocol):
         if close:
             self.site.plane.refused(refusal)
         answer = {"error": refusal.message} | ({"id": id} if id else {})
-        if refusal.reason.status >= 500:
-            self.site.log("refused", status=refusal.reason.status, why=refusal.message, id=id)
         self._answer(refusal.reason.status, [_JSON, *more], [_encode(answer)], close=close)
 
     def _answer(

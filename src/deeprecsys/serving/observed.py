@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from deeprecsys.serving.errors import Reason, Refusal
 from deeprecsys.serving.tensors import Array
 
@@ -54,11 +52,10 @@ class Histogram:
     def count(self) -> int:
         return sum(self.counts)
 
-    def quantile_s(self, q: float, since: Sequence[int] | None = None) -> float | None:
+    def quantile_s(self, q: float) -> float | None:
         """Upper edge of the bucket with the quantile; None without values."""
-        counts = self.counts if since is None else [a - b for a, b in zip(self.counts, since)]  # noqa: B905
-        wanted, seen = q * sum(counts), 0
-        for count, edge in zip(counts, (*EDGES_S, EDGES_S[-1]), strict=True):
+        wanted, seen = q * self.count, 0
+        for count, edge in zip(self.counts, (*EDGES_S, EDGES_S[-1]), strict=True):
             seen += count
             if seen and seen >= wanted:
                 return edge
@@ -71,7 +68,7 @@ class Observed:
     def __init__(self) -> None:
         self.workers = 0
         self.started_s = time.perf_counter()
-        self.answered = self.items = self.taken = 0
+        self.answered = self.items = 0
         self.last_inference_ms = 0
         self.failures: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.stages = {name: Histogram() for name in STAGES}
@@ -82,7 +79,6 @@ class Observed:
         self._ticks: deque[_Tick] = deque(maxlen=HISTORY_S + RECENT_S)
 
     def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) -> None:
-        self.taken += 1
         if isinstance(outcome, Refusal):
             self.failures[outcome.reason] += 1
             self.fail_s += now_s - call.arrived_s
@@ -162,23 +158,19 @@ class Observed:
     def live(self, now_s: float) -> dict[str, Any]:
         """The part of the live page's data that comes from here."""
         ticks = list(self._ticks)
-        shown = ticks[-HISTORY_S:]
-        first = max(len(ticks) - RECENT_S - 1, 0)
-        recent = ticks[first:]
+        seconds = list(pairwise(ticks))[-HISTORY_S:]
+        first, last = ticks[-RECENT_S - 1 :][:1], ticks[-1:]
+        rates = _rates(first[0], last[0]) if seconds else dict.fromkeys(_RATES, 0.0)
+        busy = _busy(first[0], last[0]) if seconds else [0.0] * self.workers
+        each = [_rates(a, b) for a, b in seconds]
         p50, p95, p99 = _percentiles(self._since(now_s - RECENT_S))
-        rates = _rates(recent[0], recent[-1]) if len(recent) > 1 else {}
-        busy = _busy(recent[0], recent[-1]) if len(recent) > 1 else [0.0] * self.workers
-        pairs = [_rates(a, b) for a, b in pairwise(ticks)][-len(shown) :]
-        pairs = [{}] * (len(shown) - len(pairs)) + pairs
-        shares = [_busy(a, b) for a, b in pairwise(ticks)][-len(shown) :]
-        shares = [[]] * (len(shown) - len(shares)) + shares
         return {
             "now": {
-                **{name: rates.get(name, 0.0) for name in _RATES},
+                **rates,
                 "p50_s": p50,
                 "p95_s": p95,
                 "p99_s": p99,
-                "busy_share": float(np.mean(busy)) if busy else 0.0,
+                "busy_share": _mean(busy),
             },
             "totals": {
                 "queries": self.queries,
@@ -190,17 +182,17 @@ class Observed:
                 "invalid": self.failures[Reason.INVALID] + self.failures[Reason.TOO_LARGE],
             },
             "history": {
-                "time_s": [round(t.at_s - self.started_s, 1) for t in shown],
+                "time_s": [round(b.at_s - self.started_s, 1) for _, b in seconds],
                 **{
-                    name: [pair.get(name) for pair in pairs]
+                    name: [rate[name] for rate in each]
                     for name in ("rate_qps", "answered_qps", "shed_per_s")
                 },
                 **{
-                    name: [t.latency_s[i] for t in shown]
+                    name: [b.latency_s[i] for _, b in seconds]
                     for i, name in enumerate(("p50_s", "p95_s", "p99_s"))
                 },
-                "queued_items": [t.queued_items for t in shown],
-                "busy_share": [float(np.mean(share)) if share else None for share in shares],
+                "queued_items": [b.queued_items for _, b in seconds],
+                "busy_share": [_mean(_busy(a, b)) for a, b in seconds],
             },
             "workers_busy": busy,
             "sizes": self._sizes(),
@@ -280,6 +272,10 @@ def _busy(a: _Tick, b: _Tick) -> list[float]:
     """Share of the time, by worker; a request counts when it ends, so it is cut at 1."""
     seconds = max(b.at_s - a.at_s, 1e-9)
     return [min(1.0, (y - x) / seconds) for x, y in zip(a.busy_s, b.busy_s, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)
 
 
 def _percentiles(latencies: Sequence[float]) -> tuple[float | None, float | None, float | None]:

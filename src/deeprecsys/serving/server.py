@@ -63,8 +63,8 @@ class Server:
     ) -> None:
         self.served, self.open_engine, self.log = served, open_engine, log
         self.address, self.limits = address or Address(), limits or Limits()
-        self.plane = DataPlane(served)
-        self.site = Site(self.plane, self.limits, self._pages(), self.address.key, log=log)
+        self.plane = DataPlane(served, log)
+        self.site = Site(self.plane, self.limits, self._pages(), self.address.key)
         self.http_port = 0
         self.grpc_port: int | None = None
         self.started, self.ready = threading.Event(), threading.Event()
