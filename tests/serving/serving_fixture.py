@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from deeprecsys.core import SLA, Policy
 from deeprecsys.engine import Engine
 from deeprecsys.serving import wire
-from deeprecsys.serving.dataplane import Served
-from deeprecsys.serving.http_adapter import Limits
+from deeprecsys.serving.dataplane import Limits, Served
 from deeprecsys.serving.server import Address, Server
 
 WAIT_S = 30

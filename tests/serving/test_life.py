@@ -16,9 +16,8 @@ from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.engine import Engine
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime
-from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.dataplane import Limits, Served
 from deeprecsys.serving.grpc_schema import SERVICE, message
-from deeprecsys.serving.http_adapter import Limits
 from deeprecsys.serving.server import Address, Server
 from stub_model import StubModel, StubRuntime
 

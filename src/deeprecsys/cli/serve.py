@@ -97,8 +97,7 @@ def run(
     key = _key(key_file)
     _start_logging(log_level)
     try:
-        from deeprecsys.serving.dataplane import Served
-        from deeprecsys.serving.http_adapter import Limits
+        from deeprecsys.serving.dataplane import Limits, Served
         from deeprecsys.serving.server import Address, Server, json_log
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error

@@ -69,14 +69,29 @@ class Served:
     log_queries: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """body_bytes of one request; waiting_bytes of the bodies of all that are not answered yet."""
+
+    body_bytes: int = 64 << 20
+    waiting_bytes: int = 1 << 30
+    connections: int = 4096
+
+
 class DataPlane:
     """`state` is "starting" until `open`, then "ready", and "draining" once it is to end.
 
     log: told of failures that are not the client's; with `Served.log_queries`, of every query.
     """
 
-    def __init__(self, served: Served, log: Callable[..., None] = lambda *_, **__: None) -> None:
-        self.served, self.log = served, log
+    def __init__(
+        self,
+        served: Served,
+        limits: Limits | None = None,
+        log: Callable[..., None] = lambda *_, **__: None,
+    ) -> None:
+        self.served, self.limits, self.log = served, limits or Limits(), log
+        self.waiting_bytes = 0
         self.observed = Observed()
         self.state = "starting"
         self.engine: Engine | None = None
@@ -150,6 +165,16 @@ class DataPlane:
     def _log_failure(self, refusal: Refusal, id: str) -> None:
         if refusal.reason.status >= 500:
             self.log("failed", id=id, status=refusal.reason.status, why=refusal.message)
+
+    def hold(self, count: int) -> None:
+        """So many bytes of a body are, or will be, in memory until `release`; Refusal if that is
+        more than may wait."""
+        if self.waiting_bytes + count > self.limits.waiting_bytes:
+            raise Refusal(Reason.OVERLOADED, "overloaded: too many bytes wait already")
+        self.waiting_bytes += count
+
+    def release(self, count: int) -> None:
+        self.waiting_bytes -= count
 
     def serving(self) -> Engine:
         """The engine; Refusal unless it takes queries."""

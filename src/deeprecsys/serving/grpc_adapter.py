@@ -71,11 +71,11 @@ def _handler(plane: DataPlane, method: Method, request: Any, key: str | None) ->
     async def call(asked: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             _check_key(context, key)
+            plane.hold(len(asked))
             try:
-                parsed = request.FromString(asked)
-            except Exception:
-                raise invalid("the message is not the protocol's") from None
-            return await method(parsed)
+                return await method(_parsed(request, asked))
+            finally:
+                plane.release(len(asked))
         except Refusal as error:
             plane.refused(error)
             refusal = error
@@ -87,6 +87,13 @@ def _handler(plane: DataPlane, method: Method, request: Any, key: str | None) ->
     return grpc.unary_unary_rpc_method_handler(
         call, response_serializer=lambda reply: reply.SerializeToString()
     )
+
+
+def _parsed(request: Any, asked: bytes) -> Any:
+    try:
+        return request.FromString(asked)
+    except Exception:
+        raise invalid("the message is not the protocol's") from None
 
 
 class _Answered(Exception):

@@ -42,25 +42,14 @@ Header = tuple[bytes, bytes]
 Page = Callable[[], tuple[bytes, bytes]]  # content type and body
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """body_bytes of one request; waiting_bytes of the bodies of all that are not answered yet."""
-
-    body_bytes: int = 64 << 20
-    waiting_bytes: int = 1 << 30
-    connections: int = 4096
-
-
 @dataclass(slots=True, eq=False)
 class Site:
     """What all connections share. pages: path -> what a GET of it answers; key: bearer key."""
 
     plane: DataPlane
-    limits: Limits = Limits()
     pages: Mapping[str, Page] = field(default_factory=dict)
     key: str | None = None
     connections: set[Connection] = field(default_factory=set)
-    waiting_bytes: int = 0
     draining: bool = False
 
     def sweep(self, now_s: float) -> None:
@@ -115,7 +104,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.site.connections.add(self)
-        if len(self.site.connections) > self.site.limits.connections:
+        if len(self.site.connections) > self.site.plane.limits.connections:
             self._refuse(Refusal(Reason.UNAVAILABLE, "too many connections"), close=True)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -194,10 +183,8 @@ class Connection(asyncio.BufferedProtocol):
     def _check(self, head: _Head) -> None:
         """Refuses by the head alone: its body is not even read."""
         site, length = self.site, head.length or 0
-        if length > site.limits.body_bytes:
-            raise _too_large(site.limits.body_bytes)
-        if length and site.waiting_bytes + length > site.limits.waiting_bytes:
-            raise Refusal(Reason.OVERLOADED, "overloaded: too many bytes wait already")
+        if length > site.plane.limits.body_bytes:
+            raise _too_large(site.plane.limits.body_bytes)
         if site.key is not None and not head.path.startswith("/v2/health/"):
             _check_key(head, site.key)
 
@@ -222,8 +209,8 @@ class Connection(asyncio.BufferedProtocol):
         held = sum(map(len, self._pieces))
         self._parser.feed(data)
         more = sum(map(len, self._pieces)) - held
-        if held + more > self.site.limits.body_bytes:
-            raise _too_large(self.site.limits.body_bytes)
+        if held + more > self.site.plane.limits.body_bytes:
+            raise _too_large(self.site.plane.limits.body_bytes)
         self._hold(more)
         if self._parser.complete:
             pieces, self._pieces = self._pieces, None
@@ -234,11 +221,11 @@ class Connection(asyncio.BufferedProtocol):
         self._filled = len(rest)
 
     def _hold(self, count: int) -> None:
+        self.site.plane.hold(count)
         self._held += count
-        self.site.waiting_bytes += count
 
     def _release(self) -> None:
-        self.site.waiting_bytes -= self._held
+        self.site.plane.release(self._held)
         self._held = 0
 
     # Answering.
@@ -318,7 +305,7 @@ class Connection(asyncio.BufferedProtocol):
         plane.serving()
         encoding = head.text(b"content-encoding")
         if encoding:
-            body = wire.decompress(body, encoding, self.site.limits.body_bytes)
+            body = wire.decompress(body, encoding, self.site.plane.limits.body_bytes)
         call = wire.parse(model, version, body, _head_length(head))
         call.arrived_s = self._began_s
         loop, connection = self.loop, self
@@ -513,4 +500,4 @@ def _exists(parts: Sequence[str]) -> bool:
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _STATUS[499] = b"HTTP/1.1 499 Client Closed Request\r\n"
 
-__all__ = ["Connection", "Limits", "Site"]
+__all__ = ["Connection", "Site"]

@@ -25,8 +25,8 @@ from deeprecsys.core import Policy, UserError
 from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import Engine
 from deeprecsys.serving import http_adapter, metrics
-from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
-from deeprecsys.serving.http_adapter import Connection, Limits, Site
+from deeprecsys.serving.dataplane import VERSION, DataPlane, Limits, Served, clock
+from deeprecsys.serving.http_adapter import Connection, Site
 
 _encode = msgspec.json.Encoder().encode
 # After SIGTERM, clients on kept connections are answered 503 for so long before these are closed.
@@ -62,9 +62,9 @@ class Server:
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.served, self.open_engine, self.log = served, open_engine, log
-        self.address, self.limits = address or Address(), limits or Limits()
-        self.plane = DataPlane(served, log)
-        self.site = Site(self.plane, self.limits, self._pages(), self.address.key)
+        self.address = address or Address()
+        self.plane = DataPlane(served, limits, log)
+        self.site = Site(self.plane, self._pages(), self.address.key)
         self.http_port = 0
         self.grpc_port: int | None = None
         self.started, self.ready = threading.Event(), threading.Event()
@@ -157,7 +157,7 @@ class Server:
             server, self.grpc_port = await grpc_adapter.start(
                 self.plane,
                 f"{address.host}:{address.grpc_port}",
-                self.limits.body_bytes,
+                self.plane.limits.body_bytes,
                 address.key,
                 credentials,
             )
