@@ -243,7 +243,7 @@ def _fuzz_http(port: int, inputs: Any, n: int) -> dict[str, int]:
         try:
             if client is None:
                 client = Bare(port)
-                client.socket.settimeout(20 if not raw_head else 1.0)
+                client.socket.settimeout(0.05 if raw_head else 20)
             status = str(client.ask(lines + b"\r\n", changed)[0])
         except TimeoutError:
             status = "closed" if raw_head else "hang"  # a head that promises more than is sent
