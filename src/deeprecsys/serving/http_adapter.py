@@ -66,32 +66,19 @@ class Site:
             connection.close_if_idle()
 
 
-@dataclass(slots=True)
-class _Head:
-    """A request's line and headers; names in lower case, the last of equal ones kept."""
-
-    method: str
-    path: str
-    headers: dict[bytes, bytes]
-    keep_alive: bool
-    length: int | None  # None: chunked
-
-    def text(self, name: bytes) -> str:
-        return self.headers.get(name, b"").decode("latin-1").strip().lower()
-
-
 class Connection(asyncio.BufferedProtocol):
     """Reads a head, then its body, then answers; one request at a time."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
         self.loop = asyncio.get_running_loop()
-        self._scratch = memoryview(bytearray(_HEAD_BYTES))
+        self._buffer = bytearray(_HEAD_BYTES)
+        self._scratch = memoryview(self._buffer)
         self._filled = 0  # bytes of it that are not yet used
-        self._head: _Head | None = None
+        self._head: Head | None = None
         self._body: memoryview | None = None  # of a length that is known, received in place
         self._got = 0
-        self._pieces: list[bytes] | None = None  # of a chunked one
+        self._chunked = False  # its length is not known
         self._held = 0  # bytes of the body that count as waiting
         self._busy = False  # a request is being answered
         self._ticket: Ticket | None = None  # of the query that is being answered
@@ -151,7 +138,7 @@ class Connection(asyncio.BufferedProtocol):
     def _read(self) -> None:
         """Goes on with what lies in the scratch buffer."""
         try:
-            if self._pieces is not None:
+            if self._chunked:
                 self._read_chunks()
             elif self._filled:
                 self._read_head()
@@ -159,28 +146,26 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(refusal, close=True)
 
     def _read_head(self) -> None:
-        data = bytes(self._scratch[: self._filled])
-        end = data.find(b"\r\n\r\n") + 4
+        end = self._buffer.find(b"\r\n\r\n", 0, self._filled) + 4
         if end == 3:
             if self._filled == _HEAD_BYTES:
                 raise Refusal(Reason.HEAD_TOO_LARGE, f"the head is over {_HEAD_BYTES} bytes")
             return
-        parser = _Parser()
-        parser.feed(data[:end])
-        head = self._head = parser.head()
-        self._keep(data[end:])
+        head = self._head = Head(bytes(self._scratch[:end]))
         self._check(head)
-        if head.headers.get(b"expect", b"").lower() == b"100-continue":
+        if b"expect" in head.headers and head.text(b"expect") == "100-continue":
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if head.length is None:
-            self._parser, self._pieces = parser, parser.pieces
-            self._read()
+            self._use(end)
+            self._chunked = True
+            self._read_chunks()
         elif head.length:
-            self._begin_body(head.length)
+            self._begin_body(head, end)
         else:
+            self._use(end)
             self._complete(b"")
 
-    def _check(self, head: _Head) -> None:
+    def _check(self, head: Head) -> None:
         """Refuses by the head alone: its body is not even read."""
         site, length = self.site, head.length or 0
         if length > site.plane.limits.body_bytes:
@@ -188,37 +173,40 @@ class Connection(asyncio.BufferedProtocol):
         if site.key is not None and not head.path.startswith("/v2/health/"):
             _check_key(head, site.key)
 
-    def _begin_body(self, length: int) -> None:
-        """A buffer in which the binary tensors behind the JSON head will lie aligned."""
-        assert self._head is not None
+    def _begin_body(self, head: Head, at: int) -> None:
+        """A buffer in which the binary tensors behind the JSON head will lie aligned; what of the
+        body was read already, from `at` on, is the only part that is copied."""
+        length = head.length or 0
         self._hold(length)
-        ahead = self._head.headers.get(wire.HEAD_LENGTH, b"0")
-        block = np.empty(length + _ALIGNMENT, np.uint8)
+        ahead = head.headers.get(wire.HEAD_LENGTH, b"0")
         first = int(ahead) if ahead.isdigit() and len(ahead) < 10 else 0
         skip = -first % _ALIGNMENT
-        self._body = block[skip : skip + length].data
-        got = self._got = min(self._filled, length)
-        self._body[:got] = self._scratch[:got]
-        self._keep(bytes(self._scratch[got : self._filled]))
+        body = self._body = np.empty(length + _ALIGNMENT, np.uint8)[skip : skip + length].data
+        got = self._got = min(self._filled - at, length)
+        body[:got] = self._scratch[at : at + got]
+        self._use(at + got)
         if got == length:
-            self._complete(self._body)
+            self._complete(body)
 
     def _read_chunks(self) -> None:
-        assert self._pieces is not None
-        data, self._filled = bytes(self._scratch[: self._filled]), 0
-        held = sum(map(len, self._pieces))
-        self._parser.feed(data)
-        more = sum(map(len, self._pieces)) - held
-        if held + more > self.site.plane.limits.body_bytes:
-            raise _too_large(self.site.plane.limits.body_bytes)
-        self._hold(more)
-        if self._parser.complete:
-            pieces, self._pieces = self._pieces, None
-            self._complete(b"".join(pieces))
+        head, limit = self._head, self.site.plane.limits.body_bytes
+        assert head is not None
+        data = bytes(self._scratch[: self._filled])
+        self._filled, held = 0, self._held
+        head.feed(data)
+        size = sum(map(len, head.pieces))
+        if size > limit:
+            raise _too_large(limit)
+        self._hold(size - held)
+        if head.complete:
+            self._complete(b"".join(head.pieces))
 
-    def _keep(self, rest: bytes) -> None:
-        self._scratch[: len(rest)] = rest
-        self._filled = len(rest)
+    def _use(self, count: int) -> None:
+        """So much of the scratch buffer is used; what is behind it moves to its beginning."""
+        rest = self._filled - count
+        if rest:
+            self._scratch[:rest] = bytes(self._scratch[count : self._filled])
+        self._filled = rest
 
     def _hold(self, count: int) -> None:
         self.site.plane.hold(count)
@@ -243,7 +231,7 @@ class Connection(asyncio.BufferedProtocol):
             self.site.plane.log("fault", error=repr(error), path=head.path[:200])
             self._refuse(Refusal(Reason.INTERNAL, "internal error"), close=True)
 
-    def _route(self, head: _Head, body: Buffer) -> None:
+    def _route(self, head: Head, body: Buffer) -> None:
         plane, path = self.site.plane, head.path
         if path == plane.infer_path and head.method == "POST":  # nearly all there is
             self._infer(head, plane.served.name, "", body)
@@ -299,7 +287,7 @@ class Connection(asyncio.BufferedProtocol):
             case _:
                 raise Refusal(Reason.NOT_FOUND, "no such path")
 
-    def _infer(self, head: _Head, model: str, version: str, body: Buffer) -> None:
+    def _infer(self, head: Head, model: str, version: str, body: Buffer) -> None:
         plane = self.site.plane
         plane.check_model(model, version)
         plane.serving()
@@ -315,7 +303,7 @@ class Connection(asyncio.BufferedProtocol):
 
         self._ticket = plane.infer(call, done)
 
-    def _done(self, head: _Head, call: Call, outcome: Array | Refusal) -> None:
+    def _done(self, head: Head, call: Call, outcome: Array | Refusal) -> None:
         ticket, self._ticket = self._ticket, None
         assert ticket is not None
         if self._gone:
@@ -351,7 +339,7 @@ class Connection(asyncio.BufferedProtocol):
     def _answer(
         self, status: int, headers: list[Header], body: Sequence[Buffer], *, close: bool = False
     ) -> None:
-        head, self._head, self._body, self._pieces = self._head, None, None, None
+        head, self._head, self._body, self._chunked = self._head, None, None, False
         self._release()
         if self._gone:
             return
@@ -407,16 +395,35 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.close()
 
 
-class _Parser:
-    """httptools' callbacks, gathered. Heads are complete when fed; chunked bodies come later."""
+class Head:
+    """A request's line and headers, as httptools finds them; then a chunked body, if it has one.
 
-    def __init__(self) -> None:
+    headers: names in lower case, the last of equal ones kept. length: None of a chunked body.
+    """
+
+    __slots__ = (
+        "_parser", "_whole", "complete", "headers", "keep_alive", "length", "method", "path",
+        "pieces",
+    )  # fmt: skip
+
+    def __init__(self, data: bytes) -> None:
+        self.path, self.headers, self.pieces = "", dict[bytes, bytes](), list[bytes]()
+        self._whole = self.keep_alive = self.complete = False
         self._parser = httptools.HttpRequestParser(self)
-        self._url = b""
-        self._headers: dict[bytes, bytes] = {}
-        self._whole = self._keep_alive = False
-        self.pieces: list[bytes] = []
-        self.complete = False
+        self.feed(data)
+        if not self._whole:
+            raise invalid("not a request of HTTP/1.1: it has no head")
+        self.method = self._parser.get_method().decode("latin-1")
+        length = self.headers.get(b"content-length", b"0")
+        if not length.isdigit():
+            raise invalid("Content-Length is not a number")
+        chunked = b"transfer-encoding" in self.headers
+        self.length = None if chunked else int(length)
+        # What follows a chunked body would have to be told apart from it: such a connection ends.
+        self.keep_alive = self.keep_alive and not chunked
+
+    def text(self, name: bytes) -> str:
+        return self.headers.get(name, b"").decode("latin-1").strip().lower()
 
     def feed(self, data: bytes) -> None:
         try:
@@ -426,15 +433,17 @@ class _Parser:
         except httptools.HttpParserError as error:
             raise invalid(f"not a request of HTTP/1.1: {str(error)[:80]}") from None
 
+    # What httptools calls.
+
     def on_url(self, url: bytes) -> None:
-        self._url += url
+        self.path += url.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        self.headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         self._whole = True
-        self._keep_alive = self._parser.should_keep_alive()
+        self.keep_alive = self._parser.should_keep_alive()
 
     def on_body(self, data: bytes) -> None:
         self.pieces.append(data)
@@ -442,25 +451,8 @@ class _Parser:
     def on_message_complete(self) -> None:
         self.complete = True
 
-    def head(self) -> _Head:
-        if not self._whole:
-            raise invalid("not a request of HTTP/1.1: it has no head")
-        headers = self._headers
-        chunked = b"transfer-encoding" in headers
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
-            raise invalid("Content-Length is not a number")
-        # What follows a chunked body would have to be told apart from it: such a connection ends.
-        return _Head(
-            method=self._parser.get_method().decode("latin-1"),
-            path=self._url.decode("latin-1"),
-            headers=headers,
-            keep_alive=self._keep_alive and not chunked,
-            length=None if chunked else int(length),
-        )
 
-
-def _head_length(head: _Head) -> int | None:
+def _head_length(head: Head) -> int | None:
     text = head.headers.get(wire.HEAD_LENGTH)
     if text is None:
         return None
@@ -469,7 +461,7 @@ def _head_length(head: _Head) -> int | None:
     return int(text)
 
 
-def _check_key(head: _Head, key: str) -> None:
+def _check_key(head: Head, key: str) -> None:
     """`Bearer KEY`; or `Basic`, any name and the key as password, which browsers can ask for."""
     kind, _, given = head.headers.get(b"authorization", b"").partition(b" ")
     if kind.lower() == b"basic":
