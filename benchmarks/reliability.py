@@ -17,12 +17,12 @@ from typing import Any
 
 import grpc
 import numpy as np
-from deeprecsys.serving.client import Client
 
 import deeprecsys as drs
 from deeprecsys.core import SLA, Policy, Records, Status
 from deeprecsys.models import load_model
 from deeprecsys.serving import wire
+from deeprecsys.serving.client import Client
 from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.grpc_schema import SERVICE, message
 from deeprecsys.serving.server import Address, Server

@@ -7,8 +7,7 @@ from typing import Any
 
 import deeprecsys as drs
 from deeprecsys.core import SLA, Policy, Schedule, System, UserError
-from deeprecsys.tuning import find_capacity
-from deeprecsys.tuning.capacity import Probe
+from deeprecsys.tuning.capacity import FINE, Probe, search_rate
 from deeprecsys.tuning.interleave import Contestant, Ratio, interleave
 
 WORKLOAD = drs.Workload()
@@ -48,10 +47,14 @@ def compare(
     """
     contestants: dict[str, Contestant] = {}
     by_policy: dict[Policy, System] = {}
+    guess_qps = None  # the next system is most likely near the one before
     for name, system in systems.items():
         # A static policy reads no `most_items`: here it tells the systems apart.
         policy = Policy(batch_size, most_items=1024 + len(by_policy))
-        found = find_capacity(system, WORKLOAD, sla, policy, budget_s=search_s)
+        probe, effort = Probe(system, WORKLOAD, sla), FINE.within(search_s, 8)
+        until = probe.clock() + search_s
+        found = search_rate(probe, policy, effort, until=until, guess_qps=guess_qps)
+        guess_qps = found.rate_qps
         # Rounds far below the capacity would say nothing of it (see `_ELASTICITY`).
         if found.rate_qps == 0:
             raise UserError(f"{name}: no rate met {sla} in time: more --search-s")
