@@ -6,7 +6,6 @@ from concurrent.futures import CancelledError
 
 import numpy as np
 import pytest
-from stub_model import StubModel, StubRuntime
 
 from deeprecsys.accelerators import Accelerator
 from deeprecsys.core import Policy, Schedule, Status, UserError
@@ -16,6 +15,7 @@ from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.workload import Workload
+from stub_model import StubModel, StubRuntime
 
 WAIT_S = 10
 OFFLOAD = Policy(8, offload_threshold=10, most_items=100)

@@ -161,8 +161,8 @@ class Group:
         with self._lock:
             now, ahead_s = clock(), self._rules.ahead(priority)
             predicted_s = self.admission.predict_s(ahead_s, size, policy)
-        # With nothing before it, it is taken whatever is predicted: how else would a prediction that
-        # is wrong ever be mended?
+        # With nothing before it, it is taken whatever is predicted: how else would a wrong
+        # prediction ever be mended?
         if ahead_s > 0 and predicted_s > deadline_s - now:
             raise TooLate(predicted_s, deadline_s - now)
         return Promise(now, predicted_s, deadline_s - now)
