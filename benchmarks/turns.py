@@ -48,7 +48,7 @@ def compare(
     contestants: dict[str, Contestant] = {}
     by_policy: dict[Policy, System] = {}
     guess_qps = None  # the next system is most likely near the one before
-    for name, system in systems.items():
+    for name, system in reversed(systems.items()):
         # A static policy reads no `most_items`: here it tells the systems apart.
         policy = Policy(batch_size, most_items=1024 + len(by_policy))
         probe, effort = Probe(system, WORKLOAD, sla), FINE.within(search_s, 8)
@@ -62,6 +62,7 @@ def compare(
         contestants[name] = Contestant(policy, found.rate_qps, _ELASTICITY)
         rate = f"{found.rate_qps:.1f} queries/s"
         print(f"{name}: {rate} at {sla}, batch size {batch_size}", flush=True)
+    contestants = {name: contestants[name] for name in systems}
     probe = Probe(ByPolicy(by_policy), WORKLOAD, sla)
     until = probe.clock() + most_s
     ratios = interleave(probe, list(contestants.values()), lambda _: round_s, until=until)
