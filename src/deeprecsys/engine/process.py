@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
-import struct
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,26 +76,6 @@ def generator_priority() -> Iterator[bool]:
         yield True
     finally:
         os.sched_setscheduler(0, *before)
-
-
-def short_slices(seconds: float = 1e-4) -> bool:
-    """Asks the scheduler for short turns, of the calling thread and of those that it will start.
-
-    Linux switches sooner between threads with shorter slices (EEVDF, since 6.12), without a larger
-    share for any and without privileges: what a thread needs that reads requests on the cores of
-    workers which never sleep. `ncf` over HTTP on two cores, p95 at 650 queries/s: 4.5 ms with
-    slices of 0.1 ms, 5.4 and 9.2 without; with short slices for the reading thread alone, 5.6.
-    False where there is no such thing.
-    """
-    call = {"x86_64": 314, "aarch64": 274}.get(platform.machine())
-    if call is None or sys.platform != "linux":
-        return False
-    # <linux/sched/types.h>: size, policy (other), flags, nice, priority, runtime.
-    attributes = struct.pack("IIQiIQQQ", 48, 0, 0, 0, 0, int(seconds * 1e9), 0, 0)
-    try:
-        return bool(ctypes.CDLL(None).syscall(call, threading.get_native_id(), attributes, 0) == 0)
-    except (OSError, AttributeError):
-        return False
 
 
 class Neighbours:

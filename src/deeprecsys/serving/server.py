@@ -24,7 +24,6 @@ import numpy as np
 from deeprecsys.core import Policy, UserError
 from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import Engine
-from deeprecsys.engine.process import short_slices
 from deeprecsys.serving import http_adapter, metrics
 from deeprecsys.serving.dataplane import VERSION, DataPlane, Limits, Served, clock
 from deeprecsys.serving.http_adapter import Connection, Site
@@ -76,7 +75,6 @@ class Server:
     def run(self) -> None:
         """Serves until `stop`, SIGTERM or Ctrl-C. Raises what kept it from starting."""
         runner = _runner()
-        short_slices()
         try:
             runner.run(self._serve())
         finally:
