@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hmac
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -34,7 +33,6 @@ from deeprecsys.serving.tensors import Array, Buffer
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
 _ALIGNMENT = 16  # of binary tensors: what numpy's own memory begins at
 # For a next request, its head, more of a body; and after the last answer, for what still comes.
-_PIECE_BYTES, _LEAST_PIECE = 256 << 10, 64 << 10
 _WAITING_S, _HEAD_S, _STALLED_S, _LINGER_S = 75.0, 10.0, 30.0, 2.0
 _JSON = (b"content-type", b"application/json")
 _OCTETS = (b"content-type", b"application/octet-stream")
@@ -81,7 +79,6 @@ class Connection(asyncio.BufferedProtocol):
         self._body: memoryview | None = None  # of a length that is known, received in place
         self._got = 0
         self._chunked = False  # its length is not known
-        self._waits_for = 1  # bytes that the kernel collects before it reports any
         self._held = 0  # bytes of the body that count as waiting
         self._busy = False  # a request is being answered
         self._ticket: Ticket | None = None  # of the query that is being answered
@@ -93,7 +90,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
-        self._socket = transport.get_extra_info("socket")
         self.site.connections.add(self)
         if len(self.site.connections) > self.site.plane.limits.connections:
             self._refuse(Refusal(Reason.UNAVAILABLE, "too many connections"), close=True)
@@ -125,7 +121,6 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._body is not None and self._got < len(self._body):
             self._got += received
-            self._wait_for(len(self._body) - self._got)
             if self._got == len(self._body):
                 self._complete(self._body)
             return
@@ -190,18 +185,8 @@ class Connection(asyncio.BufferedProtocol):
         got = self._got = min(self._filled - at, length)
         body[:got] = self._scratch[at : at + got]
         self._use(at + got)
-        self._wait_for(length - got)
         if got == length:
             self._complete(body)
-
-    def _wait_for(self, left: int) -> None:
-        """Of a long body the kernel reports pieces of some size only: each costs a wake-up, and a
-        worker its core. 1, the usual, once it is all here."""
-        wanted = min(left, _PIECE_BYTES) if left else 1
-        # To lower it is a must, or the rest would never be reported.
-        if wanted < self._waits_for or wanted >= max(_LEAST_PIECE, self._waits_for + 1):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, wanted)
-            self._waits_for = wanted
 
     def _read_chunks(self) -> None:
         head, limit = self._head, self.site.plane.limits.body_bytes
