@@ -309,7 +309,8 @@ def soak() -> Iterator[Row]:
     settled = resident[2:]
     spread = max(settled) / min(settled) - 1
     yield Row(
-        f"{SOAK_S / 60:.0f} minutes at 80 % of capacity ({rate:,.0f} queries/s): memory, from minute 3",
+        f"{SOAK_S / 60:.0f} minutes at 80 % of capacity ({rate:,.0f} queries/s): memory from "
+        "minute 3",
         f"{min(settled):.0f} to {max(settled):.0f} MB, {spread:.2%}",
         "flat within 2 %",
         spread <= 0.02,
