@@ -166,7 +166,7 @@ def capacity() -> Iterator[Row]:
 
 def brief() -> Iterator[Row]:
     """`ncf` at its own 5 ms, over HTTP, at half of what it holds in this process."""
-    model, batch = load_model("ncf"), 512
+    model, batch = load_model("ncf"), 256  # large queries on both workers: their tail decides
     with ExitStack() as stack:
         host = stack.enter_context(_server("ncf", batch))
         engine = stack.enter_context(drs.Engine(model))
