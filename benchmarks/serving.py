@@ -166,12 +166,12 @@ def capacity() -> Iterator[Row]:
 
 def brief() -> Iterator[Row]:
     """`ncf` at its own 5 ms, over HTTP, at half of what it holds in this process."""
-    model, batch = load_model("ncf"), 256  # large queries on both workers: their tail decides
+    model, batch = load_model("ncf"), 512
     with ExitStack() as stack:
         host = stack.enter_context(_server("ncf", batch))
         engine = stack.enter_context(drs.Engine(model))
         client = stack.enter_context(_client(host, "ncf"))
-        alone = drs.find_capacity(engine, WORKLOAD, model.target, Policy(batch), budget_s=60)
+        alone = drs.find_capacity(engine, WORKLOAD, model.target, Policy(batch), budget_s=90)
         half = alone.rate_qps / 2
         held, p95 = [], []
         for seed in range(5):
