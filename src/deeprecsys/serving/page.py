@@ -3,7 +3,7 @@
 Knows nothing of the server: the page asks the origin it came from for `/plotly.min.js` once and
 for `/live.json` every second, and shows what it gets. Called by the server's HTTP front, which
 sends it with `CONTENT_SECURITY_POLICY`: the browser itself then refuses whatever would leave the
-origin.
+origin. Both are read once; the first time takes a second, since it imports plotly.
 """
 
 from __future__ import annotations

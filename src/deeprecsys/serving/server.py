@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ import numpy as np
 
 from deeprecsys.core import Policy, UserError
 from deeprecsys.dispatch import QueueFull
-from deeprecsys.engine import Engine
-from deeprecsys.serving import http_adapter, metrics
+from deeprecsys.engine import Engine, topology
+from deeprecsys.serving import http_adapter, metrics, page
 from deeprecsys.serving.dataplane import VERSION, DataPlane, Limits, Served, clock
 from deeprecsys.serving.http_adapter import Connection, Site
 
@@ -122,6 +123,9 @@ class Server:
         self.ready.set()
 
     def _open(self) -> Engine:
+        """Whatever takes long, the pages' first reading included: the loop would wait for it."""
+        for read in (page.live_page, page.plotly_js, _machine):
+            read()
         engine = self.open_engine()
         warm_up(engine, self.served.policy)
         return engine
@@ -204,15 +208,13 @@ class Server:
         plane, served = self.plane, self.served
         engine = plane.engine
         load = engine.load() if engine else None
-        from deeprecsys.engine.topology import machine
-
         said = plane.observed.live(clock())
         said["now"] |= {
             "queued_items": load.queued_items if load else 0,
             "queued_queries": load.open_queries if load else 0,
             "in_flight": plane.pending,
         }
-        about = machine()
+        about = _machine()
         return {
             "model": served.name,
             "version": VERSION,
@@ -234,8 +236,6 @@ class Server:
         return clock() - self.plane.observed.started_s
 
     def _pages(self) -> dict[str, http_adapter.Page]:
-        from deeprecsys.serving import page
-
         return {
             "/": lambda: (b"text/html; charset=utf-8", page.live_page()),
             "/plotly.min.js": lambda: (b"text/javascript; charset=utf-8", page.plotly_js()),
@@ -255,6 +255,9 @@ def warm_up(engine: Engine, policy: Policy, largest: int = 1024) -> None:
             futures += [engine.submit(inputs, policy) for _ in range(engine.workers - 1)]
         for future in futures:
             future.result()
+
+
+_machine = cache(topology.machine)
 
 
 def json_log(name: str = "deeprecsys.serving") -> Callable[..., None]:
