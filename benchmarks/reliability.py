@@ -7,11 +7,11 @@ are shown as they come and kept in docs/reliability.md.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from deeprecsys.serving.client import Client
 from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.grpc_schema import SERVICE, message
 from deeprecsys.serving.server import Address, Server
-from rows import HEADER, Row, provenance, writer
+from rows import Row, asked, measure
 from served import Bare, served
 from turns import WORKLOAD
 
@@ -34,7 +34,6 @@ RESULTS = Path(__file__).parents[1] / "docs" / "reliability.md"
 DIN_SLA = SLA(0.300)
 DIN = ("din", "--sla-ms", "300", "--batch-size", "256")
 MUTATIONS = 100_000
-SOAK_S = 1800.0  # unless told otherwise
 _OVERLOAD_S = 20.0
 
 
@@ -116,7 +115,7 @@ def drain() -> Iterator[Row]:
         f"{lost} (answers {_counts(answers)}; connections refused afterwards are not counted), "
         f"exit codes {codes}",
         "0",
-        lost == 0 and set(codes) <= {0, None},
+        lost == 0 and set(codes) == {0},
     )
 
 
@@ -277,8 +276,8 @@ def _fuzz_grpc(port: int, inputs: Any, n: int) -> dict[str, int]:
     return seen
 
 
-def soak() -> Iterator[Row]:
-    """Half an hour at 80 % of capacity: memory and errors.
+def soak(seconds: float) -> Iterator[Row]:
+    """So long at 80 % of capacity: memory and errors.
 
     With a deadline of 2 s: with the target for one, some queries of half an hour are turned away,
     as they should be, and an error would hide among them.
@@ -291,7 +290,7 @@ def soak() -> Iterator[Row]:
         errors: dict[str, int] = {}
         answered = unanswered = 0
         p95: list[float] = []
-        for turn in range(int(SOAK_S / 60)):
+        for turn in range(int(seconds / 60)):
             records = client.run(
                 WORKLOAD.reseed(turn).schedule(rate_qps=rate, duration_s=60), Policy()
             )
@@ -309,7 +308,7 @@ def soak() -> Iterator[Row]:
     settled = resident[2:]
     spread = max(settled) / min(settled) - 1
     yield Row(
-        f"{SOAK_S / 60:.0f} minutes at 80 % of capacity ({rate:,.0f} queries/s): memory from "
+        f"{seconds / 60:.0f} minutes at 80 % of capacity ({rate:,.0f} queries/s): memory from "
         "minute 3",
         f"{min(settled):.0f} to {max(settled):.0f} MB, {spread:.2%}",
         "flat within 2 %",
@@ -340,23 +339,15 @@ def _counts(by: dict[str, int]) -> str:
     return ", ".join(f"{n:,} × {name}" for name, n in sorted(by.items()))
 
 
-PARTS: tuple[Callable[[], Iterator[Row]], ...] = (overload, drain, kill, fuzz, soak)
+PARTS: tuple[Callable[..., Iterator[Row]], ...] = (overload, drain, kill, fuzz, soak)
 
 
 def main() -> None:
-    names = {part.__name__: part for part in PARTS}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=sorted(names), default=list(names))
+    parser = asked(PARTS, __doc__)
     parser.add_argument("--soak-s", type=float, default=1800.0, help="of the soak")
     given = parser.parse_args()
-    wanted = given.only
-    global SOAK_S
-    SOAK_S = given.soak_s
-    write = writer(RESULTS)
-    write(provenance(f"python benchmarks/reliability.py --only {' '.join(wanted)}") + HEADER)
-    for name in wanted:
-        for row in names[name]():
-            write(str(row))
+    parts = {part.__name__: part for part in PARTS} | {"soak": partial(soak, given.soak_s)}
+    measure(parts, given.only, RESULTS, __file__)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from deeprecsys.core import Policy, Schedule
 from deeprecsys.engine import Engine, topology
 from deeprecsys.usage import usage
 
+Part = Any  # a named function that yields rows
 HEADER = "| what | measured | wanted | |\n|---|---|---|---|\n"
 
 
@@ -47,6 +49,28 @@ def writer(results: Path) -> Callable[[str], None]:
             file.write(text)
 
     return write
+
+
+def asked(parts: Sequence[Part], doc: str | None) -> argparse.ArgumentParser:
+    """A command line that chooses among parts: `--only NAME …`."""
+    parser = argparse.ArgumentParser(description=doc)
+    names = [part.__name__ for part in parts]
+    parser.add_argument("--only", nargs="*", choices=sorted(names), default=names)
+    return parser
+
+
+def measure(
+    parts: Mapping[str, Callable[[], Iterable[Row]]],
+    only: Sequence[str],
+    results: Path,
+    script: str,
+) -> None:
+    """Runs the parts that are wanted; every row is kept as it comes."""
+    write = writer(results)
+    write(provenance(f"python benchmarks/{Path(script).name} --only {' '.join(only)}") + HEADER)
+    for name in only:
+        for row in parts[name]():
+            write(str(row))
 
 
 def usage_of(engine: Engine, schedule: Schedule, policy: Policy) -> dict[str, Any]:

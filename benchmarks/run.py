@@ -7,7 +7,6 @@ measurements taken in turns, because machines drift.
 
 from __future__ import annotations
 
-import argparse
 import math
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.tuning import FINE, find_capacity, tune
 from deeprecsys.tuning.capacity import Probe, search_rate
 from deeprecsys.tuning.interleave import Contestant, interleave
-from rows import HEADER, Row, provenance, writer
+from rows import Row, asked, measure
 
 RESULTS = Path(__file__).parent / "results.md"
 WORKLOAD = drs.Workload()
@@ -301,15 +300,8 @@ PARTS = (
 
 
 def main() -> None:
-    names = {part.__name__: part for part in PARTS}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=sorted(names), default=list(names))
-    wanted = parser.parse_args().only
-    write = writer(RESULTS)
-    write(provenance(f"python benchmarks/run.py --only {' '.join(wanted)}") + HEADER)
-    for name in wanted:
-        for row in names[name]():
-            write(str(row))
+    only = asked(PARTS, __doc__).parse_args().only
+    measure({part.__name__: part for part in PARTS}, only, RESULTS, __file__)
 
 
 if __name__ == "__main__":

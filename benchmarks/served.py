@@ -1,7 +1,8 @@
 """A server in a process of its own, for the benchmarks, and the barest client of it.
 
 `python benchmarks/served.py stub 26` serves a model of nothing, whose one input has so many ids an
-item; `… echo` is the barest server that reads a body; both print their port.
+item; `… echo` is the barest server that reads a body, `… uvicorn` an ASGI app that does. All print
+their port.
 """
 
 from __future__ import annotations
@@ -220,8 +221,6 @@ def main() -> None:
             port = free_port()
             print(port, flush=True)
             uvicorn.run(_asgi_echo, port=port, log_level="warning", access_log=False)
-        case ["granian", port]:
-            raise SystemExit(f"granian --interface asgi --port {port} served:_asgi_echo")
         case _:
             raise SystemExit(Path(__file__).name + " stub IDS | echo | uvicorn")
 

@@ -6,7 +6,6 @@ are shown as they come and kept in docs/serving.md.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ from deeprecsys.engine import Engine
 from deeprecsys.models import load_model
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving import wire
-from rows import HEADER, Row, provenance, writer
+from rows import Row, asked, measure
 from served import Bare, Host, StubModel, bare, served
 from turns import WORKLOAD, compare, said
 
@@ -185,7 +184,7 @@ def brief() -> Iterator[Row]:
         f"met in {held.count(True)} of {len(held)} runs at {half:,.0f} queries/s "
         f"(p95, ms: {times}; in-process capacity {alone.rate_qps:,.0f})",
         "holds",
-        all(met is not False for met in held) and held.count(True) >= 3,
+        all(held),
     )
 
 
@@ -210,15 +209,8 @@ PARTS: tuple[Callable[[], Iterator[Row]], ...] = (overhead, cpu, capacity, brief
 
 
 def main() -> None:
-    names = {part.__name__: part for part in PARTS}
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", choices=sorted(names), default=list(names))
-    wanted = parser.parse_args().only
-    write = writer(RESULTS)
-    write(provenance(f"python benchmarks/serving.py --only {' '.join(wanted)}") + HEADER)
-    for name in wanted:
-        for row in names[name]():
-            write(str(row))
+    only = asked(PARTS, __doc__).parse_args().only
+    measure({part.__name__: part for part in PARTS}, only, RESULTS, __file__)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from deeprecsys.serving import tensors
 from deeprecsys.serving.dataplane import OUTPUT, VERSION, Call, DataPlane, clock
@@ -92,7 +93,7 @@ def _handler(plane: DataPlane, method: Method, request: Any, key: str | None) ->
 def _parsed(request: Any, asked: bytes) -> Any:
     try:
         return request.FromString(asked)
-    except Exception:
+    except DecodeError:
         raise invalid("the message is not the protocol's") from None
 
 
