@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from deeprecsys.core import SLA, Policy
 from deeprecsys.engine import Engine
 from deeprecsys.serving import wire
-from deeprecsys.serving.dataplane import Limits, Served
+from deeprecsys.serving.dataplane import Bounds, Served
 from deeprecsys.serving.server import Address, Server
 
 WAIT_S = 30
@@ -18,7 +18,7 @@ WAIT_S = 30
 
 @contextmanager
 def serving(
-    model, runtime="auto", *, deadline_s=None, policy=None, limits=None, engine=None, address=None,
+    model, runtime="auto", *, deadline_s=None, policy=None, bounds=None, engine=None, address=None,
     wait=True, log=lambda *_, **__: None, **served,
 ):  # fmt: skip
     """Yields the Server, ready; ends it, and checks that it ended by itself."""
@@ -31,7 +31,7 @@ def serving(
                admit=deadline_s is not None, **served),
         open_engine,
         address or Address("127.0.0.1", 0, 0),
-        limits or Limits(body_bytes=1 << 20),
+        bounds or Bounds(body_bytes=1 << 20),
         log,
     )  # fmt: skip
     thread = threading.Thread(target=server.run)

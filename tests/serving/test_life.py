@@ -16,7 +16,7 @@ from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.engine import Engine
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime
-from deeprecsys.serving.dataplane import Limits, Served
+from deeprecsys.serving.dataplane import Bounds, Served
 from deeprecsys.serving.grpc_schema import SERVICE, message
 from deeprecsys.serving.server import Address, Server
 from stub_model import StubModel, StubRuntime
@@ -125,8 +125,8 @@ def test_a_full_queue_is_429(runtime):
 
 
 def test_bodies_that_wait_are_bounded_in_bytes(runtime):
-    limits = Limits(body_bytes=1 << 20, waiting_bytes=1000)
-    with serving(StubModel(), runtime, limits=limits) as server:
+    bounds = Bounds(body_bytes=1 << 20, waiting_bytes=1000)
+    with serving(StubModel(), runtime, bounds=bounds) as server:
         held = hold_both_workers(server, runtime)
         assert ask(server, query(60))[0] == 429
         release(held, runtime)

@@ -97,7 +97,7 @@ def run(
     key = _key(key_file)
     _start_logging(log_level)
     try:
-        from deeprecsys.serving.dataplane import Limits, Served
+        from deeprecsys.serving.dataplane import Bounds, Served
         from deeprecsys.serving.server import Address, Server, json_log
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
@@ -120,7 +120,7 @@ def run(
         Served(model, chosen, sla, deadline_s, deadline_s is not None, hang_s, log_queries),
         open_engine,
         Address(host, http_port, None if grpc_port < 0 else grpc_port, tls_cert, tls_key, key),
-        Limits(int(max_body_mb * 2**20), int(max_waiting_mb * 2**20)),
+        Bounds(int(max_body_mb * 2**20), int(max_waiting_mb * 2**20)),
         json_log(),
     )
     server.run()

@@ -70,7 +70,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class Bounds:
     """body_bytes of one request; waiting_bytes of the bodies of all that are not answered yet."""
 
     body_bytes: int = 64 << 20
@@ -87,10 +87,10 @@ class DataPlane:
     def __init__(
         self,
         served: Served,
-        limits: Limits | None = None,
+        bounds: Bounds | None = None,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        self.served, self.limits, self.log = served, limits or Limits(), log
+        self.served, self.bounds, self.log = served, bounds or Bounds(), log
         self.waiting_bytes = 0
         self.observed = Observed()
         self.state = "starting"
@@ -169,7 +169,7 @@ class DataPlane:
     def hold(self, count: int) -> None:
         """So many bytes of a body are, or will be, in memory until `release`; Refusal if that is
         more than may wait."""
-        if self.waiting_bytes + count > self.limits.waiting_bytes:
+        if self.waiting_bytes + count > self.bounds.waiting_bytes:
             raise Refusal(Reason.OVERLOADED, "overloaded: too many bytes wait already")
         self.waiting_bytes += count
 

@@ -26,7 +26,7 @@ from deeprecsys.core import Policy, UserError
 from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import Engine, topology
 from deeprecsys.serving import http_adapter, metrics, page
-from deeprecsys.serving.dataplane import VERSION, DataPlane, Limits, Served, clock
+from deeprecsys.serving.dataplane import VERSION, Bounds, DataPlane, Served, clock
 from deeprecsys.serving.http_adapter import Connection, Site
 
 _encode = msgspec.json.Encoder().encode
@@ -59,12 +59,12 @@ class Server:
         served: Served,
         open_engine: Callable[[], Engine],
         address: Address | None = None,
-        limits: Limits | None = None,
+        bounds: Bounds | None = None,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.served, self.open_engine, self.log = served, open_engine, log
         self.address = address or Address()
-        self.plane = DataPlane(served, limits, log)
+        self.plane = DataPlane(served, bounds, log)
         self.site = Site(self.plane, self._pages(), self.address.key)
         self.http_port = 0
         self.grpc_port: int | None = None
@@ -161,7 +161,7 @@ class Server:
             server, self.grpc_port = await grpc_adapter.start(
                 self.plane,
                 f"{address.host}:{address.grpc_port}",
-                self.plane.limits.body_bytes,
+                self.plane.bounds.body_bytes,
                 address.key,
                 credentials,
             )
