@@ -21,10 +21,10 @@ import numpy as np
 import deeprecsys as drs
 from deeprecsys.core import SLA, Policy, Records, Status
 from deeprecsys.models import load_model
-from deeprecsys.serving import wire
+from deeprecsys.protocol import wire
+from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.serving.client import Client
 from deeprecsys.serving.dataplane import Served
-from deeprecsys.serving.grpc_schema import SERVICE, message
 from deeprecsys.serving.server import Address, Server
 from rows import Row, asked, measure
 from served import Bare, served

@@ -19,8 +19,8 @@ import deeprecsys as drs
 from deeprecsys.core import SLA, Policy
 from deeprecsys.engine import Engine
 from deeprecsys.models import load_model
+from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import NoOp
-from deeprecsys.serving import wire
 from rows import Row, asked, measure
 from served import Bare, Host, StubModel, bare, served
 from turns import WORKLOAD, compare, said

@@ -11,7 +11,7 @@ import deeprecsys
 
 ROOT = Path(deeprecsys.__file__).parent
 LAYERS = {
-    "core": 0,
+    "core": 0, "protocol": 0.5,
     "admission": 1,
     "models": 1, "workload": 1, "dispatch": 1, "service_time": 1, "statistics": 1, "metrics": 1.5,
     "streaming": 1.6, "accelerators": 1.6, "usage": 1.6,

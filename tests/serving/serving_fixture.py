@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from deeprecsys.core import SLA, Policy
 from deeprecsys.engine import Engine
-from deeprecsys.serving import wire
+from deeprecsys.protocol import wire
 from deeprecsys.serving.dataplane import Bounds, Served
 from deeprecsys.serving.server import Address, Server
 

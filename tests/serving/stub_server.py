@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import grpc
 
-from deeprecsys.serving.grpc_schema import SERVICE, message
-from deeprecsys.serving.tensors import from_bytes
+from deeprecsys.protocol.grpc_schema import SERVICE, message
+from deeprecsys.protocol.tensors import from_bytes
 
 INPUTS = [
     {"name": "dense", "datatype": "FP32", "shape": [-1, 4]},

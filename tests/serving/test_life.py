@@ -14,10 +14,10 @@ from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.engine import Engine
+from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime
 from deeprecsys.serving.dataplane import Bounds, Served
-from deeprecsys.serving.grpc_schema import SERVICE, message
 from deeprecsys.serving.server import Address, Server
 from stub_model import StubModel, StubRuntime
 
@@ -157,7 +157,7 @@ def test_a_client_that_goes_away_frees_its_work(runtime, protocol):
     with serving(StubModel(), runtime) as server:
         held = hold_both_workers(server, runtime)
         if protocol == "http":
-            from deeprecsys.serving import wire
+            from deeprecsys.protocol import wire
 
             head, data = wire.request(query(17))
             body = b"".join([head, *map(bytes, data)])

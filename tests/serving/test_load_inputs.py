@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deeprecsys.core import UserError
-from deeprecsys.serving import tensors
-from deeprecsys.serving.grpc_schema import message
+from deeprecsys.protocol import tensors
+from deeprecsys.protocol.grpc_schema import message
 from deeprecsys.serving.load_http import Answer, Malformed
 from deeprecsys.serving.load_inputs import (
     binary_head,

@@ -14,7 +14,7 @@ from serving_fixture import Client, serving
 from tritonclient.utils import InferenceServerException
 
 from deeprecsys.models import load_model
-from deeprecsys.serving.grpc_schema import HEALTH, SERVICE, message
+from deeprecsys.protocol.grpc_schema import HEALTH, SERVICE, message
 
 MODEL = load_model("dlrm-rmc1", scale=0.001)
 N = 7
@@ -273,7 +273,7 @@ def test_a_body_that_is_no_request_is_400(client, body, headers):
 
 
 def test_bytes_missing_or_left_over_are_400(client):
-    from deeprecsys.serving import wire
+    from deeprecsys.protocol import wire
 
     head, data = wire.request(inputs())
     whole = b"".join(map(bytes, data))
@@ -421,7 +421,7 @@ def test_metrics_are_what_prometheus_reads(client):
 
 def test_the_mutated_and_the_random_never_break_it(client):
     """A hundred times as many in `benchmarks/reliability.py`."""
-    from deeprecsys.serving import wire
+    from deeprecsys.protocol import wire
 
     rng = np.random.default_rng(0)
     head, data = wire.request(inputs())

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprecsys.serving import tensors
-from deeprecsys.serving.errors import Reason, Refusal
+from deeprecsys.protocol import tensors
+from deeprecsys.protocol.reasons import Reason, Refusal
 
 
 @pytest.mark.parametrize("datatype", tensors.DTYPES)

@@ -6,11 +6,10 @@ adapters call it from one thread, the event loop's. Answers come from the engine
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from deeprecsys.core import SLA, InputSpec, Policy, UserError
@@ -23,9 +22,10 @@ from deeprecsys.engine import (
     TooLate,
     WorkerLost,
 )
-from deeprecsys.serving.errors import Reason, Refusal, invalid
+from deeprecsys.protocol.call import Call
+from deeprecsys.protocol.reasons import Reason, Refusal, invalid
+from deeprecsys.protocol.tensors import Array
 from deeprecsys.serving.observed import Observed
-from deeprecsys.serving.tensors import Array
 
 OUTPUT = "scores"
 VERSION = "1"
@@ -34,22 +34,6 @@ _PRIORITIES, _USUAL_PRIORITY = range(1, 10), 5
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
 
 clock = time.perf_counter
-
-
-@dataclass(slots=True)
-class Call:
-    """One inference request. outputs: the names asked for (None: all), and what the adapter wants
-    to remember of each. arrived_s: when its first byte was here, on `clock`."""
-
-    model: str
-    version: str
-    id: str
-    inputs: dict[str, Array]
-    datatypes: Mapping[str, str]
-    outputs: Mapping[str, bool] | None = None
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    arrived_s: float = math.nan
-    parsed_s: float = math.nan
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from deeprecsys.serving import tensors
-from deeprecsys.serving.dataplane import OUTPUT, VERSION, Call, DataPlane, clock
-from deeprecsys.serving.errors import Reason, Refusal, invalid
-from deeprecsys.serving.grpc_schema import HEALTH, METHODS, SERVICE, data_type, message
-from deeprecsys.serving.tensors import Array
+from deeprecsys.protocol import tensors
+from deeprecsys.protocol.call import Call
+from deeprecsys.protocol.grpc_schema import HEALTH, METHODS, SERVICE, data_type, message
+from deeprecsys.protocol.reasons import Reason, Refusal, invalid
+from deeprecsys.protocol.tensors import Array
+from deeprecsys.serving.dataplane import OUTPUT, VERSION, DataPlane, clock
 
 Method = Callable[[Any], Awaitable[Any]]
 _CONTENTS = {

@@ -24,11 +24,12 @@ import msgspec
 import numpy as np
 
 from deeprecsys.engine import Ticket
-from deeprecsys.serving import wire
-from deeprecsys.serving.dataplane import VERSION, Call, DataPlane, clock
-from deeprecsys.serving.errors import Reason, Refusal, invalid
+from deeprecsys.protocol import wire
+from deeprecsys.protocol.call import Call
+from deeprecsys.protocol.reasons import Reason, Refusal, invalid
+from deeprecsys.protocol.tensors import Array, Buffer
+from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
 from deeprecsys.serving.page import CONTENT_SECURITY_POLICY
-from deeprecsys.serving.tensors import Array, Buffer
 
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
 _ALIGNMENT = 16  # of binary tensors: what numpy's own memory begins at
@@ -91,7 +92,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.site.connections.add(self)
-        if len(self.site.connections) > self.site.plane.limits.connections:
+        if len(self.site.connections) > self.site.plane.bounds.connections:
             self._refuse(Refusal(Reason.UNAVAILABLE, "too many connections"), close=True)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -168,8 +169,8 @@ class Connection(asyncio.BufferedProtocol):
     def _check(self, head: Head) -> None:
         """Refuses by the head alone: its body is not even read."""
         site, length = self.site, head.length or 0
-        if length > site.plane.limits.body_bytes:
-            raise _too_large(site.plane.limits.body_bytes)
+        if length > site.plane.bounds.body_bytes:
+            raise _too_large(site.plane.bounds.body_bytes)
         if site.key is not None and not head.path.startswith("/v2/health/"):
             _check_key(head, site.key)
 
@@ -189,7 +190,7 @@ class Connection(asyncio.BufferedProtocol):
             self._complete(body)
 
     def _read_chunks(self) -> None:
-        head, limit = self._head, self.site.plane.limits.body_bytes
+        head, limit = self._head, self.site.plane.bounds.body_bytes
         assert head is not None
         data = bytes(self._scratch[: self._filled])
         self._filled, held = 0, self._held
@@ -293,7 +294,7 @@ class Connection(asyncio.BufferedProtocol):
         plane.serving()
         encoding = head.text(b"content-encoding")
         if encoding:
-            body = wire.decompress(body, encoding, self.site.plane.limits.body_bytes)
+            body = wire.decompress(body, encoding, self.site.plane.bounds.body_bytes)
         call = wire.parse(model, version, body, _head_length(head))
         call.arrived_s = self._began_s
         loop, connection = self.loop, self

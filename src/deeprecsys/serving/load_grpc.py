@@ -19,7 +19,7 @@ import numpy as np
 from deeprecsys.core import Status
 from deeprecsys.engine.driver import drive
 from deeprecsys.engine.process import SWITCH_INTERVAL_S
-from deeprecsys.serving.grpc_schema import SERVICE
+from deeprecsys.protocol.grpc_schema import SERVICE
 from deeprecsys.serving.load_server import Address, bearer, grpc_channel, unreached
 from deeprecsys.serving.load_sheet import STATUS_OF, Rows, Tally
 

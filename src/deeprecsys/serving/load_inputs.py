@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import IntArray, UserError
-from deeprecsys.serving import tensors
+from deeprecsys.protocol import tensors
 from deeprecsys.serving.load_server import Description, Tensor
 from deeprecsys.workload import parse_indices
 
@@ -225,7 +225,7 @@ def grpc_head(
     and spares the library's two copies of every tensor.
     """
 
-    from deeprecsys.serving.grpc_schema import message  # only here is protobuf needed
+    from deeprecsys.protocol.grpc_schema import message  # only here is protobuf needed
 
     @cache
     def head(size: int) -> list[bytes]:

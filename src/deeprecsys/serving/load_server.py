@@ -242,7 +242,7 @@ class _Grpc:
         import grpc
         from google.protobuf import json_format
 
-        from deeprecsys.serving.grpc_schema import SERVICE, message
+        from deeprecsys.protocol.grpc_schema import SERVICE, message
 
         call = self._channel.unary_unary(
             f"/{SERVICE}/{method}",

@@ -14,8 +14,8 @@ from prometheus_client import generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 
+from deeprecsys.protocol.reasons import Reason
 from deeprecsys.serving.dataplane import VERSION, DataPlane
-from deeprecsys.serving.errors import Reason
 from deeprecsys.serving.observed import EDGES_S, Histogram, size_label
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

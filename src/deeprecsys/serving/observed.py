@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
-from deeprecsys.serving.errors import Reason, Refusal
-from deeprecsys.serving.tensors import Array
+from deeprecsys.protocol.call import Call
+from deeprecsys.protocol.reasons import Reason, Refusal
+from deeprecsys.protocol.tensors import Array
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Ticket
-    from deeprecsys.serving.dataplane import Call
 
 # Seconds: dense from 1 to 500 ms, where targets lie.
 EDGES_S = tuple(

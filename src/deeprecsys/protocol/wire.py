@@ -14,10 +14,10 @@ from typing import Any
 
 import msgspec
 
-from deeprecsys.serving import tensors
-from deeprecsys.serving.dataplane import Call
-from deeprecsys.serving.errors import Reason, Refusal, invalid
-from deeprecsys.serving.tensors import Array, Buffer
+from deeprecsys.protocol import tensors
+from deeprecsys.protocol.call import Call
+from deeprecsys.protocol.reasons import Reason, Refusal, invalid
+from deeprecsys.protocol.tensors import Array, Buffer
 
 HEAD_LENGTH = b"inference-header-content-length"
 _UNSUPPORTED = ("shared_memory_region", "classification")

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.serving.errors import invalid
+from deeprecsys.protocol.reasons import invalid
 
 Array = NDArray[Any]
 Buffer = bytes | bytearray | memoryview
