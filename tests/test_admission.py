@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deeprecsys.admission import IN_TIME, Admission
 from deeprecsys.core import Policy, UserError
+from deeprecsys.rules.admission import IN_TIME, Admission
 
 BASE_S, ITEM_S = 1e-3, 1e-4
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deeprecsys.core import Policy
-from deeprecsys.dispatch import Dispatcher, QueueFull, requests
+from deeprecsys.rules.dispatch import Dispatcher, QueueFull, requests
 
 sizes = st.lists(st.integers(1, 500), min_size=1, max_size=20)
 batch = st.integers(1, 600)

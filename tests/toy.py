@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from deeprecsys.core import Facts, Policy, Records, Schedule, Status, Watch
-from deeprecsys.dispatch import Dispatcher
+from deeprecsys.rules.dispatch import Dispatcher
 
 
 class ToyMachine:

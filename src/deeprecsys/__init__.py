@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from deeprecsys.core import Schedule as Schedule
     from deeprecsys.core import Status as Status
     from deeprecsys.core import UserError as UserError
-    from deeprecsys.dispatch import QueueFull as QueueFull
     from deeprecsys.engine import DeadlineExceeded as DeadlineExceeded
     from deeprecsys.engine import Engine as Engine
     from deeprecsys.engine import EngineClosed as EngineClosed
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from deeprecsys.metrics import summarize as summarize
     from deeprecsys.models import load_model as load_model
     from deeprecsys.report import write_report as write_report
+    from deeprecsys.rules.dispatch import QueueFull as QueueFull
     from deeprecsys.service_time import Profile as Profile
     from deeprecsys.service_time import ServiceTime as ServiceTime
     from deeprecsys.serving.client import Client as Client
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "core": ("SLA", "InputSpec", "Policy", "Records", "Schedule", "Status", "UserError"),
-    "dispatch": ("QueueFull",),
+    "rules.dispatch": ("QueueFull",),
     "engine": ("DeadlineExceeded", "Engine", "EngineClosed"),
     "metrics": ("summarize",),
     "models": ("load_model",),

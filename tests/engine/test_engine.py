@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from deeprecsys.core import Policy, Schedule, Status, UserError
-from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import DeadlineExceeded, Engine, EngineClosed
 from deeprecsys.models import load_model, tables
+from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.runtimes import RUNTIMES
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.service_time import ServiceTime

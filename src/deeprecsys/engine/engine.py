@@ -18,7 +18,6 @@ from typing import Any, Self
 import numpy as np
 
 from deeprecsys.accelerators import check_names, cuda_number
-from deeprecsys.admission import Admission
 from deeprecsys.core import (
     DEFAULT_INDICES,
     Facts,
@@ -31,7 +30,6 @@ from deeprecsys.core import (
     UserError,
     Watch,
 )
-from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import calibrate, topology
 from deeprecsys.engine.devices import open_devices
 from deeprecsys.engine.driver import drive, watching
@@ -43,6 +41,8 @@ from deeprecsys.engine.pool import InputPool, draw_pool
 from deeprecsys.engine.power import Meter
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
+from deeprecsys.rules.admission import Admission
+from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.runtimes import Device, Runtime, Scores
 from deeprecsys.service_time import ABOUT_MODEL, Profile
 

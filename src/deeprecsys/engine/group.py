@@ -14,14 +14,14 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deeprecsys.admission import Admission
 from deeprecsys.core import Policy, Status
-from deeprecsys.dispatch import Dispatcher, Slice, offloads
 from deeprecsys.engine.lane import Lane
 from deeprecsys.engine.ledger import Promise, Query, clock
 from deeprecsys.engine.process import pin_thread
 from deeprecsys.engine.reaper import Reaper
 from deeprecsys.engine.topology import usable_cores
+from deeprecsys.rules.admission import Admission
+from deeprecsys.rules.dispatch import Dispatcher, Slice, offloads
 from deeprecsys.runtimes import Device, Runtime
 
 # What a worker did before it asks for more.

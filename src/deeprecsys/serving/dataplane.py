@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from deeprecsys.core import SLA, InputSpec, Policy, UserError
-from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import (
     DeadlineExceeded,
     Engine,
@@ -25,6 +24,7 @@ from deeprecsys.engine import (
 from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array
+from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.serving.observed import Observed
 
 OUTPUT = "scores"

@@ -23,8 +23,8 @@ import msgspec
 import numpy as np
 
 from deeprecsys.core import Policy, UserError
-from deeprecsys.dispatch import QueueFull
 from deeprecsys.engine import Engine, topology
+from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.serving import http_adapter, metrics, page
 from deeprecsys.serving.dataplane import VERSION, Bounds, DataPlane, Served, clock
 from deeprecsys.serving.http_adapter import Connection, Site

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule, Status
-from deeprecsys.dispatch import Dispatcher, offloads
+from deeprecsys.rules.dispatch import Dispatcher, offloads
 from deeprecsys.service_time import Tables, drawn_s
 
 _NO_DRAWS = np.zeros(0)

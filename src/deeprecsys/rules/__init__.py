@@ -1,0 +1,1 @@
+"""What happens next, purely: which items a free worker takes, and which queries are taken."""
