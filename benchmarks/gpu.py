@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 import deeprecsys as drs
+from deeprecsys.analysis.usage import sentences
 from deeprecsys.core import UserError
 from deeprecsys.engine import topology
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes.cuda import Cuda, check
 from deeprecsys.service_time import ABOUT_MODEL, Profile
-from deeprecsys.usage import sentences
 from rows import provenance, usage_of, writer
 
 RESULTS = Path(__file__).parent / "results.md"

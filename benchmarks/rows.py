@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deeprecsys.analysis.usage import usage
 from deeprecsys.core import Policy, Schedule
 from deeprecsys.engine import Engine, topology
-from deeprecsys.usage import usage
 
 Part = Any  # a named function that yields rows
 HEADER = "| what | measured | wanted | |\n|---|---|---|---|\n"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import queueing
+from deeprecsys.analysis.metrics import summarize
+from deeprecsys.analysis.statistics import backlog_grows, estimate_percentile
 from deeprecsys.core import SLA, Records
-from deeprecsys.metrics import summarize
-from deeprecsys.statistics import backlog_grows, estimate_percentile
 
 RUNS = 1000
 # Mean service 6.7 ms, from 2.5 to 17 ms: the default law of query sizes at 25 µs an item.

@@ -13,8 +13,8 @@ ROOT = Path(deeprecsys.__file__).parent
 LAYERS = {
     "core": 0, "protocol": 0.5,
     "rules": 1,
-    "models": 1, "workload": 1, "service_time": 1, "statistics": 1, "metrics": 1.5,
-    "streaming": 1.6, "accelerators": 1.6, "usage": 1.6,
+    "models": 1, "workload": 1, "service_time": 1, "analysis": 1,
+    "accelerators": 1.6,
     "runtimes": 2, "simulation": 2, "tuning": 2, "report": 2,
     "engine": 3, "serving": 4, "cluster": 5, "guided": 5.5, "planning": 5.5, "paper": 5.5,
     "cli": 6, "__init__": 7, "__main__": 7,

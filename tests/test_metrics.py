@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from deeprecsys.core import SLA, Records, Status
-from deeprecsys.metrics import (
+from deeprecsys.analysis.metrics import (
     is_significant,
     percentile,
     ratio_interval,
@@ -21,7 +20,8 @@ from deeprecsys.metrics import (
     verdict_so_far,
     warm_up,
 )
-from deeprecsys.statistics import backlog_grows, backlog_growth, estimate_percentile
+from deeprecsys.analysis.statistics import backlog_grows, backlog_growth, estimate_percentile
+from deeprecsys.core import SLA, Records, Status
 
 DESIGNED_KEYS = {
     *("rate_qps", "queries", "duration_s", "throughput_qps", "items_per_s", "p50_s", "p95_s"),
@@ -347,5 +347,5 @@ def test_a_ratio_is_significant_when_its_interval_excludes_one():
 
 
 def test_the_import_leaves_scipy_stats_alone():
-    code = "import sys, deeprecsys.metrics; sys.exit('scipy.stats' in sys.modules)"
+    code = "import sys, deeprecsys.analysis.metrics; sys.exit('scipy.stats' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

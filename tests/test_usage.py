@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from deeprecsys.analysis.usage import Watts, sentences, usage
 from deeprecsys.core import Records, Requests, UserError
 from deeprecsys.engine.power import Meter
-from deeprecsys.usage import Watts, sentences, usage
 
 GPU = {"name": "gpu", "emulated": True}
 

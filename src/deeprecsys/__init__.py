@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deeprecsys.analysis.metrics import summarize as summarize
     from deeprecsys.core import SLA as SLA
     from deeprecsys.core import InputSpec as InputSpec
     from deeprecsys.core import Policy as Policy
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from deeprecsys.engine import Engine as Engine
     from deeprecsys.engine import EngineClosed as EngineClosed
     from deeprecsys.guided import tune as tune
-    from deeprecsys.metrics import summarize as summarize
     from deeprecsys.models import load_model as load_model
     from deeprecsys.report import write_report as write_report
     from deeprecsys.rules.dispatch import QueueFull as QueueFull
@@ -35,7 +35,7 @@ _HOMES = {
     "core": ("SLA", "InputSpec", "Policy", "Records", "Schedule", "Status", "UserError"),
     "rules.dispatch": ("QueueFull",),
     "engine": ("DeadlineExceeded", "Engine", "EngineClosed"),
-    "metrics": ("summarize",),
+    "analysis.metrics": ("summarize",),
     "models": ("load_model",),
     "report": ("write_report",),
     "service_time": ("Profile", "ServiceTime"),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deeprecsys.analysis.metrics import percentile
 from deeprecsys.core import SLA, Policy
-from deeprecsys.metrics import percentile
 from deeprecsys.service_time import ServiceTime, query_work_s
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.fleet import Fleet, FleetDay, Kind

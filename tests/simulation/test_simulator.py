@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deeprecsys.accelerators import Accelerator
+from deeprecsys.analysis.metrics import summarize
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError, replace
-from deeprecsys.metrics import summarize
 from deeprecsys.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.simulator import _Machine

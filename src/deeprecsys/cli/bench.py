@@ -7,13 +7,13 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from deeprecsys.analysis.metrics import Summary, summarize
+from deeprecsys.analysis.usage import sentences, usage
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.core import SLA, Policy, Records, Status, UserError
-from deeprecsys.metrics import Summary, summarize
 from deeprecsys.report.timeline import write_timeline
-from deeprecsys.usage import sentences, usage
 
 NAME = "bench"
 HELP = """Measure one rate under one policy.

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from deeprecsys.analysis.metrics import summarize
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.bench import measured, sentence, table
 from deeprecsys.core import SLA, Policy, Records, Schedule, Status, UserError
-from deeprecsys.metrics import summarize
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from deeprecsys.analysis.metrics import percentile
 from deeprecsys.core import SLA, Facts, Policy, Records
-from deeprecsys.metrics import percentile
 from deeprecsys.report.text import interval, ms, rate
 from deeprecsys.report.text import policy as policy_text
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprecsys.analysis.metrics import summarize
+from deeprecsys.analysis.usage import sentences, usage
 from deeprecsys.cli import bench, show
 from deeprecsys.cli import fleet as fleets
 from deeprecsys.cli import folder as files
@@ -15,8 +17,6 @@ from deeprecsys.cli import options as opt
 from deeprecsys.cli import tune as tuning_verb
 from deeprecsys.cli.profile import FILE, profiling
 from deeprecsys.core import Policy, Records, Requests, Schedule, UserError
-from deeprecsys.metrics import summarize
-from deeprecsys.usage import sentences, usage
 
 if TYPE_CHECKING:
     from deeprecsys.service_time import ServiceTime

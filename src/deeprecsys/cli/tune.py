@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeprecsys.analysis.usage import sentences, usage
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.profile import profiling
 from deeprecsys.core import Policy, Records, Requests, UserError
 from deeprecsys.service_time import ABOUT_MODEL
-from deeprecsys.usage import sentences, usage
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine

@@ -9,7 +9,7 @@ import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
-from deeprecsys.usage import CORES
+from deeprecsys.analysis.usage import CORES
 
 POWERCAP = Path("/sys/class/powercap")
 

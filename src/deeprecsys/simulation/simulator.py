@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.accelerators import Accelerator
+from deeprecsys.analysis.metrics import Summary
+from deeprecsys.analysis.streaming import RunningSummary
 from deeprecsys.core import (
     RECORD_COLUMNS,
     SLA,
@@ -29,9 +31,7 @@ from deeprecsys.core import (
     Watch,
     replace,
 )
-from deeprecsys.metrics import Summary
 from deeprecsys.service_time import ServiceTime, Tables
-from deeprecsys.streaming import RunningSummary
 
 _FINGERPRINT = 64
 # A watch looks at a run in progress after these shares of its arrivals.

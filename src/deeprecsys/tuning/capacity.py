@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.analysis.metrics import Summary, percentile, summarize, verdict_so_far
 from deeprecsys.core import SLA, Facts, Policy, Records, System
-from deeprecsys.metrics import Summary, percentile, summarize, verdict_so_far
 from deeprecsys.service_time import busy_shares
 from deeprecsys.workload import Workload
 

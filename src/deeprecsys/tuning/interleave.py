@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.analysis.metrics import is_significant, ratio_interval
 from deeprecsys.core import Policy
-from deeprecsys.metrics import is_significant, ratio_interval
 from deeprecsys.tuning.capacity import DISTURBED, Capacity, Interrupted, Probe, Run
 
 LEAST_ROUNDS, MOST_ROUNDS = 4, 10

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprecsys.analysis.metrics import Interval, Summary, meets
+from deeprecsys.analysis.statistics import grows, growth, inflation, rank, share_interval
 from deeprecsys.core import SLA, FloatArray, IntArray, Records, Status
-from deeprecsys.metrics import Interval, Summary, meets
-from deeprecsys.statistics import grows, growth, inflation, rank, share_interval
 
 _LEAST_S, _STEP = 1e-7, 1e-3  # the first bin, and the relative width of each
 _BINS = math.ceil(math.log(1e14) / _STEP)

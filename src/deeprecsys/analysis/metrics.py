@@ -14,8 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import SLA, FloatArray, Records, Status, for_json
-from deeprecsys.statistics import (
+from deeprecsys.analysis.statistics import (
     backlog_grows,
     backlog_growth,
     estimate_percentile,
@@ -26,6 +25,7 @@ from deeprecsys.statistics import (
     share_over,
     warm_up,
 )
+from deeprecsys.core import SLA, FloatArray, Records, Status, for_json
 
 Interval = tuple[float, float]
 

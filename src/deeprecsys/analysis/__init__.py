@@ -1,0 +1,1 @@
+"""What records mean: percentiles with intervals, verdicts, histograms, use and energy."""
