@@ -24,9 +24,9 @@ import deeprecsys as drs
 from deeprecsys.analysis.usage import sentences
 from deeprecsys.core import UserError
 from deeprecsys.engine import topology
+from deeprecsys.machines.service_time import ABOUT_MODEL, Profile
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes.cuda import Cuda, check
-from deeprecsys.service_time import ABOUT_MODEL, Profile
 from rows import provenance, usage_of, writer
 
 RESULTS = Path(__file__).parent / "results.md"

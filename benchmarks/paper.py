@@ -21,12 +21,12 @@ import numpy as np
 
 import deeprecsys as drs
 from deeprecsys import paper
-from deeprecsys.accelerators import accelerator, speedups
 from deeprecsys.analysis.usage import Watts, usage
 from deeprecsys.core import SLA
 from deeprecsys.engine import topology
+from deeprecsys.machines.accelerators import accelerator, speedups
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models import NAMES, Model, get_spec, load_model
-from deeprecsys.service_time import ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import Study, Trial, tune
 from rows import usage_of

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 
 import deeprecsys as drs
-from deeprecsys.accelerators import accelerator
 from deeprecsys.core import SLA, Policy, Schedule, replace
 from deeprecsys.guided import adaptive_policy
+from deeprecsys.machines.accelerators import accelerator
+from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.models import NAMES, get_spec, load_model
-from deeprecsys.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.fleet import Fleet, Kind
 from deeprecsys.tuning import find_capacity, tune

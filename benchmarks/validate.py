@@ -21,9 +21,9 @@ import numpy as np
 import deeprecsys as drs
 from deeprecsys.core import SLA, Policy
 from deeprecsys.engine import topology
+from deeprecsys.machines.service_time import Overhead, Profile, ServiceTime, query_work_s
 from deeprecsys.models import NAMES, Model, get_spec, load_model
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import Overhead, Profile, ServiceTime, query_work_s
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import find_capacity, tune
 from draw import draw

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from deeprecsys.accelerators import accelerator, speedups
 from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.machines.accelerators import accelerator, speedups
+from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.models import NAMES
-from deeprecsys.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import tune
 from deeprecsys.workload import Workload
@@ -63,7 +63,7 @@ def test_what_cannot_be_emulated_is_refused(text, model, profile, says):
 
 
 def test_an_accelerator_needs_a_law_that_is_no_lottery():
-    from deeprecsys.accelerators import Accelerator
+    from deeprecsys.machines.accelerators import Accelerator
 
     lottery = Accelerator("x", ServiceTime.exponential(1.0), "a law")
     with pytest.raises(UserError, match="not exponential"):

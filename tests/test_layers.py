@@ -12,12 +12,12 @@ import deeprecsys
 ROOT = Path(deeprecsys.__file__).parent
 LAYERS = {
     "core": 0, "protocol": 0.5,
-    "rules": 1,
-    "models": 1, "workload": 1, "service_time": 1, "analysis": 1,
-    "accelerators": 1.6,
+    "models": 1, "workload": 1, "rules": 1, "machines": 1, "analysis": 1,
     "runtimes": 2, "simulation": 2, "tuning": 2, "report": 2,
-    "engine": 3, "serving": 4, "cluster": 5, "guided": 5.5, "planning": 5.5, "paper": 5.5,
-    "cli": 6, "__init__": 7, "__main__": 7,
+    "engine": 3, "fleet": 3,
+    "serving": 4, "client": 4,
+    "experiments": 6, "guided": 5.5, "planning": 5.5, "paper": 5.5,
+    "cli": 7, "__init__": 7, "__main__": 8,
 }  # fmt: skip
 
 

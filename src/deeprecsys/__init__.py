@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from deeprecsys.engine import Engine as Engine
     from deeprecsys.engine import EngineClosed as EngineClosed
     from deeprecsys.guided import tune as tune
+    from deeprecsys.machines.service_time import Profile as Profile
+    from deeprecsys.machines.service_time import ServiceTime as ServiceTime
     from deeprecsys.models import load_model as load_model
     from deeprecsys.report import write_report as write_report
     from deeprecsys.rules.dispatch import QueueFull as QueueFull
-    from deeprecsys.service_time import Profile as Profile
-    from deeprecsys.service_time import ServiceTime as ServiceTime
     from deeprecsys.serving.client import Client as Client
     from deeprecsys.simulation import Simulator as Simulator
     from deeprecsys.tuning import find_capacity as find_capacity
@@ -38,7 +38,7 @@ _HOMES = {
     "analysis.metrics": ("summarize",),
     "models": ("load_model",),
     "report": ("write_report",),
-    "service_time": ("Profile", "ServiceTime"),
+    "machines.service_time": ("Profile", "ServiceTime"),
     "guided": ("tune",),
     "serving.client": ("Client",),
     "simulation": ("Simulator",),

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from deeprecsys import tuning
-from deeprecsys.accelerators import Accelerator
 from deeprecsys.core import SLA, Policy, System, UserError
-from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.machines.accelerators import Accelerator
+from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import numpy as np
 
 from deeprecsys.analysis.metrics import percentile
 from deeprecsys.core import SLA, Policy
-from deeprecsys.service_time import ServiceTime, query_work_s
+from deeprecsys.machines.service_time import ServiceTime, query_work_s
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.fleet import Fleet, FleetDay, Kind
 from deeprecsys.tuning import find_capacity, tune

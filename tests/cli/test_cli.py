@@ -14,7 +14,7 @@ import pytest
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records
 from deeprecsys.engine import doctor
-from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.machines.service_time import Profile, ServiceTime
 
 SMALL = ["--scale", "0.001", "--workers", "2"]
 

@@ -7,12 +7,12 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from deeprecsys.accelerators import Accelerator
 from deeprecsys.core import Policy, Schedule, Status, UserError
 from deeprecsys.engine import DeadlineExceeded, Engine, EngineClosed
+from deeprecsys.machines.accelerators import Accelerator
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.runtimes.emulated import Emulated
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.workload import Workload
 from stub_model import StubModel, StubRuntime

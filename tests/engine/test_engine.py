@@ -12,11 +12,11 @@ import pytest
 
 from deeprecsys.core import Policy, Schedule, Status, UserError
 from deeprecsys.engine import DeadlineExceeded, Engine, EngineClosed
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models import load_model, tables
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.runtimes import RUNTIMES
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import ServiceTime
 from deeprecsys.workload import Workload
 from stub_model import StubModel, StubRuntime
 

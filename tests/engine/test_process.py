@@ -12,9 +12,9 @@ from deeprecsys.engine import calibrate, topology
 from deeprecsys.engine.driver import drive
 from deeprecsys.engine.pool import draw_pool
 from deeprecsys.engine.process import Neighbours, generator_priority
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models import load_model
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import ServiceTime
 from stub_model import StubModel
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="affinity and quotas are Linux's")

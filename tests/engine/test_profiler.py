@@ -10,10 +10,10 @@ from deeprecsys.engine import doctor, roofline, topology
 from deeprecsys.engine.operators import CLASSES, PAPER_SHARES, classify, measure_operators
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.profiler import ROUNDS, Grid, busy_levels, measure
+from deeprecsys.machines.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes.eager import Eager
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from stub_model import StubModel
 

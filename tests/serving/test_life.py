@@ -14,9 +14,9 @@ from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.engine import Engine
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.service_time import ServiceTime
 from deeprecsys.serving.dataplane import Bounds, Served
 from deeprecsys.serving.server import Address, Server
 from stub_model import StubModel, StubRuntime

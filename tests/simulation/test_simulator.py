@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deeprecsys.accelerators import Accelerator
 from deeprecsys.analysis.metrics import summarize
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError, replace
-from deeprecsys.service_time import Overhead, Profile, ServiceTime
+from deeprecsys.machines.accelerators import Accelerator
+from deeprecsys.machines.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.simulator import _Machine
 from deeprecsys.simulation.theory import erlang_c, mg1_mean_s, mmc_mean_s, mmc_percentile_s

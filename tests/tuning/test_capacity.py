@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deeprecsys.core import SLA, Policy, UserError
-from deeprecsys.service_time import ServiceTime, query_work_s
+from deeprecsys.machines.service_time import ServiceTime, query_work_s
 from deeprecsys.tuning import Effort, find_capacity
 from deeprecsys.tuning.capacity import Probe, Run, capacity_of, search_rate
 from deeprecsys.workload import Workload

@@ -7,7 +7,7 @@ import pytest
 
 from deeprecsys import guided
 from deeprecsys.core import SLA, Policy, UserError
-from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import SEARCHES, Capacity, Observer, study, tune
 from deeprecsys.tuning.binds import what_binds

@@ -12,9 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from deeprecsys.accelerators import Accelerator, accelerator
 from deeprecsys.core import SLA, Policy, UserError
-from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.machines.accelerators import Accelerator, accelerator
+from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.simulation.fleet import Event, Fleet, Kind
 from deeprecsys.workload.mix import Mix, Share
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from deeprecsys.accelerators import check_names, cuda_number
 from deeprecsys.analysis.usage import Watts
 from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.machines.accelerators import check_names, cuda_number
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from deeprecsys.core import Limits, UserError, Work
 
 if TYPE_CHECKING:
     from deeprecsys.engine.profiler import Grid
-    from deeprecsys.service_time import Profile
+    from deeprecsys.machines.service_time import Profile
 
 NAME = "profile"
 HELP = """Measure how long one request takes, by its size and the number of busy workers.
@@ -127,7 +127,7 @@ def _sizes(text: str | None) -> list[int] | None:
 
 def _unfinished(folder: Path, request: opt.Request) -> Profile | None:
     """The profile that is in the folder already; UserError if it is of something else."""
-    from deeprecsys.service_time import ABOUT_MODEL, Profile
+    from deeprecsys.machines.service_time import ABOUT_MODEL, Profile
 
     if not (folder / FILE).is_file():
         return None

@@ -19,7 +19,7 @@ from deeprecsys.cli.profile import FILE, profiling
 from deeprecsys.core import Policy, Records, Requests, Schedule, UserError
 
 if TYPE_CHECKING:
-    from deeprecsys.service_time import ServiceTime
+    from deeprecsys.machines.service_time import ServiceTime
     from deeprecsys.simulation import Simulator
 
 NAME = "simulate"
@@ -229,7 +229,7 @@ def _given(
     request: opt.SimulationRequest, service: str | None, profile: str | None, extrapolate: bool
 ) -> ServiceTime | None:
     """The service time that was given; None: to be measured."""
-    from deeprecsys.service_time import Profile, ServiceTime
+    from deeprecsys.machines.service_time import Profile, ServiceTime
 
     if service is not None:
         return ServiceTime.parse(service)
@@ -253,7 +253,7 @@ def _profiled(
     """Of the model on all of this machine's cores, kept in the run's folder."""
     from dataclasses import replace
 
-    from deeprecsys.service_time import ServiceTime
+    from deeprecsys.machines.service_time import ServiceTime
 
     with show.loaded(progress, replace(request, workers=None)) as engine:
         progress.line(f"profiling {request.model} on {engine.workers} workers for {seconds:g} s")
@@ -272,8 +272,8 @@ def _profiled(
 
 def _simulator(request: opt.SimulationRequest, law: ServiceTime) -> Simulator:
     """As many workers as asked for; else as were profiled, or as this machine has cores."""
-    from deeprecsys.accelerators import accelerator
     from deeprecsys.engine.topology import usable_cores
+    from deeprecsys.machines.accelerators import accelerator
     from deeprecsys.simulation import Simulator
 
     workers = request.workers

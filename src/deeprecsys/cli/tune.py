@@ -15,7 +15,7 @@ from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.profile import profiling
 from deeprecsys.core import Policy, Records, Requests, UserError
-from deeprecsys.service_time import ABOUT_MODEL
+from deeprecsys.machines.service_time import ABOUT_MODEL
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine

@@ -16,8 +16,8 @@ import numpy as np
 from deeprecsys.core import DEFAULT_INDICES, UserError
 from deeprecsys.engine.pool import draw
 from deeprecsys.engine.process import pin_thread
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.runtimes import RUNTIMES, Runtime, make_runtime
-from deeprecsys.service_time import ServiceTime
 from deeprecsys.workload import parse_indices
 
 # Candidates to draw windows from: enough rows that repeats do not come from the cache.

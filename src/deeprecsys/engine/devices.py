@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from deeprecsys.accelerators import accelerator, cuda_number
 from deeprecsys.engine.calibrate import Cores
 from deeprecsys.engine.profiler import Grid, measure, powers_of_two
+from deeprecsys.machines.accelerators import accelerator, cuda_number
+from deeprecsys.machines.service_time import Profile
 from deeprecsys.runtimes import Device, Runtime
 from deeprecsys.runtimes.emulated import Emulated
-from deeprecsys.service_time import Profile
 
 # For the times of one core, over which speed-ups were published.
 ONE_CORE_S = 4.0

@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from deeprecsys.accelerators import check_names, cuda_number
 from deeprecsys.core import (
     DEFAULT_INDICES,
     Facts,
@@ -41,10 +40,11 @@ from deeprecsys.engine.pool import InputPool, draw_pool
 from deeprecsys.engine.power import Meter
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
+from deeprecsys.machines.accelerators import check_names, cuda_number
+from deeprecsys.machines.service_time import ABOUT_MODEL, Profile
 from deeprecsys.rules.admission import Admission
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.runtimes import Device, Runtime, Scores
-from deeprecsys.service_time import ABOUT_MODEL, Profile
 
 # Items that may wait: far beyond what any target lets through, far below what memory holds.
 MAX_QUEUED_ITEMS = 4_000_000

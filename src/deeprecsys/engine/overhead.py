@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import lsq_linear
 
 from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule
-from deeprecsys.service_time import (
+from deeprecsys.machines.service_time import (
     WEATHER_STEP_S,
     Overhead,
     Profile,

@@ -16,8 +16,8 @@ from deeprecsys.core import DEFAULT_INDICES, FloatArray
 from deeprecsys.engine import topology
 from deeprecsys.engine.calibrate import Cores, on_cores
 from deeprecsys.engine.pool import draw_pool
+from deeprecsys.machines.service_time import Point, Profile
 from deeprecsys.runtimes import Runtime
-from deeprecsys.service_time import Point, Profile
 
 ROUNDS = 4
 _WARM_REPEATS = 2

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import Inputs, InputSpec, UserError
-from deeprecsys.service_time import ServiceTime
+from deeprecsys.machines.service_time import ServiceTime
 
 Scores = NDArray[np.float32]
 

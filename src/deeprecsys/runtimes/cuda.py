@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from deeprecsys.core import Inputs, UserError
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.runtimes import Scores
 from deeprecsys.runtimes.packing import Packing
-from deeprecsys.service_time import ServiceTime
 
 # For slots, intermediate results and the libraries' own workspace, beside the model.
 HEADROOM_BYTES = 2 << 30

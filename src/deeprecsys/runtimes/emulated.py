@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.accelerators import Accelerator
 from deeprecsys.core import Inputs
+from deeprecsys.machines.accelerators import Accelerator
+from deeprecsys.machines.service_time import drawn_s
 from deeprecsys.runtimes import Scores
-from deeprecsys.service_time import drawn_s
 
 
 class Emulated:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.accelerators import Accelerator
 from deeprecsys.core import FloatArray, IntArray, Policy, Records, Schedule, Status, UserError
-from deeprecsys.service_time import ServiceTime, Tables
+from deeprecsys.machines.accelerators import Accelerator
+from deeprecsys.machines.service_time import ServiceTime, Tables
 from deeprecsys.simulation.simulator import Simulator
 
 BALANCERS = (

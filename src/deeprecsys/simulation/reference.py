@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule, Status
+from deeprecsys.machines.service_time import Tables, drawn_s
 from deeprecsys.rules.dispatch import Dispatcher, offloads
-from deeprecsys.service_time import Tables, drawn_s
 
 _NO_DRAWS = np.zeros(0)
 

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.accelerators import Accelerator
 from deeprecsys.analysis.metrics import Summary
 from deeprecsys.analysis.streaming import RunningSummary
 from deeprecsys.core import (
@@ -31,7 +30,8 @@ from deeprecsys.core import (
     Watch,
     replace,
 )
-from deeprecsys.service_time import ServiceTime, Tables
+from deeprecsys.machines.accelerators import Accelerator
+from deeprecsys.machines.service_time import ServiceTime, Tables
 
 _FINGERPRINT = 64
 # A watch looks at a run in progress after these shares of its arrivals.

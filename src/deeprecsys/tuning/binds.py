@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import SLA, Facts, Policy
-from deeprecsys.service_time import busy_shares, query_work_s
+from deeprecsys.machines.service_time import busy_shares, query_work_s
 from deeprecsys.tuning.capacity import Run
 
 # Busier than this at capacity, the cores bind; less, the tail does.

@@ -17,7 +17,7 @@ import numpy as np
 
 from deeprecsys.analysis.metrics import Summary, percentile, summarize, verdict_so_far
 from deeprecsys.core import SLA, Facts, Policy, Records, System
-from deeprecsys.service_time import busy_shares
+from deeprecsys.machines.service_time import busy_shares
 from deeprecsys.workload import Workload
 
 # Rates within this of each other count as one: policies are chosen for gains of several percent.

@@ -13,7 +13,7 @@ from importlib.resources import files
 import numpy as np
 
 from deeprecsys.core import FloatArray, UserError
-from deeprecsys.service_time import Profile, ServiceTime
+from deeprecsys.machines.service_time import Profile, ServiceTime
 
 # Speed-up over one CPU core, by model and batch size.
 SPEEDUPS = {"gtx-1080ti": "gtx_1080ti.csv"}
@@ -79,7 +79,7 @@ def _faster(name: str, model: str, profile: Profile) -> Accelerator:
 
 def speedups(name: str, model: str) -> tuple[FloatArray, FloatArray]:
     """(batch sizes, speed-up over one core), as published. UserError for a model without."""
-    lines = (files("deeprecsys.accelerators") / SPEEDUPS[name]).read_text().splitlines()
+    lines = (files("deeprecsys.machines") / SPEEDUPS[name]).read_text().splitlines()
     head, *rows = [line.split(",") for line in lines if not line.startswith("#")]
     table = {row[0]: [float(cell) for cell in row[1:]] for row in rows}
     if model not in table:

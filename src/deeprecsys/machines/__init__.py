@@ -1,0 +1,1 @@
+"""How long a request takes: laws, profiles, and accelerators by name."""
