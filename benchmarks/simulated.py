@@ -17,12 +17,12 @@ import numpy as np
 
 import deeprecsys as drs
 from deeprecsys.core import SLA, Policy, Schedule, replace
+from deeprecsys.fleet.fleet import Fleet, Kind
 from deeprecsys.guided import adaptive_policy
 from deeprecsys.machines.accelerators import accelerator
 from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.models import NAMES, get_spec, load_model
 from deeprecsys.simulation import Simulator
-from deeprecsys.simulation.fleet import Fleet, Kind
 from deeprecsys.tuning import find_capacity, tune
 from deeprecsys.tuning.capacity import Probe
 from deeprecsys.tuning.interleave import Contestant, interleave, ratio_of

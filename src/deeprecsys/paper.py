@@ -13,9 +13,9 @@ import numpy as np
 
 from deeprecsys.analysis.metrics import percentile
 from deeprecsys.core import SLA, Policy
+from deeprecsys.fleet.fleet import Fleet, FleetDay, Kind
 from deeprecsys.machines.service_time import ServiceTime, query_work_s
 from deeprecsys.simulation import Simulator
-from deeprecsys.simulation.fleet import Fleet, FleetDay, Kind
 from deeprecsys.tuning import find_capacity, tune
 from deeprecsys.workload import Workload
 from deeprecsys.workload.mix import Mix, Share

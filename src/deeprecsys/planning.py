@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.fleet.fleet import Fleet, FleetDay, Kind
 from deeprecsys.simulation import Simulator
-from deeprecsys.simulation.fleet import Fleet, FleetDay, Kind
 from deeprecsys.tuning import find_capacity, tune
 from deeprecsys.tuning.binds import what_binds
 from deeprecsys.workload import Workload

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from deeprecsys.cli import fleet_file, show
 from deeprecsys.cli import folder as files
+from deeprecsys.cli import show
 from deeprecsys.cli.options import SimulationRequest
 from deeprecsys.core import UserError
+from deeprecsys.fleet import file as fleet_file
 
 STRETCHES = 96
 _ROWS = 12  # of the table in the terminal

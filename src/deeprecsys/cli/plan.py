@@ -9,10 +9,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from deeprecsys.cli import fleet_file, show
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
+from deeprecsys.cli import show
 from deeprecsys.core import Policy, UserError
+from deeprecsys.fleet import file as fleet_file
 
 NAME = "plan"
 HELP = """How many machines of which kind, for a given traffic and target.

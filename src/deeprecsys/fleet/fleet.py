@@ -2,7 +2,7 @@
 
 Machines are those of `simulator.Simulator`, and a fleet of one gives its records. `run` keeps
 every query; `stream` counts, so that its memory does not grow with the traffic. Static policies
-only: what becomes of a query must be known when it is handed over (`fleet_kernel.py`).
+only: what becomes of a query must be known when it is handed over (`kernel.py`).
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class FleetDay:
 
 def _percentile(counts: IntArray, p: float) -> float:
     """The order statistic of rank ⌈p·n/100⌉, to 1 %: the middle of its bin."""
-    from deeprecsys.simulation.fleet_kernel import LEAST_S, STEP
+    from deeprecsys.fleet.kernel import LEAST_S, STEP
 
     n = int(counts.sum())
     if not n:
@@ -234,7 +234,7 @@ class _Run:
     def __init__(
         self, fleet: Fleet, first: Schedule, stretches: int, duration_s: float, keep: int = 0
     ) -> None:
-        from deeprecsys.simulation import fleet_kernel as kernel
+        from deeprecsys.fleet import kernel as kernel
 
         self.kernel, self.fleet = kernel, fleet
         simulator = Simulator(next(iter(fleet.kinds[0].service.values())), 1, seed=fleet.seed)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from test_simulator import DEVICES, LAWS, devices, offloads, schedules
 
 from deeprecsys.core import Policy, Schedule, Status, UserError, replace
+from deeprecsys.fleet.fleet import BALANCERS, Event, Fleet, Kind
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.simulation import Simulator
-from deeprecsys.simulation.fleet import BALANCERS, Event, Fleet, Kind
 from deeprecsys.simulation.theory import mmc_mean_s, two_choices_mean_s
 from deeprecsys.workload import Workload
 

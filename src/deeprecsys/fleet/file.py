@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 
 from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.fleet.fleet import Event, Fleet, Kind
 from deeprecsys.machines.accelerators import Accelerator, accelerator
 from deeprecsys.machines.service_time import Profile, ServiceTime
-from deeprecsys.simulation.fleet import Event, Fleet, Kind
 from deeprecsys.workload.mix import Mix, Share
 
 
