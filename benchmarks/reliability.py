@@ -19,11 +19,11 @@ import grpc
 import numpy as np
 
 import deeprecsys as drs
+from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Records, Status
 from deeprecsys.models import load_model
 from deeprecsys.protocol import wire
 from deeprecsys.protocol.grpc_schema import SERVICE, message
-from deeprecsys.serving.client import Client
 from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
 from rows import Row, asked, measure

@@ -195,7 +195,7 @@ def _server(name: str, batch: int, *flags: str) -> Any:
 
 
 def _client(host: Host, name: str) -> Any:
-    from deeprecsys.serving.client import Client
+    from deeprecsys.client.client import Client
 
     return Client(f"http://127.0.0.1:{host.http_port}", name)
 

@@ -34,6 +34,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"relative import in {path}"
+        assert "deeprecsys" not in names, f"{path} imports the facade"
         found |= {n.split(".")[1] for n in names if n.startswith("deeprecsys.")}
     return found
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deeprecsys.analysis.metrics import summarize as summarize
+    from deeprecsys.client.client import Client as Client
     from deeprecsys.core import SLA as SLA
     from deeprecsys.core import InputSpec as InputSpec
     from deeprecsys.core import Policy as Policy
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from deeprecsys.models import load_model as load_model
     from deeprecsys.report import write_report as write_report
     from deeprecsys.rules.dispatch import QueueFull as QueueFull
-    from deeprecsys.serving.client import Client as Client
     from deeprecsys.simulation import Simulator as Simulator
     from deeprecsys.tuning import find_capacity as find_capacity
     from deeprecsys.workload import Workload as Workload
@@ -40,7 +40,7 @@ _HOMES = {
     "report": ("write_report",),
     "machines.service_time": ("Profile", "ServiceTime"),
     "guided": ("tune",),
-    "serving.client": ("Client",),
+    "client.client": ("Client",),
     "simulation": ("Simulator",),
     "tuning": ("find_capacity",),
     "workload": ("Workload",),

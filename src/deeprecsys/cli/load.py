@@ -19,7 +19,7 @@ from deeprecsys.core import SLA, Policy, Records, Schedule, Status, UserError
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
-    from deeprecsys.serving.client import Client
+    from deeprecsys.client.client import Client
     from deeprecsys.tuning import Capacity
     from deeprecsys.tuning.capacity import Run
 
@@ -85,8 +85,8 @@ def run(
     out: opt.Out = None,
     json_file: opt.JsonFile = None,
 ) -> int:
-    from deeprecsys.serving.client import Client
-    from deeprecsys.serving.load_inputs import read_values
+    from deeprecsys.client.client import Client
+    from deeprecsys.client.inputs import read_values
 
     task = _Task(
         url, model, Workload(sizes=sizes, arrivals=arrivals, indices=indices, seed=seed),

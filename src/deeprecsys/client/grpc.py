@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.client.server import Address, bearer, grpc_channel, unreached
+from deeprecsys.client.sheet import STATUS_OF, Rows, Tally
 from deeprecsys.core import Status
 from deeprecsys.engine.driver import drive
 from deeprecsys.engine.process import SWITCH_INTERVAL_S
 from deeprecsys.protocol.grpc_schema import SERVICE
-from deeprecsys.serving.load_server import Address, bearer, grpc_channel, unreached
-from deeprecsys.serving.load_sheet import STATUS_OF, Rows, Tally
 
 clock = time.perf_counter
 

@@ -8,21 +8,21 @@ import time
 
 import numpy as np
 import pytest
+from serving.stub_server import Act, GrpcStub, HttpStub
 
 import deeprecsys
+from deeprecsys.client import inputs as client_inputs
+from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
-from deeprecsys.serving import load_inputs
-from deeprecsys.serving.client import Client
 from deeprecsys.tuning import Effort, Observer, find_capacity
 from deeprecsys.workload import Workload
-from serving.stub_server import Act, GrpcStub, HttpStub
 
 STUBS = {"http": HttpStub, "grpc": GrpcStub}
 
 
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch):
-    monkeypatch.setattr(load_inputs, "_POOL_BYTES", 1 << 18)  # large ones take a while to draw
+    monkeypatch.setattr(client_inputs, "_POOL_BYTES", 1 << 18)  # large ones take a while to draw
 
 
 @pytest.fixture(params=sorted(STUBS))

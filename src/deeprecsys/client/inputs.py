@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprecsys.client.server import Description, Tensor
 from deeprecsys.core import IntArray, UserError
 from deeprecsys.protocol import tensors
-from deeprecsys.serving.load_server import Description, Tensor
 from deeprecsys.workload import parse_indices
 
 # A pool is as large as this if that gives some thousand candidates, and at most four times as

@@ -21,8 +21,7 @@ from typing import Any
 
 import msgspec
 
-from deeprecsys.engine.process import generator_priority
-from deeprecsys.serving.load_inputs import (
+from deeprecsys.client.inputs import (
     Column,
     Pool,
     binary_head,
@@ -31,8 +30,9 @@ from deeprecsys.serving.load_inputs import (
     grpc_message,
     json_message,
 )
-from deeprecsys.serving.load_server import Address, bearer
-from deeprecsys.serving.load_sheet import Rows, Sheet, Tally
+from deeprecsys.client.server import Address, bearer
+from deeprecsys.client.sheet import Rows, Sheet, Tally
+from deeprecsys.engine.process import generator_priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +108,10 @@ class _Process:
 
 def _load(setup: Setup) -> Any:
     if setup.address.scheme == "http":
-        from deeprecsys.serving.load_http import HttpLoad
+        from deeprecsys.client.http import HttpLoad
 
         return HttpLoad(setup.address, setup.connections, setup.patience_s)
-    from deeprecsys.serving.load_grpc import GrpcLoad
+    from deeprecsys.client.grpc import GrpcLoad
 
     return GrpcLoad(setup.address, setup.connections, setup.patience_s, setup.key)
 

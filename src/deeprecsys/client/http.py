@@ -21,9 +21,9 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from deeprecsys.client.server import Address, error_text
+from deeprecsys.client.sheet import STATUS_OF, Rows, Tally
 from deeprecsys.core import Status
-from deeprecsys.serving.load_server import Address, error_text
-from deeprecsys.serving.load_sheet import STATUS_OF, Rows, Tally
 
 clock = time.perf_counter
 

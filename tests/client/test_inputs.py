@@ -7,11 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deeprecsys.core import UserError
-from deeprecsys.protocol import tensors
-from deeprecsys.protocol.grpc_schema import message
-from deeprecsys.serving.load_http import Answer, Malformed
-from deeprecsys.serving.load_inputs import (
+from deeprecsys.client.http import Answer, Malformed
+from deeprecsys.client.inputs import (
     binary_head,
     draw_pool,
     grpc_head,
@@ -21,7 +18,10 @@ from deeprecsys.serving.load_inputs import (
     pool_items,
     read_values,
 )
-from deeprecsys.serving.load_server import Description, Tensor
+from deeprecsys.client.server import Description, Tensor
+from deeprecsys.core import UserError
+from deeprecsys.protocol import tensors
+from deeprecsys.protocol.grpc_schema import message
 
 
 def described(*inputs, **parameters):

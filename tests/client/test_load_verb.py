@@ -8,17 +8,17 @@ import sys
 import time
 
 import pytest
+from serving.stub_server import Act, HttpStub
 
 from deeprecsys.cli.main import call
+from deeprecsys.client import inputs as client_inputs
 from deeprecsys.core import Records
-from deeprecsys.serving import load_inputs
-from serving.stub_server import Act, HttpStub
 
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(load_inputs, "_POOL_BYTES", 1 << 18)  # a large one takes a while
+    monkeypatch.setattr(client_inputs, "_POOL_BYTES", 1 << 18)  # a large one takes a while
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """`Client`: any KServe v2 server as a system, under open-loop load over HTTP or gRPC.
 
-The sending is done by child processes (`load_process.py`), so that neither the caller's work nor
+The sending is done by child processes (`process.py`), so that neither the caller's work nor
 the watching of a run makes a query late; here they are started, told when a run begins, and
 listened to. A latency counts from the scheduled arrival to the last byte of the answer,
 whatever the client itself had to wait for; `records.lag_s` says how much of it that was.
@@ -22,12 +22,11 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
-import deeprecsys
+from deeprecsys.client.inputs import offsets, plan, pool_items
+from deeprecsys.client.process import Plan, Setup
+from deeprecsys.client.server import Address, Description, bearer, describe
+from deeprecsys.client.sheet import Sheet, Tally, new_file
 from deeprecsys.core import Facts, Policy, Records, Schedule, Status, UserError, Watch
-from deeprecsys.serving.load_inputs import offsets, plan, pool_items
-from deeprecsys.serving.load_process import Plan, Setup
-from deeprecsys.serving.load_server import Address, Description, bearer, describe
-from deeprecsys.serving.load_sheet import Sheet, Tally, new_file
 from deeprecsys.workload import parse_indices
 
 clock = time.perf_counter
@@ -304,10 +303,10 @@ class _Child:
 
     def __init__(self, setup: Setup) -> None:
         self.number, self.listening = setup.number, True
-        here = str(Path(deeprecsys.__file__).parent.parent)
+        here = str(Path(__file__).parents[2])
         code = (
             f"import sys; sys.path.insert(0, {here!r}); "
-            "from deeprecsys.serving.load_process import main; main()"
+            "from deeprecsys.client.process import main; main()"
         )
         self._process = subprocess.Popen(
             [sys.executable, "-c", code],
