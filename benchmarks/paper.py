@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 import deeprecsys as drs
-from deeprecsys import paper
 from deeprecsys.analysis.usage import Watts, usage
 from deeprecsys.core import SLA
 from deeprecsys.engine import topology
+from deeprecsys.experiments import paper
 from deeprecsys.machines.accelerators import accelerator, speedups
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models import NAMES, Model, get_spec, load_model

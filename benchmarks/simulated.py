@@ -17,8 +17,8 @@ import numpy as np
 
 import deeprecsys as drs
 from deeprecsys.core import SLA, Policy, Schedule, replace
+from deeprecsys.experiments.guided import adaptive_policy
 from deeprecsys.fleet.fleet import Fleet, Kind
-from deeprecsys.guided import adaptive_policy
 from deeprecsys.machines.accelerators import accelerator
 from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.models import NAMES, get_spec, load_model

@@ -16,7 +16,7 @@ LAYERS = {
     "runtimes": 2, "simulation": 2, "tuning": 2, "report": 2,
     "engine": 3, "fleet": 3,
     "serving": 4, "client": 4,
-    "experiments": 6, "guided": 5.5, "planning": 5.5, "paper": 5.5,
+    "experiments": 6,
     "cli": 7, "__init__": 7, "__main__": 8,
 }  # fmt: skip
 

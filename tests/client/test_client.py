@@ -8,7 +8,6 @@ import time
 
 import numpy as np
 import pytest
-from serving.stub_server import Act, GrpcStub, HttpStub
 
 import deeprecsys
 from deeprecsys.client import inputs as client_inputs
@@ -16,6 +15,7 @@ from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
 from deeprecsys.tuning import Effort, Observer, find_capacity
 from deeprecsys.workload import Workload
+from stub_server import Act, GrpcStub, HttpStub
 
 STUBS = {"http": HttpStub, "grpc": GrpcStub}
 

@@ -8,11 +8,11 @@ import sys
 import time
 
 import pytest
-from serving.stub_server import Act, HttpStub
 
 from deeprecsys.cli.main import call
 from deeprecsys.client import inputs as client_inputs
 from deeprecsys.core import Records
+from stub_server import Act, HttpStub
 
 
 @pytest.fixture(autouse=True)

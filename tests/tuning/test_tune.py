@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from deeprecsys import guided
 from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.experiments import guided
 from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import SEARCHES, Capacity, Observer, study, tune

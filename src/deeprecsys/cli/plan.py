@@ -40,7 +40,7 @@ def run(
     out: opt.Out = None,
     json_file: opt.JsonFile = None,
 ) -> int:
-    from deeprecsys.planning import Answer, Demand, plan
+    from deeprecsys.experiments.plan import Answer, Demand, plan
 
     found = fleet_file.read(file)
     opt.positive("--qps", qps)
@@ -91,7 +91,7 @@ def run(
 
 
 def _offer(part: fleet_file.KindPart, file: fleet_file.FleetFile, folder: Path) -> Any:
-    from deeprecsys.planning import Offer
+    from deeprecsys.experiments.plan import Offer
 
     stated = None
     if part.batch_size is not None:

@@ -142,7 +142,7 @@ def run(
 
 
 def _check_paper(request: opt.SimulationRequest, name: str, qps: float | None, tune: bool) -> None:
-    from deeprecsys.paper import RESULTS
+    from deeprecsys.experiments.paper import RESULTS
 
     if name not in RESULTS:
         raise UserError(f"unknown result {name!r} of the paper; known: {', '.join(RESULTS)}")
@@ -157,7 +157,7 @@ def _paper(
 ) -> int:
     from dataclasses import asdict
 
-    from deeprecsys.paper import RESULTS, Case
+    from deeprecsys.experiments.paper import RESULTS, Case
 
     began = time.monotonic()
     assert request.model is not None

@@ -54,7 +54,7 @@ def run(
     ] = None,
     duration_s: opt.DurationS = None,
 ) -> int:
-    from deeprecsys import guided
+    from deeprecsys.experiments import guided
     from deeprecsys.tuning import SIMULATED, Observer, tune
 
     if method not in BUDGET_S:
