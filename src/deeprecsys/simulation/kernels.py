@@ -1,12 +1,12 @@
-"""The rules of `dispatch.Dispatcher` over arrays, compiled: which worker starts what, and when.
+"""The rules of `rules.dispatch.Dispatcher` over arrays, compiled: who starts what, and when.
 
 Queries are served first come, first served, and workers are alike, so requests *start* in the
 order of their items: one loop over requests suffices, and the only state is when each worker is
 free. Each instant is settled in the same order everywhere: what finishes, what arrives, who pulls.
 The worker that has been free longest pulls first; of equals the lower number.
 
-Knows arrays only; `tables` is `service_time.Tables`. `free_s` [workers] is a binary heap of when
-workers are free, `who` their numbers; both carry over from one call to the next, as does the
+Knows arrays only; `tables` is `machines.service_time.Tables`. `free_s` [workers] is a binary heap
+of when workers are free, `who` their numbers; both carry over from one call to the next, as does the
 generator.
 """
 

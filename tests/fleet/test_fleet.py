@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_simulator import DEVICES, LAWS, devices, offloads, schedules
 
 from deeprecsys.core import Policy, Schedule, Status, UserError, replace
 from deeprecsys.fleet.fleet import BALANCERS, Event, Fleet, Kind
@@ -14,6 +13,7 @@ from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.simulation import Simulator
 from deeprecsys.simulation.theory import mmc_mean_s, two_choices_mean_s
 from deeprecsys.workload import Workload
+from machines_drawn import DEVICES, LAWS, devices, offloads, schedules
 
 
 def kind(law, count=1, workers=2, policy=None, accelerators=(), name="a"):
