@@ -1,8 +1,9 @@
 """Workers: the threads of one process that execute requests under one dispatcher.
 
 The rules (what to execute next, when a query is done, what expires) are those of
-`rules.dispatch.Dispatcher`; here are the threads, the lock around the rules, and the futures. Whatever happens to a query,
-exactly one place answers its future: `_answer`. Accelerators have threads of their own (`lane`).
+`rules.dispatch.Dispatcher`; here are the threads, the lock around the rules, and the futures.
+Whatever happens to a query, exactly one place answers its future: `_answer`. Accelerators have
+threads of their own (`lane`).
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ order of their items: one loop over requests suffices, and the only state is whe
 free. Each instant is settled in the same order everywhere: what finishes, what arrives, who pulls.
 The worker that has been free longest pulls first; of equals the lower number.
 
-Knows arrays only; `tables` is `machines.service_time.Tables`. `free_s` [workers] is a binary heap
-of when workers are free, `who` their numbers; both carry over from one call to the next, as does the
-generator.
+Knows arrays only; `tables` is `machines.service_time.Tables`.
+`free_s` [workers] is a binary heap of when workers are free, `who` their numbers; both carry over
+from one call to the next, as does the generator.
 """
 
 from __future__ import annotations
