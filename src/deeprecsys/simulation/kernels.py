@@ -6,6 +6,7 @@ free. Each instant is settled in the same order everywhere: what finishes, what 
 The worker that has been free longest pulls first; of equals the lower number.
 
 Knows arrays only; `tables` is `machines.service_time.Tables`.
+
 `free_s` [workers] is a binary heap of when workers are free, `who` their numbers; both carry over
 from one call to the next, as does the generator.
 """
