@@ -12,7 +12,7 @@ from typing import Any
 
 from deeprecsys.core import Records, Requests, UserError
 
-__all__ = ["read_run", "write_report"]
+__all__ = ["glance", "read_run", "render", "write_report"]
 
 VERBS = ("tune", "bench", "profile", "simulate", "plan", "load")
 
@@ -33,6 +33,24 @@ def write_report(folder: str | Path) -> Path:
         raise UserError(f"{where} is damaged or of another version: {error!r}") from error
     target.write_text(html, encoding="utf-8")
     return target
+
+
+def render(
+    summary: dict[str, Any], records: Records | None = None, requests: Requests | None = None
+) -> str:
+    """The report as HTML, of what would lie in a run's folder."""
+    from deeprecsys.report.page import page
+
+    return page(summary, records, requests)
+
+
+def glance(
+    summary: dict[str, Any], records: Records | None = None, requests: Requests | None = None
+) -> str:
+    """The verdict and the main figure alone, as an HTML page: what a notebook shows."""
+    from deeprecsys.report.page import glance
+
+    return glance(summary, records, requests)
 
 
 def read_run(folder: Path) -> tuple[dict[str, Any], Records | None, Requests | None]:

@@ -24,13 +24,30 @@ Section = tuple[str, str, figures.Figure | None]  # heading, what it shows, figu
 
 def page(summary: dict[str, Any], records: Records | None, requests: Requests | None = None) -> str:
     """The whole document."""
+    return document(_title(summary), _body(summary, records, requests))
+
+
+def glance(
+    summary: dict[str, Any], records: Records | None, requests: Requests | None = None
+) -> str:
+    """The head and the first figure alone."""
+    head, *rest = _body(summary, records, requests)
+    figure = next((p for p in rest if isinstance(p, tuple) and p[2] is not None), "")
+    return document(_title(summary), [head, figure])
+
+
+def _title(summary: dict[str, Any]) -> str:
+    return f"{summary['verb']} {_subject(summary)}"
+
+
+def _body(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Any]:
+    """Its parts: head first, then sections and tables."""
     bodies = {"tune": _tune, "bench": _bench, "profile": _profile, "plan": _plan}
     bodies["simulate"] = next(
         (body for key, body in (("trials", _tune), ("fleet", _fleet), ("paper", _paper))
          if key in summary), _bench)  # fmt: skip
     bodies["load"] = _capacity if "trials" in summary else _bench
-    body = bodies[summary["verb"]](summary, records, requests)
-    return document(f"{summary['verb']} {_subject(summary)}", body)
+    return bodies[summary["verb"]](summary, records, requests)
 
 
 def _tune(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Any]:
