@@ -123,12 +123,10 @@ def origin(verb: str) -> dict[str, Any]:
 
 def command() -> str:
     """What was typed: the verb, or the user's own program."""
-    own = Path(sys.argv[0]).name
-    if own in ("deeprecsys", "__main__.py"):
-        own = "deeprecsys"
-    else:
-        own = sys.argv[0] or "python"
-    return shlex.join([own, *sys.argv[1:]])
+    program = sys.argv[0] or "python"
+    if Path(program).name in ("deeprecsys", "__main__.py"):
+        program = "deeprecsys"
+    return shlex.join([program, *sys.argv[1:]])
 
 
 def accelerators(facts: Any) -> dict[str, Any] | None:
