@@ -25,9 +25,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import FloatArray, IntArray, UserError, load_columns
+from deeprecsys.core import FloatArray, IntArray, UserError
 from deeprecsys.workload.options import no_options, number, numbers, parse, read_table
-from deeprecsys.workload.sizes import MAX_SIZE
+from deeprecsys.workload.traces import read_trace
 
 DAY_S = 86_400.0
 
@@ -36,9 +36,6 @@ PEAK_TO_TROUGH = 2.0
 
 # Spells (pairs of quiet and burst) of `Bursty` drawn at a time. Part of what a seed means.
 _SPELLS = 256
-
-# Seconds since 1970 rather than since the start of the trace: nobody replays three idle years.
-_LOOKS_LIKE_A_DATE_S = 1e8
 
 
 class ArrivalLaw(Protocol):
@@ -180,12 +177,14 @@ class Replay:
     """A recorded trace: its times, its sizes and, where it has them, its models.
 
     arrival_s: [n] sorted, from 0. size: [n]. model: [n] names, or None. path: for reports.
+    timed: are the times the trace's own? Without, they are Poisson's, at any rate that is given.
     """
 
     path: str
     arrival_s: FloatArray
     size: IntArray
     model: NDArray[Any] | None = None
+    timed: bool = True
 
     @property
     def rate_qps(self) -> float:
@@ -204,7 +203,10 @@ class Replay:
     def describe(self) -> str:
         models = 1 if self.model is None else len(set(self.model.tolist()))
         mixed = f"; its {models} models are not told apart" if models > 1 else ""
-        return f"replay: the {len(self.size)} queries of {self.path} with its own sizes{mixed}"
+        times = "" if self.timed else ", at Poisson times, of which it says none"
+        return (
+            f"replay: the {len(self.size)} queries of {self.path} with its own sizes{times}{mixed}"
+        )
 
 
 def poisson(options: str) -> Poisson:
@@ -237,22 +239,13 @@ def daily(options: str) -> Daily:
 
 
 def replay(options: str) -> Replay:
-    """`replay:FILE`: CSV or Parquet (or NPZ) with columns `arrival_s,size[,model]`.
-
-    Raises UserError, naming the row, for times that are no numbers, negative or unsorted, and for
-    sizes that are not whole or not positive.
-    """
-    columns = load_columns(options or "(a path is needed after the colon)")
-    if missing := [name for name in ("arrival_s", "size") if name not in columns]:
-        raise UserError(
-            f"{options} has no column {' and no '.join(missing)}: "
-            f"a trace needs arrival_s,size, this has {','.join(columns)}"
-        )
-    arrival, size = (_numeric(options, name, columns[name]) for name in ("arrival_s", "size"))
-    if not len(arrival):
-        raise UserError(f"{options} is empty: a trace needs at least one query")
-    _check_trace(options, arrival, size)
-    return Replay(options, arrival, size.astype(np.int64), columns.get("model"))
+    """`replay:FILE`, with columns `arrival_s,size[,model]`; for its forms see `read_trace`."""
+    trace = read_trace(options)
+    if trace.arrival_s is not None:
+        return Replay(options, trace.arrival_s, trace.size, trace.model)
+    # Always the same gaps, as a trace's are.
+    gaps = np.random.default_rng(0).standard_exponential(len(trace.size))
+    return Replay(options, np.cumsum(gaps), trace.size, timed=False)
 
 
 ARRIVAL_LAWS: dict[str, Callable[[str], ArrivalLaw]] = {
@@ -327,29 +320,3 @@ def _daily_table(path: str, period_s: float) -> Daily:
     if not relative.any():
         raise UserError(f"{path}: at least one relative rate must be above 0")
     return Daily(f"the hourly rates of {path}", np.append(hour, 24) / 24 * period_s, relative)
-
-
-def _numeric(path: str, name: str, column: NDArray[Any]) -> FloatArray:
-    if column.dtype.kind not in "iuf":
-        raise UserError(f"{path}: column {name} must hold numbers, not {column.dtype}")
-    return column.astype(np.float64)
-
-
-def _check_trace(path: str, arrival: FloatArray, size: FloatArray) -> None:
-    def refuse(wrong: NDArray[np.bool_], values: FloatArray, rule: str) -> None:
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise UserError(f"{path} row {row + 1}: {rule}, not {values[row]:.10g}")
-
-    refuse(~np.isfinite(arrival) | (arrival < 0), arrival, "arrival_s must be 0 s or later")
-    refuse(np.diff(arrival, prepend=0.0) < 0, arrival, "arrival_s must not precede the row before")
-    refuse(
-        ~((size >= 1) & (size <= MAX_SIZE) & (size == np.floor(size))),
-        size,
-        f"size must be a whole number of 1 to {MAX_SIZE}",
-    )
-    refuse(
-        arrival[:1] > _LOOKS_LIKE_A_DATE_S,
-        arrival,
-        "arrival_s counts from the start of the trace (subtract the first time)",
-    )

@@ -83,6 +83,14 @@ def read_table(path: str, columns: str) -> tuple[list[int], FloatArray]:
     return [line for line, _ in cells], np.array(values)
 
 
+def aggregated(table: FloatArray) -> FloatArray | None:
+    """The sizes in rows of `from, to, size`, which MLPerf's reference (recommendation/dlrm_v2,
+    --samples-to-aggregate-trace-file) writes for its queries; None for other tables [n, c]."""
+    if table.shape[1] != 3 or (table[:, 1] - table[:, 0] != table[:, 2]).any():
+        return None
+    return np.asarray(table[:, 2])
+
+
 def _cells(path: str) -> list[tuple[int, list[str]]]:
     if not Path(path).is_file():
         raise UserError(f"no file {path or '(a path is needed after the colon)'}")

@@ -18,7 +18,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from deeprecsys.core import FloatArray, IntArray, UserError
-from deeprecsys.workload.options import no_options, number, numbers, parse, read_table
+from deeprecsys.workload.options import (
+    aggregated,
+    no_options,
+    number,
+    numbers,
+    parse,
+    read_table,
+)
 
 # A guard against slips of the pen, not a property of any service: published ranking queries bring
 # up to about a thousand candidates. It also bounds the tables of `uniform` and of wide lognormals.
@@ -160,9 +167,12 @@ def from_file(options: str) -> SizeLaw:
     """`file:PATH`: one size a line, or a table of two columns `quantile,size`.
 
     A row of a quantile table is a step, as in MLPerf's file: its size is given to the queries
-    between the previous row's quantile and its own. The last quantile must be 1.
+    between the previous row's quantile and its own. The last quantile must be 1. MLPerf's rows of
+    `from, to, size` are sizes, too.
     """
     lines, table = read_table(options, "one size, or quantile,size")
+    if (sizes := aggregated(table)) is not None:
+        table = sizes.reshape(-1, 1)
     if table.shape[1] > 2:
         raise UserError(f"{options}: {table.shape[1]} columns; write one size, or quantile,size")
     size = _whole(options, table[:, -1], lines)

@@ -159,6 +159,8 @@ class Workload:
     def _rate(self, rate_qps: float | None) -> float:
         if rate_qps is not None:
             return _positive("rate_qps", rate_qps)
+        if self._trace and not self._trace.timed:
+            raise UserError(f"{self._trace.path} says no times: give a rate, rate_qps or --qps")
         if self._trace:
             return self._trace.rate_qps
         raise UserError("at which rate? give rate_qps; only a replayed trace has a rate of its own")
