@@ -68,7 +68,7 @@ def hold_both_workers(server, runtime):
     runtime.gate.clear()
     began = len(runtime.executed)
     held = [later(lambda: ask(server, query())) for _ in range(2)]
-    until(lambda: sum(e is not None for e in server.plane.engine._group._executing) == 2)
+    until(lambda: server.plane.engine.load().executing == 2)
     assert len(runtime.executed) == began
     return held
 

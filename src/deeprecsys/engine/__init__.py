@@ -10,12 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deeprecsys.engine.answers import DeadlineExceeded, EngineClosed, TooLate, WorkerLost
     from deeprecsys.engine.engine import Engine, Load, Ticket
-    from deeprecsys.engine.group import DeadlineExceeded, EngineClosed, TooLate, WorkerLost
 
 _HOMES = {
+    "answers": ("DeadlineExceeded", "EngineClosed", "TooLate", "WorkerLost"),
     "engine": ("Engine", "Load", "Ticket"),
-    "group": ("DeadlineExceeded", "EngineClosed", "TooLate", "WorkerLost"),
 }
 _MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,8 +1,8 @@
 """The live system: a model served by this machine's cores under a policy.
 
 `submit` answers one query; `run` plays a schedule through the same path and returns records.
-Composes the parts that decide nothing themselves: `group` (workers), `driver` (open-loop
-generator), `pool` (inputs), `limits` and `calibrate` (what the machine can do).
+Composes the parts that decide nothing themselves: `group` (workers, accelerators), `driver`
+(open-loop generator), `pool` (inputs), `limits` and `calibrate` (what the machine can do).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from deeprecsys.core import (
     Watch,
 )
 from deeprecsys.engine import calibrate, topology
+from deeprecsys.engine.answers import EngineClosed
 from deeprecsys.engine.devices import open_devices
 from deeprecsys.engine.driver import drive, watching
-from deeprecsys.engine.group import EngineClosed, Group
+from deeprecsys.engine.group import Group
 from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
@@ -80,12 +81,14 @@ class Ticket:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """executed, busy_s: requests and seconds in them, by worker. alive: it can answer."""
+    """executed, busy_s: requests and seconds in them, by worker; executing: how many do so now.
+    alive: it can answer."""
 
     queued_items: int
     open_queries: int
     executed: tuple[int, ...]
     busy_s: tuple[float, ...]
+    executing: int
     lost_workers: tuple[str, ...]
     alive: bool
 
@@ -348,7 +351,7 @@ class Engine:
         """Accelerators that failed since entering, and why; their queries went to the cores."""
         return {
             self.devices[number].name: f"{type(error).__name__}: {error}".splitlines()[0]
-            for number, error in self._open_group().lost.items()
+            for number, error in self._open_group().lanes.lost.items()
         }
 
     def load(self) -> Load:
@@ -357,9 +360,10 @@ class Engine:
         return Load(
             queued_items=group.queued_items,
             open_queries=group.open_queries,
-            executed=tuple(group.executed),
-            busy_s=tuple(group.busy_s),
-            lost_workers=tuple(group.lost_workers),
+            executed=tuple(group.workers.executed),
+            busy_s=tuple(group.workers.busy_s),
+            executing=sum(what is not None for what in group.workers.executing),
+            lost_workers=tuple(group.workers.lost),
             alive=group.is_alive(),
         )
 
@@ -369,7 +373,7 @@ class Engine:
 
     def requests_executed(self) -> int:
         """Requests that the workers have executed since entering."""
-        return sum(self._open_group().executed)
+        return sum(self._open_group().workers.executed)
 
     def pool_facts(self) -> dict[str, Any]:
         """Size of the input pools drawn so far, by index law."""
