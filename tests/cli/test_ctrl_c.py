@@ -1,0 +1,41 @@
+"""Ctrl-C ends a verb's process and keeps what was measured."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small import SMALL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a process is POSIX")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bench", "ncf", "--qps", "100", "--duration-s", "60"],
+        ["tune", "ncf", "--budget-s", "60"],
+    ],
+)
+def test_ctrl_c_keeps_what_was_measured(tmp_path, arguments):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "deeprecsys", *arguments, *SMALL, "--out", str(folder)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    lines = []
+    while "workers" not in (line := process.stdout.readline()):
+        lines.append(line)
+        assert line, process.stderr.read()
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "interrupted: what was measured until then is kept" in out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["interrupted"] is True
+    measured = summary.get("queries") or summary["trials"][0]["runs"][0]["queries"]
+    assert measured > 0
+    assert (folder / "report.html").is_file()

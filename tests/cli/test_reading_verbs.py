@@ -1,0 +1,67 @@
+"""`report`, `compare`, `models`, `doctor`: what reads and measures nothing."""
+
+import json
+
+import pytest
+
+from deeprecsys.cli.main import call
+from deeprecsys.engine import doctor
+
+
+def test_report_rebuilds_the_report(bench_folder, capsys):
+    target = bench_folder / "report.html"
+    before = target.read_bytes()
+    target.unlink()
+    assert call(["report", str(bench_folder)]) == 0
+    assert target.read_bytes() == before
+
+
+def test_a_run_compared_with_itself_is_not_significant(bench_folder, tune_folder, capsys):
+    assert call(["compare", str(bench_folder), str(bench_folder)]) == 0
+    assert "1.00×" in capsys.readouterr().out
+    assert call(["compare", str(tune_folder), str(tune_folder)]) == 0
+    assert "not significant" in capsys.readouterr().out
+    assert call(["compare", str(bench_folder), str(tune_folder)]) == 2
+
+
+@pytest.mark.parametrize(("factor", "code"), [(0.5, 1), (2.0, 0)])
+def test_a_clear_difference_is_significant_and_a_worse_second_fails(
+    tmp_path, tune_folder, factor, code
+):
+    summary = json.loads((tune_folder / "summary.json").read_text())
+    capacity = summary["best"]["capacity"]
+    rate = capacity["rate_qps"]
+    capacity["interval_qps"] = [0.99 * rate, 1.01 * rate]
+    for name, scale in (("a", 1.0), ("b", factor)):
+        (tmp_path / name).mkdir()
+        capacity["rate_qps"] = scale * rate
+        capacity["interval_qps"] = [0.99 * scale * rate, 1.01 * scale * rate]
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    result = tmp_path / "result.json"
+    assert (
+        call(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json", str(result)]) == code
+    )
+    found = json.loads(result.read_text())
+    assert found["significant"]
+    assert found["ratio"] == pytest.approx(factor)
+
+
+def test_models_lists_the_zoo_with_sources(capsys, tmp_path):
+    assert call(["models", "--sources", "--json", str(tmp_path / "m.json")]) == 0
+    said = capsys.readouterr().out
+    models = json.loads((tmp_path / "m.json").read_text())
+    assert len(models) == 8
+    for model in models:
+        assert model["model"] in said
+        assert model["sources"]
+        assert model["can_meet"] in (True, False)
+
+
+def test_doctor_ends_with_1_when_something_would_spoil_a_measurement(monkeypatch, capsys):
+    fine = doctor.Finding("cores", "2 usable")
+    bad = doctor.Finding("noise", "9 % lost", "spoils", "tails", "use a machine alone")
+    for findings, code in (([fine], 0), ([fine, bad], 1)):
+        monkeypatch.setattr(doctor, "examine", lambda findings=findings: findings)
+        assert call(["doctor", "--json", "-"]) == code
+        said = json.loads(capsys.readouterr().out)
+        assert said["spoiled"] == [f.name for f in findings if f.level == "spoils"]
