@@ -11,7 +11,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bench_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "bench"
     arguments = ["bench", "ncf", "--qps", "200", "--duration-s", "1", *SMALL]
@@ -19,7 +19,7 @@ def bench_folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def tune_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tune"
     arguments = ["tune", "ncf", "--budget-s", "10", "--sla-ms", "50", "--method", "static"]

@@ -1,6 +1,5 @@
 """A wrong request gets one line and exit code 2."""
 
-
 import pytest
 from small import SMALL
 
