@@ -60,3 +60,21 @@ class StubRuntime:
         self.together.append(sum(hi - lo for _, lo, hi in pieces))
         for prepared, lo, hi in pieces:
             self.execute(prepared, lo, hi)
+
+
+class HeldRuntime(StubRuntime):
+    """Each request waits for the event named by its first value, if there is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.held = {}  # by first value
+
+    def hold(self, value):
+        self.held[value] = threading.Event()
+        return self.held[value]
+
+    def execute(self, prepared, lo, hi):
+        gate = self.held.get(float(prepared[0][lo, 0]))
+        if gate is not None:
+            gate.wait(10)
+        super().execute(prepared, lo, hi)

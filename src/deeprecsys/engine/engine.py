@@ -362,7 +362,7 @@ class Engine:
             open_queries=group.open_queries,
             executed=tuple(group.workers.executed),
             busy_s=tuple(group.workers.busy_s),
-            executing=sum(what is not None for what in group.workers.executing),
+            executing=group.workers.executing(),
             lost_workers=tuple(group.workers.lost),
             alive=group.is_alive(),
         )

@@ -5,6 +5,7 @@ Knows no threads and no rules; times are on the engine's `clock`.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from array import array
@@ -19,6 +20,7 @@ from deeprecsys.core import Inputs, Policy, Records, Requests, Schedule, Status
 from deeprecsys.runtimes import Scores
 
 clock = time.perf_counter
+_log = logging.getLogger(__name__)
 _ANY = Policy()
 
 
@@ -103,16 +105,22 @@ class Reply:
         if self._running:
             return False
         self._cancelled = True
-        self._done(CancelledError())
+        self._tell(CancelledError())
         return True
 
     def set_result(self, result: Any) -> None:
         self._running = False
-        self._done(result)
+        self._tell(result)
 
     def set_exception(self, error: BaseException) -> None:
         self._running = False
-        self._done(error)
+        self._tell(error)
+
+    def _tell(self, answer: Any) -> None:
+        try:
+            self._done(answer)
+        except Exception:  # its owner's fault: the thread that answers has others to serve
+            _log.exception("a query's callback failed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,21 @@ class Reaper:
         self._wake = threading.Event()
         self._due_s = math.inf
         self._stopped = False
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def watch(self, deadline_s: float) -> None:
+    def watch(self, due_s: float) -> None:
+        """Something is due then, which `expire` will see from now on."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
-            self._thread.start()
-        if deadline_s < self._due_s:
+            self._start()
+        if due_s < self._due_s:
             self._wake.set()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         self._stopped = True
@@ -37,6 +44,9 @@ class Reaper:
     def _run(self) -> None:
         while not self._stopped:
             self._wake.clear()
+            # What is added while it looks (the owner of an expired query may ask again at once)
+            # is compared with no time at all, and so ends the sleep before it has begun.
+            self._due_s = math.inf
             self._due_s = self._expire(clock())
             wait_s = min(self._due_s - clock(), 60.0)
             if wait_s > 0:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from deeprecsys.core import Status
@@ -31,11 +32,36 @@ class _Lost(BaseException):
     """Ends a worker's thread: what it executed asked for that, a `SystemExit` for example."""
 
 
+@dataclass(slots=True, eq=False)  # not frozen, which costs a microsecond each
+class Request:
+    """What a worker executes, and since when."""
+
+    began_s: float
+    slices: list[Slice]
+
+
+class Worker:
+    """A thread in a place, which it may have lost to another while it hung.
+
+    executing: written by its own thread alone, and taken back under the lock, so that who looks
+    can say under the lock whether it still is what was seen.
+    """
+
+    __slots__ = ("executing", "number", "thread")
+
+    def __init__(self, number: int, work: Callable[[Worker], None]) -> None:
+        self.number = number
+        self.executing: Request | None = None
+        self.thread = threading.Thread(
+            target=work, args=(self,), name=f"worker-{number}", daemon=True
+        )
+
+
 class Workers:
     """`len(cores)` threads; `None` instead of a core leaves a worker unpinned.
 
-    executed, busy_s [workers]: requests, and seconds in them. executing [workers]: since when,
-    and of which queries. lost: why each that was replaced was.
+    executed, busy_s [workers]: requests, and seconds in them. lost: why each that was replaced
+    was.
     """
 
     def __init__(self, books: Books, runtime: Runtime, cores: Sequence[int | None]) -> None:
@@ -43,20 +69,23 @@ class Workers:
         self.sleepers = Sleepers(len(cores))
         self.executed = array("q", [0]) * len(cores)
         self.busy_s = array("d", [0.0]) * len(cores)
-        self.executing: list[tuple[float, list[Slice]] | None] = [None] * len(cores)
         self.lost: list[str] = []
         self.ending = False
-        self._threads = [self._thread(i) for i in range(len(cores))]
+        self._at = [Worker(number, self._work) for number in range(len(cores))]
 
     def __len__(self) -> int:
-        return len(self._threads)
+        return len(self._at)
 
     def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
+        for worker in self._at:
+            worker.thread.start()
 
     def is_alive(self) -> bool:
-        return all(thread.is_alive() for thread in self._threads)
+        return all(worker.thread.is_alive() for worker in self._at)
+
+    def executing(self) -> int:
+        """How many execute a request now."""
+        return sum(worker.executing is not None for worker in self._at)
 
     def wake(self) -> threading.Lock | None:
         """Whose gate to open, if anybody's. Under the lock."""
@@ -69,59 +98,56 @@ class Workers:
             gates = self.sleepers.everybody_up()
         for gate in gates:
             gate.release()
-        for thread in self._threads:
-            thread.join()
+        for worker in self._at:
+            worker.thread.join()
 
     def replace_hung(self, longest_s: float) -> int:
         """Replaces those that have been executing one request for longer; how many."""
-        now = clock()
-        hung = [
-            worker
-            for worker, executing in enumerate(list(self.executing))
-            if executing is not None and now - executing[0] > longest_s
-        ]
-        for worker in hung:
-            error = WorkerLost(f"a worker hung for more than {longest_s:g} s")
-            self._replace(worker, self._threads[worker], error)
-        return len(hung)
-
-    def _replace(self, worker: int, thread: threading.Thread, error: BaseException) -> None:
-        """Another thread in the place of one that died or hung while it executed a request."""
-        with self._books.lock:
-            executing = self.executing[worker]
-            if self._threads[worker] is not thread or executing is None:
-                return  # replaced already, or it came back meanwhile
-            self.executing[worker] = None
-            self.lost.append(str(error))
-            self._threads[worker] = self._thread(worker)
-            self._threads[worker].start()
-        self._books.drop([id for id, _, _ in executing[1]], Status.FAILED, error)
-
-    def _thread(self, worker: int) -> threading.Thread:
-        return threading.Thread(
-            target=self._work, args=(worker,), name=f"worker-{worker}", daemon=True
+        seen = [(worker, worker.executing) for worker in self._at]
+        since_s = clock() - longest_s
+        error = WorkerLost(f"a worker hung for more than {longest_s:g} s")
+        return sum(
+            self._replace(worker, request, error)
+            for worker, request in seen
+            if request is not None and request.began_s < since_s
         )
 
-    def _work(self, worker: int) -> None:
+    def _replace(self, worker: Worker, request: Request, error: BaseException) -> bool:
+        """Another in the place of one that died or hung while it executed that request; False: it
+        was replaced already, or has finished it meanwhile."""
+        with self._books.lock:
+            if not self._holds(worker) or worker.executing is not request:
+                return False
+            self.lost.append(str(error))
+            other = self._at[worker.number] = Worker(worker.number, self._work)
+            other.thread.start()
+        self._books.drop([id for id, _, _ in request.slices], Status.FAILED, error)
+        return True
+
+    def _holds(self, worker: Worker) -> bool:
+        """Is it still the one in its place? Under the lock."""
+        return self._at[worker.number] is worker
+
+    def _work(self, worker: Worker) -> None:
         """A worker's life; should it end by a fault of ours, nobody waits for it in vain."""
         try:
-            pin_thread(self._cores[worker])
+            pin_thread(self._cores[worker.number])
             self._runtime.enter_thread()
             self._serve(worker)
         except _Lost as lost:
-            error = WorkerLost(f"a worker died: {type(lost.__cause__).__name__}")
-            self._replace(worker, threading.current_thread(), error)
+            if worker.executing is not None:
+                error = WorkerLost(f"a worker died: {type(lost.__cause__).__name__}")
+                self._replace(worker, worker.executing, error)
         except BaseException as error:
             self._books.fail(error)
 
-    def _serve(self, worker: int) -> None:
+    def _serve(self, worker: Worker) -> None:
         """Pull, execute, finish, until the engine closes with nothing left."""
-        gate, state, me = self.sleepers.gates[worker], _BUSY, threading.current_thread()
-        while (slices := self._next(worker, state)) is not None:
+        gate, state = self.sleepers.gates[worker.number], _BUSY
+        while (slices := self._next(worker.number, state)) is not None:
             if slices:
                 state = _BUSY
-                self._execute(worker, slices)
-                if self._threads[worker] is not me:
+                if not self._execute(worker, slices):
                     return  # it was taken for lost, and another works in its place
             elif state == _BUSY:
                 state = _HOT
@@ -165,26 +191,32 @@ class Workers:
         books, idle = self._books, 1 + self.sleepers.free
         return books.kept(lambda: books.rules.pull(worker, now, idle))
 
-    def _execute(self, worker: int, slices: list[Slice]) -> None:
-        """One request. What a model raises concerns the queries in it, and no others."""
+    def _execute(self, worker: Worker, slices: list[Slice]) -> bool:
+        """One request; False: another has its place by now. What a model raises concerns the
+        queries in it, and no others."""
         get = self._books.queries.get  # None: dropped between pull and here
         work = [(query, lo, hi) for id, lo, hi in slices if (query := get(id)) is not None]
         if not work:
-            return
-        began = clock()
-        self.executing[worker] = began, slices
+            return True
+        request = worker.executing = Request(clock(), slices)
         for query, lo, _ in work:
             if lo == 0:
-                query.ledger.start_s[query.row] = began
+                query.ledger.start_s[query.row] = request.began_s
         try:
             self._run(work)
         except Exception as error:
-            self.executing[worker] = None
-            self._books.drop([id for id, _, _ in slices], Status.FAILED, error)
-            return
+            return self._failed(worker, request, error)
         except BaseException as error:
             raise _Lost from error
-        self._done(worker, slices, work, began)
+        return self._done(worker, request, work)
+
+    def _failed(self, worker: Worker, request: Request, error: Exception) -> bool:
+        with self._books.lock:
+            if not self._holds(worker):
+                return False
+            worker.executing = None
+        self._books.drop([id for id, _, _ in request.slices], Status.FAILED, error)
+        return True
 
     def _run(self, work: Pieces) -> Any:
         for query, _, _ in work:
@@ -195,30 +227,33 @@ class Workers:
             return self._runtime.execute(query.prepared, lo, hi)
         return self._runtime.execute_together([(q.prepared, lo, hi) for q, lo, hi in work])
 
-    def _done(self, worker: int, slices: list[Slice], work: Pieces, began: float) -> None:
-        now = clock()
-        self.executing[worker] = None
-        self.executed[worker] += 1
-        self.busy_s[worker] += now - began
-        sleepers = self.sleepers
-        sleepers.typical_s = 0.8 * min(sleepers.typical_s, 1.0) + 0.2 * (now - began)
+    def _done(self, worker: Worker, request: Request, work: Pieces) -> bool:
+        now, number, sleepers = clock(), worker.number, self.sleepers
+        took_s = now - request.began_s
+        with self._books.lock:
+            if not self._holds(worker):
+                return False
+            worker.executing = None
+            self.executed[number] += 1
+            self.busy_s[number] += took_s
+            sleepers.typical_s = 0.8 * min(sleepers.typical_s, 1.0) + 0.2 * took_s
+            finished = self._books.finish(request.slices)
+            self._learn(work, finished, took_s, now)
         for query, lo, hi in work:
             if query.ledger.trace is not None:
-                query.ledger.trace.append((query.row, lo, hi, worker, began, now))
-        with self._books.lock:
-            finished = self._books.finish(slices)
-            self._learn(work, finished, began, now)
+                query.ledger.trace.append((query.row, lo, hi, number, request.began_s, now))
         for query in finished:
             query.ledger.finish_s[query.row] = now
-            query.ledger.worker[query.row] = worker
+            query.ledger.worker[query.row] = number
             answer(query, Status.OK)
+        return True
 
-    def _learn(self, work: Pieces, finished: list[Query], began: float, now: float) -> None:
+    def _learn(self, work: Pieces, finished: list[Query], took_s: float, now: float) -> None:
         """How long a request took, and what became of promises. Under the lock."""
         admission = self._books.admission
         if admission is not None:
             policy = work[0][0].policy
             most = policy.most_items if policy.adaptive else policy.batch_size
             items = sum(hi - lo for _, lo, hi in work)
-            admission.executed(admission.request_s(items, most), now - began)
+            admission.executed(admission.request_s(items, most), took_s)
             self._books.learn(finished, now)
