@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import grpc
@@ -18,6 +20,10 @@ INPUTS = [
     {"name": "ids", "datatype": "INT32", "shape": [-1, 3]},
 ]
 PARAMETERS = {"rows.ids": "50", "workers": "2"}
+
+
+def bracketed(host):
+    return f"[{host}]" if ":" in host else host
 
 
 @dataclass(frozen=True)
@@ -45,7 +51,11 @@ class Stub:
     inputs: list = field(default_factory=lambda: list(INPUTS))
     parameters: dict = field(default_factory=lambda: dict(PARAMETERS))
     ready: int = 200
+    host: str = "127.0.0.1"
+    port: int = 0
+    signed: tuple | None = None  # certificate and key, PEM files: then it speaks TLS
     asked: list = field(default_factory=list)
+    questions: list = field(default_factory=list)  # headers of whatever is no query
     connections: int = 0
     url: str = ""
 
@@ -74,10 +84,15 @@ class Stub:
 class HttpStub(Stub):
     def __enter__(self):
         self._loop = asyncio.new_event_loop()
+        context = None
+        if self.signed:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*self.signed)
         self._server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 26)
+            asyncio.start_server(self._serve, self.host, self.port, limit=1 << 26, ssl=context)
         )
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.port = self._server.sockets[0].getsockname()[1]
+        self.url = f"http{'s' if self.signed else ''}://{bracketed(self.host)}:{self.port}"
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
         return self
@@ -106,11 +121,17 @@ class HttpStub(Stub):
             writer.close()
 
     async def _one(self, reader, writer):
-        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        begin = await reader.readexactly(1)
+        if begin == b"\x16":  # TLS
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            return False
+        head = begin + await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode().strip().split("\r\n")
         fields = dict(line.lower().split(": ", 1) for line in lines)
         method, path, _ = first.split()
         body = await reader.readexactly(int(fields.get("content-length", 0)))
         if method == "GET":
+            self.questions.append(fields)
             status, told = self._told(path)
             body = json.dumps(told).encode()
             writer.write(
@@ -199,7 +220,14 @@ class GrpcStub(Stub):
                 )
             })
         ])  # fmt: skip
-        self.url = f"grpc://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        where = f"{bracketed(self.host)}:{self.port}"
+        if self.signed:
+            chain, key = (Path(path).read_bytes() for path in self.signed)
+            credentials = grpc.ssl_server_credentials([(key, chain)])
+            self.port = self._server.add_secure_port(where, credentials)
+        else:
+            self.port = self._server.add_insecure_port(where)
+        self.url = f"grpc{'s' if self.signed else ''}://{bracketed(self.host)}:{self.port}"
         self._server.start()
         return self
 
@@ -209,7 +237,12 @@ class GrpcStub(Stub):
     def ServerMetadata(self, request, context):
         return message("ServerMetadataResponse")(name="stub", version="0.1")
 
+    def _fields(self, context):
+        host = context._rpc_event.call_details.host.decode()  # nowhere else to be had
+        return {**dict(context.invocation_metadata()), "host": host}
+
     def ModelReady(self, request, context):
+        self.questions.append(self._fields(context))
         return message("ModelReadyResponse")(ready=self.ready == 200)
 
     def ModelMetadata(self, request, context):
@@ -232,7 +265,7 @@ class GrpcStub(Stub):
                 for said, raw in zip(request.inputs, request.raw_input_contents, strict=True)
             ],
         }  # fmt: skip
-        fields = dict(context.invocation_metadata())
+        fields = self._fields(context)
         act = self.take(head, fields, b"".join(request.raw_input_contents))
         if act.delay_s:
             threading.Event().wait(act.delay_s)

@@ -322,7 +322,7 @@ def free_port():
         ("localhost:8000", "write http://HOST:PORT"),
         ("http://host:port", "cannot read the URL"),
         ("ftp://host:1", "write http://HOST:PORT"),
-        ("https://host:1", "no https"),
+        ("https://127.0.0.1:{free}", "start the server"),
         ("grpc://host:1/path", "no path"),
         ("http://127.0.0.1:{free}", "start the server"),
         ("grpc://127.0.0.1:{free}", "start the server"),

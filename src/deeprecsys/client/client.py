@@ -14,7 +14,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -22,9 +22,10 @@ from typing import Any, Self
 import msgspec
 import numpy as np
 
+from deeprecsys.client.access import Access
 from deeprecsys.client.inputs import offsets, plan, pool_items
 from deeprecsys.client.process import Plan, Setup
-from deeprecsys.client.server import Address, Description, bearer, describe
+from deeprecsys.client.server import Address, Description, describe
 from deeprecsys.client.sheet import Sheet, Tally, new_file
 from deeprecsys.core import Facts, Policy, Records, Schedule, Status, UserError, Watch
 from deeprecsys.workload import parse_indices
@@ -46,7 +47,9 @@ class Client:
     processes: that send; one is one core at most. connections: at most, of each process (HTTP).
     values: what the server does not say of its inputs: {"input": {"rows": 40000}}, or "low" and
     "high", or "normal": [mean, deviation]; with "scope": "query" and "shape" where needed.
-    key: for a bearer token. binary: tensors as bytes; False: as JSON, which is slow.
+    key: for a bearer token. headers: sent with every request, of gRPC as metadata. ca_file: PEM
+    certificates to trust over https:// and grpcs:// instead of the system's.
+    binary: tensors as bytes; False: as JSON, which is slow.
     timeout_s: the server's own deadline, sent with every request (None: none). patience_s: a
     query without an answer by then has failed.
     The policy of a run is the server's business. Entering asks the server and starts the
@@ -63,6 +66,8 @@ class Client:
         values: Mapping[str, Any] | None = None,
         seed: int = 0,
         key: str | None = None,
+        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        ca_file: str | None = None,
         binary: bool = True,
         timeout_s: float | None = None,
         patience_s: float = _PATIENCE_S,
@@ -74,9 +79,9 @@ class Client:
         for name, seconds in (("timeout_s", timeout_s), ("patience_s", patience_s)):
             if seconds is not None and not 0 < seconds < math.inf:
                 raise UserError(f"{name} must be positive, not {seconds:g}")
-        bearer(key)
+        self._access = Access.of(self.address.scheme, headers, key, ca_file)
         self._processes, self._connections = processes, connections
-        self._values, self._seed, self._key = values, seed, key
+        self._values, self._seed = values, seed
         self._binary, self._timeout_s, self._patience_s = binary, timeout_s, patience_s
         self._fd: int | None = None
         self._children: list[_Child] = []
@@ -86,7 +91,7 @@ class Client:
     def __enter__(self) -> Self:
         if self._fd is not None:
             raise RuntimeError("the client is open already")
-        self.described: Description = describe(self.address, self.model, self._key)
+        self.described: Description = describe(self.address, self.model, self._access)
         # What had to be assumed of the inputs' values, one sentence each.
         self.columns, self.assumptions = plan(self.described, self._values)
         self._fd = new_file()
@@ -165,7 +170,8 @@ class Client:
         timeout_us = None if self._timeout_s is None else max(1, round(self._timeout_s * 1e6))
         return Setup(
             self.address, self.model, self.columns, number, self._processes, fd,
-            self._connections, self._key, self._seed, self._binary, timeout_us, self._patience_s,
+            self._connections, self._access, self._seed, self._binary, timeout_us,
+            self._patience_s, self.described.peer,
         )  # fmt: skip
 
     def _open_fd(self) -> int:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.client.server import Address, bearer, grpc_channel, unreached
+from deeprecsys.client.access import Access, tls_trouble
+from deeprecsys.client.server import Address, grpc_channel, grpc_reason, unreached
 from deeprecsys.client.sheet import STATUS_OF, Rows, Tally
 from deeprecsys.core import Status
 from deeprecsys.engine.driver import drive
@@ -29,6 +30,8 @@ clock = time.perf_counter
 _CHANNELS = 4
 _NAP_S = 0.05
 _READY_S = 2.0
+# The library counts a deadline on another clock, from a little before.
+_EARLY_S = 0.02
 
 Message = Callable[[int, int], bytes]  # offset, size -> a serialised request
 
@@ -37,14 +40,13 @@ class GrpcLoad:
     """Sends rows when they are due; as many calls at once as there are queries without answer."""
 
     def __init__(
-        self, address: Address, connections: int, patience_s: float, key: str | None
+        self, address: Address, connections: int, patience_s: float, access: Access
     ) -> None:
-        self._channels = [grpc_channel(address) for _ in range(min(connections, _CHANNELS))]
+        self._channels = [grpc_channel(address, access) for _ in range(min(connections, _CHANNELS))]
         # No serialisers: bytes go out and come in as they are.
         self._calls = [c.unary_unary(f"/{SERVICE}/ModelInfer") for c in self._channels]
         self._patience_s = patience_s
-        said = bearer(key)
-        self._metadata = (("authorization", said),) if said else ()
+        self._metadata = access.metadata
         self._lock = threading.Lock()
         # The library's threads and the one that sends share the GIL.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -85,7 +87,7 @@ class GrpcLoad:
             elif code == "CANCELLED" and rows.stopped():
                 return  # by `run`; it stays as it is
             elif (reason := self._unanswered(call, code, now - rows.submit_s[row])) is not None:
-                tally.not_answered(reason)
+                tally.not_answered(reason, reached=not _not_connected(call))
                 rows.status[row] = Status.FAILED
                 return
             else:
@@ -96,9 +98,9 @@ class GrpcLoad:
     def _unanswered(self, call: Any, code: str, waited_s: float) -> str | None:
         """Why the server said nothing; None if it did. The library's own deadline has the same
         code as the server's, but comes when it was set to."""
-        if code == "DEADLINE_EXCEEDED" and waited_s >= self._patience_s:
+        if code == "DEADLINE_EXCEEDED" and waited_s >= self._patience_s - _EARLY_S:
             return f"no answer within {self._patience_s:g} s"
-        return str(call.details()) if unreached(call) else None
+        return grpc_reason(call) if unreached(call) else None
 
     def connect(self) -> None:
         """Before the first query is due; where nobody listens, the calls will say so."""
@@ -111,3 +113,8 @@ class GrpcLoad:
             except grpc.FutureTimeoutError:
                 ready.cancel()
                 return
+
+
+def _not_connected(call: Any) -> bool:
+    details = str(call.details())
+    return "failed to connect" in details.lower() or tls_trouble(details) is not None

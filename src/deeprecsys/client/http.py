@@ -1,9 +1,10 @@
 """The HTTP half of the load client: one thread, `epoll`, and no copy of a body in between.
 
 The client shares the machine with the server it measures, so its processor time is what limits;
-hence no HTTP library. Tensors go from the pool to the socket with `sendmsg`; answers are read
-into one buffer and parsed for status and length. Sockets are registered once, edge-triggered: an
-edge is not repeated, so reading goes on until the kernel says that there is no more.
+hence no HTTP library. Tensors go from the pool to the socket with `sendmsg` (under TLS there are
+copies); answers are read into one buffer and parsed for status and length. Sockets are registered
+once, edge-triggered: an edge is not repeated, so reading goes on until the kernel says that there
+is no more.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from deeprecsys.client.access import Access
 from deeprecsys.client.server import Address, error_text
 from deeprecsys.client.sheet import STATUS_OF, Rows, Tally
+from deeprecsys.client.sockets import Place, Secure, places, reason
 from deeprecsys.core import Status
 
 clock = time.perf_counter
@@ -171,24 +174,42 @@ class Chunks:
 class Connection:
     """A socket and the row whose answer it waits for."""
 
-    __slots__ = ("answer", "answered", "left", "parts", "row", "seen", "sock")
+    __slots__ = (
+        "answer", "answered", "left", "others", "parts", "place", "reached", "row", "secure",
+        "seen", "sock",
+    )  # fmt: skip
 
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+    def __init__(self, sock: socket.socket | Secure, place: Place, others: list[Place]) -> None:
+        self.sock: Any = sock
+        self.place = place
+        self.others = others  # to be tried if this one cannot be reached
+        self.secure = isinstance(sock, Secure)
         self.row = _IDLE
         self.parts: list[Any] = []  # what is still to be sent
         self.left = 0  # bytes of it
         self.answer = Answer()
         self.answered = 0
+        self.reached = False  # has anything been sent?
         self.seen = False  # any byte of this answer?
 
 
 class HttpLoad:
-    """Sends rows when they are due over up to `connections` connections, kept between runs."""
+    """Sends rows when they are due over up to `connections` connections, kept between runs.
 
-    def __init__(self, address: Address, connections: int, patience_s: float) -> None:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        self._family, self._to = found[0], found[4]
+    first: which of the name's addresses to try first; the others follow where it is not reached.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        connections: int,
+        patience_s: float,
+        access: Access,
+        first: str | None = None,
+    ) -> None:
+        self._places = places(address.host, address.port, first)
+        self._context = access.context() if address.secure else None
+        self._name = address.host
         self._most, self._patience_s = connections, patience_s
         self._epoll = select.epoll()
         self._timer = Timer()
@@ -203,6 +224,11 @@ class HttpLoad:
     def connect(self) -> None:
         """Forgets connections that the server closed since the last run; new ones cost little."""
         self._poll(0)
+
+    def close(self) -> None:
+        for connection in list(self._connections.values()):
+            self._close(connection)
+        self._epoll.close()
 
     def run(self, rows: Rows, message: Message) -> Tally:
         self._rows, self._message, self._tally = rows, message, Tally()
@@ -257,9 +283,12 @@ class HttpLoad:
             connection = connections.get(fd)  # None: the timer, which only wakes
             if connection is None:
                 continue
-            if connection.left and edges & select.EPOLLOUT:
+            # What TLS waits for says nothing of what it has to do.
+            if connection.left and (connection.secure or edges & select.EPOLLOUT):
                 self._push(connection)
-            if edges & ~select.EPOLLOUT and connections.get(fd) is connection:
+            if (connection.secure or edges & ~select.EPOLLOUT) and connections.get(
+                fd
+            ) is connection:
                 self._receive(connection)
             ended = edges & select.EPOLLRDHUP and connections.get(fd) is connection
             if ended and connection.row == _IDLE:  # with the answer that was just read
@@ -271,26 +300,36 @@ class HttpLoad:
         if connection is not None:
             self._send(connection, row)
 
-    def _open(self, row: int) -> Connection | None:
+    def _open(self, row: int, to: Sequence[Place] = ()) -> Connection | None:
+        """A connection to the first of these places (none given: all that there are) that can be
+        reached; None, with the row waiting or failed, if there is none to be had."""
         if len(self._connections) >= self._most:
             self._waiting.append(row)
             return None
+        why = ""
+        for place, *others in _tails(to or self._places):
+            try:
+                return self._begin(place, others)
+            except OSError as error:  # of no more files, as well
+                why = reason(error)
+        self._rows.submit_s[row] = clock()
+        self._unanswered(row, why, reached=False)
+        return None
+
+    def _begin(self, place: Place, others: list[Place]) -> Connection:
+        sock = socket.socket(place.family, socket.SOCK_STREAM)
         try:
-            sock = socket.socket(self._family, socket.SOCK_STREAM)
-        except OSError as error:  # no more files: as good as no more connections
-            self._rows.submit_s[row] = clock()
-            self._unanswered(row, _reason(error))
-            return None
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
-        refused = sock.connect_ex(self._to)
-        if refused not in (0, errno.EINPROGRESS):
+            sock.setblocking(False)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
+            failed = sock.connect_ex(place.to)
+            if failed not in (0, errno.EINPROGRESS):
+                raise OSError(failed, os.strerror(failed))
+        except OSError:
             sock.close()
-            self._rows.submit_s[row] = clock()
-            self._unanswered(row, os.strerror(refused).lower())
-            return None
-        connection = Connection(sock)
+            raise
+        spoken = Secure(sock, self._context, self._name) if self._context else sock
+        connection = Connection(spoken, place, others)
         self._connections[sock.fileno()] = connection
         self._epoll.register(sock.fileno(), _EDGES)
         return connection
@@ -315,11 +354,20 @@ class HttpLoad:
                 self._receive(connection, error)
                 return
             self._tally.bytes_sent += sent
+            if not connection.reached:
+                self._reached(connection)
             connection.left -= sent
             if not connection.left:
                 connection.parts = []
                 return
             connection.parts = _rest(connection.parts, sent)
+
+    def _reached(self, connection: Connection) -> None:
+        """The next connections go there at once."""
+        connection.reached = True
+        if connection.place != self._places[0]:
+            others = [place for place in self._places if place != connection.place]
+            self._places = [connection.place, *others]
 
     def _receive(self, connection: Connection, failed: OSError | None = None) -> None:
         while True:
@@ -327,13 +375,13 @@ class HttpLoad:
                 got = connection.sock.recv_into(self._buffer)
             except BlockingIOError:
                 if failed is not None:
-                    self._broken(connection, _reason(failed))
+                    self._broken(connection, reason(failed))
                 return
             except OSError as error:
-                self._broken(connection, _reason(failed or error))
+                self._broken(connection, reason(failed or error))
                 return
             if not got and failed is not None:
-                self._broken(connection, _reason(failed))
+                self._broken(connection, reason(failed))
                 return
             if not got:
                 self._ended(connection)
@@ -377,27 +425,34 @@ class HttpLoad:
         else:
             self._close(connection)
 
-    def _broken(self, connection: Connection, reason: str) -> None:
-        """Sent once more, if the server had merely closed a connection that was idle."""
+    def _broken(self, connection: Connection, why: str) -> None:
+        """Sent once more, if the server had merely closed a connection that was idle; or over
+        the next of the name's addresses, if there was no connection yet."""
         row = connection.row
-        again = row != _IDLE and connection.answered and not connection.seen
-        if again and row not in self._resent:
-            self._close(connection)
+        idle = row != _IDLE and connection.answered and not connection.seen
+        if idle and row not in self._resent:
             self._resent.add(row)
             self._tally.resent += 1
-            if (fresh := self._open(row)) is not None:
-                self._send(fresh, row)
-            return
-        self._fail(connection, reason)
+            self._again(connection)
+        elif row != _IDLE and not connection.reached and connection.others:
+            self._again(connection, connection.others)
+        else:
+            self._fail(connection, why)
 
-    def _fail(self, connection: Connection, reason: str) -> None:
+    def _again(self, connection: Connection, to: Sequence[Place] = ()) -> None:
+        row = connection.row
+        self._close(connection)
+        if (fresh := self._open(row, to)) is not None:
+            self._send(fresh, row)
+
+    def _fail(self, connection: Connection, why: str) -> None:
         row = connection.row
         self._close(connection)
         if row != _IDLE:
-            self._unanswered(row, reason)
+            self._unanswered(row, why, reached=connection.reached)
 
-    def _unanswered(self, row: int, reason: str) -> None:
-        self._tally.not_answered(reason)
+    def _unanswered(self, row: int, why: str, *, reached: bool) -> None:
+        self._tally.not_answered(why, reached=reached)
         self._done(row, Status.FAILED)
 
     def _done(self, row: int, status: Status) -> None:
@@ -414,7 +469,8 @@ class HttpLoad:
         while self._waiting and due_s[self._waiting[0]] < before_s:
             row = self._waiting.popleft()
             self._rows.submit_s[row] = now
-            self._unanswered(row, f"no connection was free within {self._patience_s:g} s")
+            why = f"no connection was free within {self._patience_s:g} s"
+            self._unanswered(row, why, reached=True)
 
     def _close(self, connection: Connection) -> None:
         del self._connections[connection.sock.fileno()]
@@ -473,5 +529,5 @@ def _rest(parts: Sequence[Any], sent: int) -> list[Any]:
     return []
 
 
-def _reason(error: OSError) -> str:
-    return (error.strerror or str(error)).lower()
+def _tails(places: Sequence[Place]) -> list[Sequence[Place]]:
+    return [places[at:] for at in range(len(places))]

@@ -31,7 +31,7 @@ _POOL_BYTES, _MOST_BYTES, _FIRST_ITEMS = 64 << 20, 256 << 20, 4096
 _LARGEST_QUERY_BYTES = 1 << 30
 _STREAM = 0x9001
 _RAW_TAG = b"\x3a"  # field 7, length-delimited
-_FIELDS = ("rows", "low", "high", "normal", "scope", "shape")
+_FIELDS = ("rows", "low", "high", "normal", "scope", "shape", "datatype")
 _HINT = 'describe it in --values FILE, as {"%s": {"rows": 40000}}'
 
 
@@ -108,18 +108,24 @@ def plan(
     described: Description, values: Mapping[str, Any] | None
 ) -> tuple[tuple[Column, ...], list[str]]:
     """The columns of the model's inputs, and what had to be assumed, one sentence each."""
-    given, assumed = dict(values or {}), list[str]()
-    names = [tensor.name for tensor in described.inputs]
+    given = {name: _checked(name, said) for name, said in (values or {}).items()}
+    assumed = list[str]()
+    inputs = described.inputs or tuple(Tensor(name, "", None) for name in given)
+    names = [tensor.name for tensor in inputs]
     if not names:
-        raise UserError("the server names no inputs of this model: it cannot be put under load")
+        raise UserError(
+            "the server names no inputs of this model: describe each in --values FILE: "
+            '{"ids": {"datatype": "INT64", "shape": [3], "rows": 40000}}, with a candidate\'s shape'
+        )
     if unknown := sorted(set(given) - set(names)):
         raise UserError(
             f"--values describes {', '.join(unknown)}; the model's inputs: {', '.join(names)}"
         )
     columns = [
-        _column(tensor, _checked(tensor.name, given.get(tensor.name, {})), described, assumed)
-        for tensor in described.inputs
-    ]
+        _column(_complete(tensor, given.get(tensor.name, {})), given.get(tensor.name, {}),
+                described, assumed)
+        for tensor in inputs
+    ]  # fmt: skip
     if all(column.rows is not None for column in columns):
         assumed.append("no input has a variable first dimension: queries of all sizes are alike")
     return tuple(columns), assumed
@@ -270,12 +276,30 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
+def _complete(tensor: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """With what the description says where the server says nothing."""
+    said = given.get("datatype", tensor.datatype)
+    if tensor.datatype and said != tensor.datatype:
+        raise UserError(f"--values: input {tensor.name} is {tensor.datatype}, not {said}")
+    shape = tensor.shape
+    if shape is None and "shape" in given:
+        shape = (-1, *given["shape"])
+    if not said or shape is None:
+        missing = "datatype" if not said else "shape of a candidate"
+        raise UserError(
+            f"the server does not say the {missing} of input {tensor.name}: add it in --values, as "
+            f'{{"{tensor.name}": {{"datatype": "INT64", "shape": [3], "rows": 40000}}}}'
+        )
+    return Tensor(tensor.name, said, shape)
+
+
 def _column(
     tensor: Tensor, given: Mapping[str, Any], described: Description, assumed: list[str]
 ) -> Column:
     name, datatype = tensor.name, tensor.datatype
     if datatype not in tensors.NAMES:
-        raise UserError(f"input {name} is of unknown datatype {datatype!r}")
+        known = ", ".join(tensors.NAMES)
+        raise UserError(f"input {name} is of unknown datatype {datatype!r}; known: {known}")
     if not given and (rows := described.parameters.get(f"rows.{name}", "")).isdecimal():
         given = {"rows": int(rows)}
     scope = given.get("scope", described.parameters.get(f"scope.{name}", "candidate"))
@@ -308,7 +332,7 @@ def _law(tensor: Tensor, given: Mapping[str, Any], assumed: list[str]) -> tuple[
 
 def _row_shape(tensor: Tensor, given: Mapping[str, Any], assumed: list[str]) -> tuple[int, ...]:
     """Of one row; a variable dimension is what the description says, or 1."""
-    said = tensor.shape[1:]
+    said = (tensor.shape or ())[1:]
     if "shape" in given:
         wanted = tuple(given["shape"])
         if len(wanted) != len(said) or any(

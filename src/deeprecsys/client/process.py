@@ -21,6 +21,7 @@ from typing import Any
 
 import msgspec
 
+from deeprecsys.client.access import Access
 from deeprecsys.client.inputs import (
     Column,
     Pool,
@@ -30,7 +31,7 @@ from deeprecsys.client.inputs import (
     grpc_message,
     json_message,
 )
-from deeprecsys.client.server import Address, bearer
+from deeprecsys.client.server import Address
 from deeprecsys.client.sheet import Rows, Sheet, Tally
 from deeprecsys.engine.process import generator_priority
 
@@ -46,11 +47,12 @@ class Setup:
     processes: int
     sheet_fd: int
     connections: int
-    key: str | None
+    access: Access
     seed: int
     binary: bool
     timeout_us: int | None
     patience_s: float
+    peer: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,29 +109,28 @@ class _Process:
 
 
 def _load(setup: Setup) -> Any:
-    if setup.address.scheme == "http":
+    given = setup.address, setup.connections, setup.patience_s, setup.access
+    if setup.address.http:
         from deeprecsys.client.http import HttpLoad
 
-        return HttpLoad(setup.address, setup.connections, setup.patience_s)
+        return HttpLoad(*given, setup.peer)
     from deeprecsys.client.grpc import GrpcLoad
 
-    return GrpcLoad(setup.address, setup.connections, setup.patience_s, setup.key)
+    return GrpcLoad(*given)
 
 
 def _messages(setup: Setup) -> Callable[[Pool], Callable[[int, int], Any]]:
     """Of a pool: what is sent of a query, by its offset there and its size."""
     columns, timeout_us = setup.columns, setup.timeout_us
-    if setup.address.scheme != "http":
+    if not setup.address.http:
         before = grpc_head(setup.model, columns, timeout_us)
         before(1)  # the first one makes the message classes, for which a query would wait
         return lambda pool: (
             lambda offset, size: grpc_message(before(size), pool.window(offset, size))
         )
-    said = bearer(setup.key)
-    start = (
-        f"POST {setup.address.path(setup.model)}/infer HTTP/1.1\r\n"
-        f"Host: {setup.address.netloc}\r\n" + (f"Authorization: {said}\r\n" if said else "")
-    )
+    fields = [("Host", setup.access.host or setup.address.netloc), *setup.access.fields]
+    start = f"POST {setup.address.path(setup.model)}/infer HTTP/1.1\r\n"
+    start += "".join(f"{name}: {value}\r\n" for name, value in fields)
     head = binary_head(start, columns, timeout_us)
 
     def binary(pool: Pool) -> Callable[[int, int], Any]:

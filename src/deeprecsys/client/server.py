@@ -10,17 +10,19 @@ from __future__ import annotations
 import http.client
 import json
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, urlsplit
 
+from deeprecsys.client.access import Access, tls_reason, tls_trouble
 from deeprecsys.core import UserError
 
 _PATIENCE_S = 10.0
 # As large as a body of our own server may be; gRPC's own limit of 4 MB is 1,200 candidates.
 MESSAGE_BYTES = 256 << 20
-_USUAL_PORT = {"http": 80, "grpc": 8001, "grpcs": 443}
+_USUAL_PORT = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 # HTTP status of the gRPC codes that the questions below can be answered with.
 _STATUS = {
     "INVALID_ARGUMENT": 400, "UNAUTHENTICATED": 401, "PERMISSION_DENIED": 403, "NOT_FOUND": 404,
@@ -45,21 +47,27 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Of `http://HOST:PORT`, `grpc://HOST:PORT` or `grpcs://HOST:PORT`."""
-        usage = "write http://HOST:PORT or grpc://HOST:PORT"
+        """Of `http://HOST:PORT` or `grpc://HOST:PORT`, with TLS `https://` or `grpcs://`."""
+        usage = "write http://HOST:PORT or grpc://HOST:PORT, or https:// or grpcs:// for TLS"
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise UserError(f"cannot read the URL {url!r}: {error}; {usage}") from error
-        if parts.scheme == "https":
-            raise UserError("the load client speaks no https: give http:// or grpcs://")
         if parts.scheme not in _USUAL_PORT or not host or parts.query:
             raise UserError(f"cannot read the URL {url!r}: {usage}")
         prefix = parts.path.rstrip("/")
-        if prefix and parts.scheme != "http":
+        if prefix and not parts.scheme.startswith("http"):
             raise UserError(f"a gRPC address has no path: leave {prefix} out of {url!r}")
         return cls(parts.scheme, host, port or _USUAL_PORT[parts.scheme], prefix)
+
+    @property
+    def http(self) -> bool:
+        return self.scheme.startswith("http")
+
+    @property
+    def secure(self) -> bool:
+        return self.scheme.endswith("s")
 
     @property
     def netloc(self) -> str:
@@ -75,22 +83,26 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input as the metadata describe it; -1 is a variable dimension."""
+    """An input as the metadata describe it; -1 is a variable dimension.
+
+    datatype: "" and shape: None where they do not say."""
 
     name: str
     datatype: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a server says. parameters: of the model's configuration, empty where it has none."""
+    """What a server says. parameters: of the model's configuration, empty where it has none.
+    peer: which of its name's addresses answered, where that is known."""
 
     server: str
     version: str
     platform: str
     inputs: tuple[Tensor, ...]
     parameters: Mapping[str, str]
+    peer: str | None = None
 
     @property
     def workers(self) -> int:
@@ -106,8 +118,14 @@ class Answered(Exception):
         self.status = status
 
 
+class NotTrusted(OSError):
+    """TLS failed, in words that say how to mend it."""
+
+
 class Asker(Protocol):
     """Dictionaries as the protocol's JSON has them. Raises Answered, OSError."""
+
+    peer: str | None
 
     def server(self) -> dict[str, Any]: ...
     def metadata(self, model: str) -> dict[str, Any]: ...
@@ -116,48 +134,69 @@ class Asker(Protocol):
     def close(self) -> None: ...
 
 
-def describe(address: Address, model: str, key: str | None) -> Description:
+def describe(address: Address, model: str, access: Access) -> Description:
     """Asks the server; UserError, in one line, where it cannot be put under load."""
-    asker: Asker = (_Http if address.scheme == "http" else _Grpc)(address, key)
+    asker: Asker = (_Http if address.http else _Grpc)(address, access)
     try:
-        server = asker.server()
-        metadata = asker.metadata(model)
-        if not asker.ready(model):
-            raise UserError(f"model {model!r} of {address} is not ready: try again once it is")
-        return Description(
-            str(server.get("name", "")),
-            str(server.get("version", "")),
-            str(metadata.get("platform", "")),
-            tuple(_tensor(raw) for raw in metadata.get("inputs", ())),
-            _parameters(asker, model),
-        )
+        return _described(asker, address, model)
     except Answered as error:
         _explain(address, model, error)
+    except NotTrusted as error:
+        raise UserError(f"{address}: {error}") from error
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         raise UserError(
             f"no answer from {address} ({reason}): start the server, or mend the URL"
         ) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        tls = "" if address.secure else ", or its scheme if the server speaks TLS"
         raise UserError(
-            f"{address} does not answer as a KServe v2 server does ({error!r}): mend the URL"
+            f"{address} does not answer as a KServe v2 server does ({error!r}): mend the URL{tls}"
         ) from error
     finally:
         asker.close()
 
 
-def grpc_channel(address: Address) -> Any:
+def _described(asker: Asker, address: Address, model: str) -> Description:
+    server = asker.server()
+    metadata = _metadata(asker, model)
+    if not asker.ready(model):
+        raise UserError(f"model {model!r} of {address} is not ready: try again once it is")
+    return Description(
+        str(server.get("name", "")),
+        str(server.get("version", "")),
+        str(metadata.get("platform", "")),
+        tuple(_tensor(raw) for raw in metadata.get("inputs") or ()),
+        _parameters(asker, model),
+        asker.peer,
+    )
+
+
+def _metadata(asker: Asker, model: str) -> dict[str, Any]:
+    """Empty where the server has the model, but not this question."""
+    try:
+        return asker.metadata(model)
+    except Answered as error:
+        if error.status in (405, 501):
+            return {}
+        raise
+
+
+def grpc_channel(address: Address, access: Access) -> Any:
     try:
         import grpc
     except ModuleNotFoundError as error:
         raise UserError(f"{address} needs gRPC: pip install 'deeprecsys[serve]'") from error
-    options = [
+    options: list[tuple[str, Any]] = [
         ("grpc.max_send_message_length", MESSAGE_BYTES),
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.use_local_subchannel_pool", 1),  # or several channels would share a connection
     ]
-    if address.scheme == "grpcs":
-        return grpc.secure_channel(address.netloc, grpc.ssl_channel_credentials(), options)
+    if access.host:
+        options.append(("grpc.default_authority", access.host))
+    if address.secure:
+        trusted = grpc.ssl_channel_credentials(access.roots())
+        return grpc.secure_channel(address.netloc, trusted, options)
     return grpc.insecure_channel(address.netloc, options)
 
 
@@ -167,18 +206,17 @@ def unreached(call: Any) -> bool:
     return call.code().name == "UNAVAILABLE" and bool(_UNREACHED.search(str(call.details())))
 
 
-def bearer(key: str | None) -> str | None:
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise UserError("a key is printable ASCII, on one line")
-    return key and f"Bearer {key}"
-
-
 class _Http:
-    def __init__(self, address: Address, key: str | None) -> None:
+    def __init__(self, address: Address, access: Access) -> None:
         self._address = address
-        self._http = http.client.HTTPConnection(address.host, address.port, timeout=_PATIENCE_S)
-        said = bearer(key)
-        self._headers = {"authorization": said} if said else {}
+        self.peer: str | None = None
+        where = (address.host, address.port)
+        self._http = (
+            http.client.HTTPSConnection(*where, timeout=_PATIENCE_S, context=access.context())
+            if address.secure
+            else http.client.HTTPConnection(*where, timeout=_PATIENCE_S)
+        )
+        self._headers = access.headers
 
     def server(self) -> dict[str, Any]:
         return self._get(f"{self._address.prefix}/v2")
@@ -191,7 +229,7 @@ class _Http:
             self._body(f"{self._address.path(model)}/ready")
         except Answered as error:
             return error.status not in (400, 503)
-        return True
+        return True  # or the server is not asked
 
     def config(self, model: str) -> dict[str, Any]:
         return self._get(f"{self._address.path(model)}/config")
@@ -207,21 +245,31 @@ class _Http:
 
     def _body(self, path: str) -> bytes:
         try:
-            self._http.request("GET", path, headers=self._headers)
+            self._ask(path)
             answer = self._http.getresponse()
             body = answer.read()
+        except ssl.SSLError as error:
+            raise NotTrusted(tls_reason(error)) from error
         except http.client.HTTPException as error:
             raise ValueError(f"GET {path}: {error!r}") from error
         if answer.status != 200:
             raise Answered(answer.status, error_text(body))
         return body
 
+    def _ask(self, path: str) -> None:
+        named = any(name.lower() == "host" for name, _ in self._headers)
+        self._http.putrequest("GET", path, skip_host=named)
+        for name, value in self._headers:  # which may come more than once
+            self._http.putheader(name, value)
+        self._http.endheaders()
+        self.peer = str(self._http.sock.getpeername()[0])
+
 
 class _Grpc:
-    def __init__(self, address: Address, key: str | None) -> None:
-        self._channel = grpc_channel(address)
-        said = bearer(key)
-        self._metadata = (("authorization", said),) if said else ()
+    def __init__(self, address: Address, access: Access) -> None:
+        self._channel = grpc_channel(address, access)
+        self.peer: str | None = None
+        self._metadata = access.metadata
 
     def server(self) -> dict[str, Any]:
         return self._ask("ServerMetadata")
@@ -230,7 +278,10 @@ class _Grpc:
         return self._ask("ModelMetadata", model)
 
     def ready(self, model: str) -> bool:
-        return bool(self._ask("ModelReady", model).get("ready"))
+        try:
+            return bool(self._ask("ModelReady", model).get("ready"))
+        except Answered as error:
+            return error.status == 501  # or the server is not asked
 
     def config(self, model: str) -> dict[str, Any]:
         return dict(self._ask("ModelConfig", model).get("config", {}))
@@ -253,16 +304,19 @@ class _Grpc:
         try:
             found = call(request, timeout=_PATIENCE_S, metadata=self._metadata)
         except grpc.RpcError as error:
+            if trouble := tls_trouble(str(error.details())):
+                raise NotTrusted(trouble) from error
             if unreached(error):
-                raise ConnectionError(_reason(error)) from error
+                raise ConnectionError(grpc_reason(error)) from error
             status = _STATUS.get(error.code().name, 500)
             raise Answered(status, str(error.details())) from error
         return dict(json_format.MessageToDict(found, preserving_proto_field_name=True))
 
 
-def _reason(error: Any) -> str:
+def grpc_reason(error: Any) -> str:
     """Of the library's long story, its end."""
-    return str(error.details()).rsplit(": ", 1)[-1]
+    details = str(error.details())
+    return tls_trouble(details) or details.rsplit(": ", 1)[-1]
 
 
 def error_text(body: bytes) -> str:
@@ -275,8 +329,12 @@ def error_text(body: bytes) -> str:
 
 
 def _tensor(raw: Mapping[str, Any]) -> Tensor:
-    shape = tuple(int(length) for length in raw.get("shape", ()))
-    return Tensor(str(raw["name"]), str(raw["datatype"]), shape)
+    shape = raw.get("shape")
+    return Tensor(
+        str(raw["name"]),
+        str(raw.get("datatype") or ""),
+        None if shape is None else tuple(int(length) for length in shape),
+    )
 
 
 def _parameters(asker: Asker, model: str) -> dict[str, str]:

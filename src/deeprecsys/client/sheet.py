@@ -97,12 +97,13 @@ class Tally:
     """What became of a run's queries, beside the records.
 
     by_status: answers by the protocol's own status, "200" or "OK". unanswered: queries that got
-    none (refused, broken, timed out); refused: those of them that no server took. examples: one
-    text of each that was not ok.
+    none (refused, broken, timed out); unreached: those of them for which there was no connection;
+    refused: those of them that no server took. examples: one text of each that was not ok.
     """
 
     by_status: dict[str, int] = field(default_factory=dict)
     unanswered: int = 0
+    unreached: int = 0
     refused: int = 0
     resent: int = 0
     bytes_sent: int = 0
@@ -112,8 +113,9 @@ class Tally:
     def answered(self, status: str) -> None:
         self.by_status[status] = self.by_status.get(status, 0) + 1
 
-    def not_answered(self, reason: str, queries: int = 1) -> None:
+    def not_answered(self, reason: str, queries: int = 1, *, reached: bool = True) -> None:
         self.unanswered += queries
+        self.unreached += 0 if reached else queries
         if reason == REFUSED:
             self.refused += queries
         self.example("unanswered", reason)
@@ -124,7 +126,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         for status, n in other.by_status.items():
             self.by_status[status] = self.by_status.get(status, 0) + n
-        for name in ("unanswered", "refused", "resent", "bytes_sent", "cpu_s"):
+        for name in ("unanswered", "unreached", "refused", "resent", "bytes_sent", "cpu_s"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.examples = {**other.examples, **self.examples}
 
