@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deeprecsys.engine import DeadlineExceeded as DeadlineExceeded
     from deeprecsys.engine import Engine as Engine
     from deeprecsys.engine import EngineClosed as EngineClosed
-    from deeprecsys.experiments.guided import tune as tune
+    from deeprecsys.experiments.tuning import tune as tune
     from deeprecsys.machines.service_time import Profile as Profile
     from deeprecsys.machines.service_time import ServiceTime as ServiceTime
     from deeprecsys.models import load_model as load_model
@@ -39,7 +39,7 @@ _HOMES = {
     "models": ("load_model",),
     "report": ("write_report",),
     "machines.service_time": ("Profile", "ServiceTime"),
-    "experiments.guided": ("tune",),
+    "experiments.tuning": ("tune",),
     "client.client": ("Client",),
     "simulation": ("Simulator",),
     "tuning": ("find_capacity",),

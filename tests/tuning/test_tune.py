@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+import deeprecsys as drs
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.experiments import guided
 from deeprecsys.machines.service_time import Profile, ServiceTime
@@ -230,7 +231,7 @@ def test_method_and_surrogate_belong_together():
         with pytest.raises(UserError, match="surrogate"):
             tune(ToyMachine(overhead), Workload(), SLA(0.1), method, surrogate=surrogate)
     with pytest.raises(UserError, match="needs an engine"):
-        guided.tune(ToyMachine(overhead), Workload(), SLA(0.1), "simulated")
+        drs.tune(ToyMachine(overhead), Workload(), SLA(0.1), "simulated")
 
 
 def test_a_simulator_is_tuned_to_a_percent_of_an_exact_answer():

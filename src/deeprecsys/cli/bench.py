@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from deeprecsys.analysis.metrics import Summary, summarize
-from deeprecsys.analysis.usage import sentences, usage
+from deeprecsys.analysis.metrics import Summary
+from deeprecsys.analysis.usage import sentences
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
-from deeprecsys.core import SLA, Policy, Records, Status, UserError
+from deeprecsys.core import Policy, Records
 from deeprecsys.report.timeline import write_timeline
+
+if TYPE_CHECKING:
+    from deeprecsys.experiments.benching import Bench
 
 NAME = "bench"
 HELP = """Measure one rate under one policy.
@@ -28,11 +32,6 @@ Adaptive = Annotated[
         "--adaptive", help="Take more when much waits, --batch-size at least: the adaptive policy."
     ),
 ]
-_KEYS = (
-    "queries", "warm_up_queries", "duration_s", "throughput_qps", "items_per_s", "mean_s",
-    "p50_s", "p95_s", "p99_s", "p50_interval_s", "p95_interval_s", "p99_interval_s", "by_size",
-    "meets_sla", "overloaded", "limited_by", "effective_queries", "errors", "generator_lag_p99_s",
-)  # fmt: skip
 
 
 @opt.measuring
@@ -51,23 +50,16 @@ def run(
         str | None, typer.Option(help="Write a Chrome trace for ui.perfetto.dev to this file.")
     ] = None,
 ) -> int:
+    from deeprecsys.experiments.benching import bench, rate_of, scheduled
+
     policy, sla = Policy(batch_size=batch_size, adaptive=adaptive), request.sla
     policy = opt.offloading(request, policy, offload_threshold, offload_backlog)
-    replayed = request.arrivals.startswith("replay:")
-    if qps is None and not replayed:
-        raise UserError("at which rate? give --qps; only --arrivals replay:FILE has its own")
-    if duration_s is None and queries is None and not replayed:
-        duration_s = 10.0
-    schedule = request.workload.schedule(rate_qps=qps, duration_s=duration_s, queries=queries)
-    if not len(schedule):
-        raise UserError("no query arrives in that time: give a higher --qps or more --duration-s")
-    files.check_target("--json", request.json_file)
+    schedule = scheduled(request.workload, qps, duration_s, queries)
     files.check_target("--timeline", timeline)
-    folder = files.new_folder(request.out, NAME, request.model)
-    console = show.console(request.json_file)
-    rate = qps or len(schedule) / schedule.duration_s
+    folder = files.prepared(request, NAME, request.model)
+    rate = rate_of(schedule, qps)
     with (
-        show.Progress(console, sla, schedule.duration_s) as progress,
+        show.Progress(show.console(request.json_file), sla, schedule.duration_s) as progress,
         show.interruptible() as interrupted,
         show.loaded(progress, request) as engine,
     ):
@@ -80,57 +72,33 @@ def run(
             progress.step(policy, rate, so_far, now_s)
             return interrupted.is_set()
 
-        records, requests = engine.traced_run(schedule, policy, watch=watch)
-        facts, lost = engine.facts(), show.losses(engine)
-        detail = {
-            "input_pools": engine.pool_facts(),
-            "runtime": engine.runtime.name,
-            "accelerators": [dict(device.detail) for device in engine.devices],
-        }
-        joules = engine.joules()
-    if interrupted.is_set():  # what was under way says nothing of the machine
-        finished = records.status != Status.CANCELLED
-        records, requests = records[finished], requests.of(finished)
-    found = summarize(records, sla)
-    summary = {
-        **files.provenance(NAME),
-        **request.to_dict(),
-        "rate_qps": rate,
-        "policy": policy.to_dict(),
-        "workers": facts.workers,
-        "accelerator": show.accelerators(facts),
-        "lost": lost,
-        "interrupted": interrupted.is_set(),
-        "usage": usage(
-            records,
-            requests,
-            facts.workers,
-            facts.detail["accelerators"],
-            watts=request.power,
-            measured=joules,
-        ),
-        **detail,
-        **measured(found),
-    }
-    report = files.write_run(folder, summary, request.json_file, records, requests)
-    if timeline:
-        write_timeline(timeline, records, requests, f"{request.model}, {policy}")
-    console.print(table(found))
-    console.print(f"\n{show.emulation(summary)}{sentence(found, sla)}", style="bold", markup=False)
-    for line in [*sentences(summary["usage"]), *lost]:
+        found = bench(
+            engine, request.workload, policy, rate_qps=qps, duration_s=duration_s,
+            queries=queries, sla=sla, watch=watch, watts=request.power, asked=request.asked,
+        )  # fmt: skip
+    report = files.write(found, folder, request.json_file)
+    if timeline and found.records is not None and found.requests is not None:
+        write_timeline(timeline, found.records, found.requests, f"{request.model}, {policy}")
+    shown(found, request.json_file, report, timeline)
+    if found.interrupted:
+        return 130
+    return 1 if request.sla_ms is not None and found.found.meets_sla is False else 0
+
+
+def shown(found: Bench, json_file: str | None, report: Path, timeline: str | None = None) -> None:
+    """Percentiles, verdict, what was used, and the files."""
+    console, summary = show.console(json_file), found.to_dict()
+    console.print(table(found.found))
+    if summary.get("theory"):
+        console.print(_theory_line(summary), markup=False)
+    console.print(f"\n{found.verdict}", style="bold", markup=False)
+    for line in [*sentences(found.used), *summary.get("lost", [])]:
         console.print(line, markup=False)
     console.print(f"report: {report}", markup=False)
     if timeline:
         console.print(f"timeline: {timeline}, opens in https://ui.perfetto.dev", markup=False)
-    if interrupted.is_set():
+    if found.interrupted:
         console.print("interrupted: what was measured until then is kept", markup=False)
-        return 130
-    return 1 if request.sla_ms is not None and found.meets_sla is False else 0
-
-
-def measured(found: Summary) -> dict[str, Any]:
-    """The part of a summary that a run's records say."""
-    return {name: value for name, value in found.to_dict().items() if name in _KEYS}
 
 
 def table(found: Summary) -> Table:
@@ -150,14 +118,10 @@ def table(found: Summary) -> Table:
     return table
 
 
-def sentence(found: Summary, sla: SLA | None) -> str:
-    word: dict[Any, str] = {True: "meets", False: "misses", None: "undecided whether it meets"}
-    why = ", overloaded: the backlog grows" if found.overloaded else ""
-    if found.limited_by:
-        why = ", limited by the generator, not by the system"
-    errors = "".join(f", {n} {name}" for name, n in found.errors.items())
-    verdict = f"; {word[found.meets_sla]} {sla}" if sla else ""
-    return (
-        f"{show.rate(found.throughput_qps)} queries/s, {found.items_per_s:,.0f} items/s"
-        f"{verdict}{why}{errors}"
-    )
+def _theory_line(summary: dict[str, Any]) -> str:
+    theory = summary["theory"]
+    parts = [
+        f"{name} {show.ms(theory[f'{name}_s'])} ({summary[f'{name}_s'] / theory[f'{name}_s']:.3f}×)"
+        for name in ("mean", "p50", "p95", "p99")
+    ]
+    return f"{theory['name']}, ms (simulated over it): {', '.join(parts)}"

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeprecsys.core import Records, Requests, UserError, for_json
+
+if TYPE_CHECKING:
+    from deeprecsys.cli.options import Request
+    from deeprecsys.experiments.result import Result
+
+
+def prepared(request: Request, verb: str, name: str) -> Path:
+    """The run's folder, once everything that will be written can be."""
+    check_target("--json", request.json_file)
+    return new_folder(request.out, verb, name)
 
 
 def new_folder(out: str | None, verb: str, model: str) -> Path:
@@ -37,6 +45,20 @@ def check_target(option: str, target: str | None) -> None:
         raise UserError(f"cannot write {target}: {what}; choose another {option}")
 
 
+def write(found: Result, folder: Path, json_target: str | None) -> Path:
+    """The run's files, and its summary for machines; the path of its report."""
+    report = found.save(folder)
+    write_json(found.to_json(), json_target)
+    return report
+
+
+def write_json(text: str, target: str | None) -> None:
+    if target == "-":
+        print(text)
+    elif target:
+        Path(target).write_text(text + "\n")
+
+
 def write_run(
     folder: Path,
     summary: dict[str, Any],
@@ -60,24 +82,17 @@ def write_run(
     return write_report(folder)
 
 
+def provenance(verb: str) -> dict[str, Any]:
+    from deeprecsys.experiments.result import origin
+
+    return origin(verb)
+
+
 def read_summary(folder: str) -> dict[str, Any]:
     """UserError in one line where the folder is none of a run, or its summary is damaged."""
     from deeprecsys.report import read_run
 
     return read_run(Path(folder))[0]
-
-
-def provenance(verb: str) -> dict[str, Any]:
-    """What every summary says of where it comes from."""
-    from deeprecsys.engine.topology import machine, versions
-
-    return {
-        "verb": verb,
-        "command": shlex.join(["deeprecsys", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "machine": machine(),
-        "versions": versions(),
-    }
 
 
 def _unused(folder: Path) -> Path:

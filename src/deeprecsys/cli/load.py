@@ -14,8 +14,9 @@ from deeprecsys.analysis.metrics import summarize
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
-from deeprecsys.cli.bench import measured, sentence, table
+from deeprecsys.cli.bench import table
 from deeprecsys.core import SLA, Policy, Records, Schedule, Status, UserError
+from deeprecsys.experiments.benching import measured, sentence
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
+    from deeprecsys.experiments.result import Asked
     from deeprecsys.models import Model
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="One of `deeprecsys models`.")]
@@ -171,17 +172,16 @@ class Request:
             accelerators=self.accelerator or (),
         )
 
+    @property
+    def asked(self) -> Asked:
+        """What a summary says was asked for."""
+        from deeprecsys.experiments.result import Asked
+
+        about = {name: getattr(self, name) for name in ("variant", "scale", "query_inputs")}
+        return Asked(workload=self.workload, sla=self.sla, model=self.model, about=about)
+
     def to_dict(self) -> dict[str, Any]:
-        """The part of a summary that says what was asked for."""
-        return {
-            "model": self.model,
-            "variant": self.variant,
-            "scale": self.scale,
-            "seed": self.seed,
-            "query_inputs": self.query_inputs,
-            "sla": {"percentile": self.sla.percentile, "latency_s": self.sla.latency_s},
-            "workload": self.workload.to_dict(),
-        }
+        return self.asked.to_dict()
 
 
 @dataclass(frozen=True)
@@ -206,16 +206,13 @@ class SimulationRequest(Request):
             return SLA(self.sla_ms / 1e3, self.percentile or 95.0)  # type: ignore[operator]
         return self.sla
 
-    def to_dict(self) -> dict[str, Any]:
+    @property
+    def asked(self) -> Asked:
+        from deeprecsys.experiments.result import Asked
+
         if self.model is not None:
-            return Request.to_dict(self)
-        sla = self.target
-        return {
-            "model": None,
-            "seed": self.seed,
-            "sla": sla and {"percentile": sla.percentile, "latency_s": sla.latency_s},
-            "workload": self.workload.to_dict(),
-        }
+            return super().asked
+        return Asked(workload=self.workload, sla=self.target)
 
 
 def offloading(

@@ -14,10 +14,11 @@ from rich.table import Table
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
-from deeprecsys.core import Limits, UserError, Work
+from deeprecsys.core import UserError
 
 if TYPE_CHECKING:
     from deeprecsys.engine.profiler import Grid
+    from deeprecsys.experiments.profiling import Profiling
     from deeprecsys.machines.service_time import Profile
 
 NAME = "profile"
@@ -30,7 +31,6 @@ Example: deeprecsys profile dlrm-rmc1 --operators
 """
 BUDGET_S = 60.0
 FILE = "profile.json"
-_OPERATOR_SIZES = (1, 16, 64, 256)
 
 
 @opt.measuring
@@ -46,58 +46,37 @@ def run(
 ) -> int:
     # Before torch is loaded: its profiler writes trace points to standard error otherwise.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    from deeprecsys.engine.limits import measure_limits
-    from deeprecsys.engine.profiler import Grid, busy_levels, powers_of_two
+    from deeprecsys.experiments.profiling import profile
 
     opt.positive("--budget-s", budget_s)
-    sizes = _sizes(batch_sizes) or powers_of_two(request.workload.size_law.largest)
-    files.check_target("--json", request.json_file)
-    folder = files.new_folder(request.out, NAME, request.model)
+    sizes = _sizes(batch_sizes)
+    folder = files.prepared(request, NAME, request.model)
     before = _unfinished(folder, request)
     if before is not None and request.runtime == "auto":
         request = replace(request, runtime=before.about.get("runtime", "auto"))
-    console = show.console(request.json_file)
     with (
-        show.Progress(console, None, budget_s) as progress,
+        show.Progress(show.console(request.json_file), None, budget_s) as progress,
         show.interruptible() as interrupted,
         show.loaded(progress, request) as engine,
     ):
         if before is not None:
             progress.line(f"going on with the profile in {folder}")
-        profile = engine.profile(
-            sizes,
-            budget_s=budget_s,
-            indices=request.indices,
-            before=before,
-            stop=interrupted.is_set,
-            on_visit=profiling(progress, folder),
-        )
-        grid = Grid(sizes, busy_levels(engine.workers))
-        model, workers, cores = engine.model, engine.workers, engine.cores
-        limits = measure_limits(cores, model.spec.width)
-        more = operators and not interrupted.is_set()
-        classes = _operators(model, sizes) if more else None
-        roofline = _roofline(profile, model, limits, cores) if more else None
-    summary = {
-        **files.provenance(NAME),
-        **request.to_dict(),
-        "workers": workers,
-        "runtime": profile.about["runtime"],
-        "interrupted": interrupted.is_set(),
-        "share_done": grid.share_done(profile),
-        "points": [_row(profile, point, limits, model.work, workers) for point in profile.points],
-        "limits": {name: getattr(limits, name) for name in Limits.__slots__},
-        "operators": classes,
-        "roofline": roofline,
-        "paper_shares": _paper_shares(request.model) if classes else None,
-    }
-    report = files.write_run(folder, summary, request.json_file)
+        found = profile(
+            engine, request.workload, sizes, budget_s=budget_s, operators=operators,
+            before=before, stop=interrupted.is_set, on_visit=profiling(progress, folder),
+            asked=request.asked,
+        )  # fmt: skip
+    return _shown(found, folder, request.json_file, files.write(found, folder, request.json_file))
+
+
+def _shown(found: Profiling, folder: Path, json_file: str | None, report: Path) -> int:
+    console, summary = show.console(json_file), found.to_dict()
     console.print(_table(summary))
-    if classes:
+    if found.operators:
         console.print(_classes_table(summary))
-    console.print(f"\n{_sentence(summary, grid)}", style="bold", markup=False)
+    console.print(f"\n{found.verdict}", style="bold", markup=False)
     console.print(f"profile: {folder / FILE}\nreport: {report}", markup=False)
-    if interrupted.is_set():
+    if found.interrupted:
         console.print("interrupted: run it again with the same --out to go on", markup=False)
         return 130
     return 0
@@ -134,55 +113,6 @@ def _unfinished(folder: Path, request: opt.Request) -> Profile | None:
     found = Profile.load(folder / FILE)
     found.check(**{name: getattr(request, name) for name in ABOUT_MODEL})
     return found
-
-
-def _row(
-    profile: Profile, point: tuple[int, int], limits: Limits, work: Work, workers: int
-) -> dict[str, Any]:
-    """A point of the profile, and how much of its time this machine's limits explain."""
-    batch, busy = point
-    samples = profile.points[point]
-    rows = work.table_bytes / limits.lookup_bytes
-    least_s = batch * workers * (work.flops / limits.flops_per_s + rows / limits.lookups_per_s)
-    return {
-        "batch_size": batch,
-        "busy": busy,
-        "samples": len(samples.seconds),
-        "rounds": samples.rounds,
-        "median_s": samples.median_s,
-        "mean_s": samples.mean_s,
-        "p5_s": samples.percentile_s(5),
-        "p95_s": samples.percentile_s(95),
-        "items_per_s": busy * batch / samples.mean_s,
-        "limits_share": least_s / samples.median_s,
-    }
-
-
-def _operators(model: Any, sizes: list[int]) -> list[dict[str, Any]]:
-    from deeprecsys.engine.operators import measure_operators
-
-    return [measure_operators(model, n).to_dict() for n in _OPERATOR_SIZES if n <= sizes[-1]]
-
-
-def _roofline(profile: Profile, model: Any, limits: Limits, cores: Any) -> dict[str, Any]:
-    from deeprecsys.engine import roofline
-
-    points = [
-        roofline.point(model.work, model.spec.weights(), batch, busy / samples.median_s)
-        for (batch, busy), samples in profile.points.items()
-        if busy == len(cores)
-    ]
-    return {
-        **roofline.roofs(limits, roofline.bf16_flops_per_s(cores)),
-        "models": {model.name: points, **roofline.contrast(cores)},
-        "query_bytes": model.spec.bytes_per_query(270, model.query_inputs),
-    }
-
-
-def _paper_shares(model: str) -> dict[str, float]:
-    from deeprecsys.engine.operators import PAPER_SHARES
-
-    return dict(PAPER_SHARES[model])
 
 
 def _table(summary: dict[str, Any]) -> Table:
@@ -226,33 +156,3 @@ def _classes_table(summary: dict[str, Any]) -> Table:
     most = ", ".join(f"{name} {s * 1e6:.0f} µs" for name, s in list(rest.items())[:5])
     table.caption = f"rest at batch {summary['operators'][-1]['batch_size']}: {most}"
     return table
-
-
-def _sentence(summary: dict[str, Any], grid: Grid) -> str:
-    """What contention costs, and how far the best batch size is from the limits."""
-    at = {(row["batch_size"], row["busy"]): row for row in summary["points"]}
-    workers = summary["workers"]
-    both = [size for size in grid.batch_sizes if (size, 1) in at and (size, workers) in at]
-    parts = []
-    if both and workers > 1:
-        slower = max(both, key=lambda n: at[n, workers]["median_s"] / at[n, 1]["median_s"])
-        ratio = at[slower, workers]["median_s"] / at[slower, 1]["median_s"]
-        parts.append(
-            f"with {workers} workers busy a request takes up to {ratio:.2f}× as long as alone "
-            f"(batch size {slower})"
-        )
-    full = [row for row in summary["points"] if row["busy"] == workers]
-    if full:
-        best = max(full, key=lambda row: float(row["items_per_s"]))
-        parts.append(
-            f"most items/s at batch size {best['batch_size']}: {show.rate(best['items_per_s'])}, "
-            f"{best['limits_share']:.0%} of what this machine's limits allow"
-        )
-        if best["limits_share"] > 1:
-            parts.append(
-                "that limit is of uniformly random rows, and popular ones come from the cache"
-            )
-    done = summary["share_done"]
-    if done < 1:
-        parts.append(f"{done:.0%} of the visits were made; give more --budget-s for the rest")
-    return "; ".join(parts)

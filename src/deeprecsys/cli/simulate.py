@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import time
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deeprecsys.analysis.metrics import summarize
-from deeprecsys.analysis.usage import sentences, usage
 from deeprecsys.cli import bench, show
 from deeprecsys.cli import fleet as fleets
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
-from deeprecsys.cli import tune as tuning_verb
+from deeprecsys.cli import tune as tune_verb
 from deeprecsys.cli.profile import FILE, profiling
-from deeprecsys.core import Policy, Records, Requests, Schedule, UserError
+from deeprecsys.core import Policy, UserError
 
 if TYPE_CHECKING:
-    from deeprecsys.machines.service_time import ServiceTime
+    from deeprecsys.experiments.result import Result
+    from deeprecsys.machines.service_time import Profile, ServiceTime
     from deeprecsys.simulation import Simulator
 
 NAME = "simulate"
@@ -35,7 +36,6 @@ Example: deeprecsys simulate dlrm-rmc3 --workers 40 --tune
 """
 QUERIES = 1_000_000
 PROFILE_S = 20.0
-_TRACED = 5_000  # queries at the beginning, of which every request is kept
 
 
 @opt.measuring
@@ -74,9 +74,11 @@ def run(
         int | None, typer.Option(help="End after this many.  [default: 1,000,000]")
     ] = None,
 ) -> int:
+    from deeprecsys.experiments.simulated import given_law
+    from deeprecsys.machines.service_time import ServiceTime
+
     if fleet is not None:
-        if request.model is not None or paper or tune or qps is not None or service or profile:
-            raise UserError("--fleet takes everything from its file: leave the rest out")
+        _check_fleet(request, paper, tune, qps, service, profile)
         return fleets.run(request, fleet)
     policy = Policy(batch_size=batch_size, adaptive=adaptive)
     policy = opt.offloading(request, policy, offload_threshold, offload_backlog)
@@ -85,102 +87,122 @@ def run(
     else:
         _check(request, qps, tune, method, service, profile)
     opt.positive("--profile-s", profile_s)
-    whole = tune or paper is not None
-    schedule = None if whole else _schedule(request, qps, duration_s, queries)
-    law = _given(request, service, profile, extrapolate)
-    files.check_target("--json", request.json_file)
-    folder = files.new_folder(request.out, NAME, request.model or "service")
-    console = show.console(request.json_file)
+    how: How = _Paper(paper) if paper is not None else _Tune(method)
+    if paper is None and not tune:
+        how = _OneRate(policy, *_length(request, qps, duration_s, queries))
+    law = given_law(service, profile, vars(request), extrapolate=extrapolate)
+    folder = files.prepared(request, NAME, request.model or "service")
     with (
-        show.Progress(console, request.target, None) as progress,
+        show.Progress(show.console(request.json_file), request.target, None) as progress,
         show.interruptible() as interrupted,
     ):
         if law is None:
-            law = _profiled(request, progress, folder, profile_s, extrapolate, interrupted.is_set)
-        if paper is not None:
-            return _paper(request, law, paper, folder, console)
-        simulator = _simulator(request, law)
-        facts = simulator.facts()
-        for line in facts.detail["assumptions"]:
-            progress.line(f"simulated: {line}")
-        began = time.monotonic()
-        common = {
-            **files.provenance(NAME),
-            **request.to_dict(),
-            "simulated": dict(facts.detail),
-            "workers": simulator.workers,
-            "accelerator": show.accelerators(facts),
-        }
-        if schedule is None:
-            return _tune(request, simulator, method, common, folder, console, progress, interrupted)
-    records = simulator.run(schedule, policy)
-    first, requests = simulator.traced_run(_first(schedule), policy)
-    found = summarize(records, request.target)
-    summary = {
-        **common,
-        "rate_qps": qps or len(schedule) / schedule.duration_s,
-        "policy": policy.to_dict(),
-        "interrupted": False,
-        "elapsed_s": time.monotonic() - began,
-        "usage": _used(request, simulator, first, requests),
-        "theory": _theory(request, law, simulator.workers, qps, policy),
-        **bench.measured(found),
-    }
-    report = files.write_run(folder, summary, request.json_file, records, requests)
-    console.print(bench.table(found))
-    if summary["theory"]:
-        console.print(_theory_line(summary), markup=False)
-    console.print(
-        f"\nsimulated: {show.emulation(summary)}{bench.sentence(found, request.target)}",
-        style="bold",
-        markup=False,
-    )
-    for line in sentences(summary["usage"]):
-        console.print(line, markup=False)
-    console.print(f"report: {report}", markup=False)
-    return 1 if request.sla_ms is not None and found.meets_sla is False else 0
+            measured = _profiled(request, progress, folder, profile_s, interrupted)
+            law = ServiceTime.from_profile(measured, extrapolate=extrapolate)
+        return how(_Task(request, law, folder, progress, interrupted))
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """What is simulated, whatever is asked of it."""
+
+    request: opt.SimulationRequest
+    law: ServiceTime
+    folder: Path
+    progress: show.Progress
+    interrupted: threading.Event
+
+    def simulator(self) -> Simulator:
+        """Says what it takes for granted."""
+        from deeprecsys.engine.topology import usable_cores
+        from deeprecsys.experiments.simulated import machine
+
+        request, cores = self.request, len(usable_cores())
+        made = machine(
+            self.law, request.workers, request.accelerator or (), request.model, request.seed, cores
+        )
+        for line in made.facts().detail["assumptions"]:
+            self.progress.line(f"simulated: {line}")
+        return made
+
+    def write(self, found: Result) -> Path:
+        return files.write(found, self.folder, self.request.json_file)
+
+
+How = Callable[[_Task], int]
+
+
+@dataclass(frozen=True, slots=True)
+class _OneRate:
+    policy: Policy
+    rate_qps: float | None
+    duration_s: float | None
+    queries: int | None
+
+    def __call__(self, task: _Task) -> int:
+        from deeprecsys.experiments.benching import simulate
+
+        request = task.request
+        found = simulate(
+            task.simulator(), request.workload, self.policy, rate_qps=self.rate_qps,
+            duration_s=self.duration_s, queries=self.queries, sla=request.target,
+            watts=request.power, asked=request.asked,
+        )  # fmt: skip
+        bench.shown(found, request.json_file, task.write(found))
+        return 1 if request.sla_ms is not None and found.found.meets_sla is False else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Tune:
+    method: str
+
+    def __call__(self, task: _Task) -> int:
+        from deeprecsys.experiments.tuning import tune
+
+        request, simulator, sla = task.request, task.simulator(), task.request.target
+        assert sla is not None
+        task.progress.line(f"{simulator.workers} workers, target {sla}")
+        found = tune(
+            simulator, request.workload, sla, self.method, watts=request.power,
+            observer=tune_verb.observer(task.progress, task.interrupted), asked=request.asked,
+        )  # fmt: skip
+        return tune_verb.shown(found, request.json_file, task.write(found))
+
+
+@dataclass(frozen=True, slots=True)
+class _Paper:
+    name: str
+
+    def __call__(self, task: _Task) -> int:
+        from deeprecsys.experiments.simulated import paper_result
+
+        request, console = task.request, show.console(task.request.json_file)
+        workers = request.workers or 40
+        found = paper_result(self.name, task.law, request.sla, request.asked, workers)
+        report = task.write(found)
+        for line in found.assumed["assumptions"]:
+            console.print(f"simulated: {line}", markup=False)
+        for row in found.rows:
+            said = f"{row.what}\n  the paper: {row.paper}\n  simulated: {row.ours}"
+            console.print(said, markup=False)
+        console.print(f"report: {report}", markup=False)
+        return 0
+
+
+def _check_fleet(request: opt.SimulationRequest, *others: Any) -> None:
+    if request.model is not None or any(other is not None and other is not False
+                                        for other in others):  # fmt: skip
+        raise UserError("--fleet takes everything from its file: leave the rest out")
 
 
 def _check_paper(request: opt.SimulationRequest, name: str, qps: float | None, tune: bool) -> None:
-    from deeprecsys.experiments.paper import RESULTS
+    from deeprecsys.experiments.simulated import check_paper_name
 
-    if name not in RESULTS:
-        raise UserError(f"unknown result {name!r} of the paper; known: {', '.join(RESULTS)}")
+    check_paper_name(name)
     if request.model is None:
         raise UserError("--paper needs a MODEL: its results are of one")
     if qps is not None or tune:
         raise UserError("--paper finds rates and policies itself: leave out --qps and --tune")
-
-
-def _paper(
-    request: opt.SimulationRequest, law: ServiceTime, name: str, folder: Path, console: Any
-) -> int:
-    from dataclasses import asdict
-
-    from deeprecsys.experiments.paper import RESULTS, Case
-
-    began = time.monotonic()
-    assert request.model is not None
-    case = Case(request.model, law, request.sla, request.workers or 40, request.seed)
-    rows = RESULTS[name](case)
-    summary = {
-        **files.provenance(NAME),
-        **request.to_dict(),
-        "paper": name,
-        "workers": case.workers,
-        "rows": [asdict(row) for row in rows],
-        "simulated": {"service": law.text, "assumptions": law.assumptions(case.workers)},
-        "elapsed_s": time.monotonic() - began,
-    }
-    report = files.write_run(folder, summary, request.json_file)
-    for line in summary["simulated"]["assumptions"]:
-        console.print(f"simulated: {line}", markup=False)
-    for row in rows:
-        console.print(
-            f"{row.what}\n  the paper: {row.paper}\n  simulated: {row.ours}", markup=False
-        )
-    console.print(f"report: {report}", markup=False)
-    return 0
 
 
 def _check(
@@ -211,35 +233,19 @@ def _check(
         raise UserError("at which rate? give --qps, or --tune for the whole search")
 
 
-def _schedule(
+def _length(
     request: opt.SimulationRequest,
     qps: float | None,
     duration_s: float | None,
     queries: int | None,
-) -> Schedule:
+) -> tuple[float | None, float | None, int | None]:
+    """Rate, duration and queries of the run; UserError where nothing would arrive."""
+    from deeprecsys.experiments.benching import scheduled
+
     if duration_s is None and queries is None and qps is not None:
         queries = QUERIES
-    schedule = request.workload.schedule(rate_qps=qps, duration_s=duration_s, queries=queries)
-    if not len(schedule):
-        raise UserError("no query arrives in that time: give a higher --qps or more --duration-s")
-    return schedule
-
-
-def _given(
-    request: opt.SimulationRequest, service: str | None, profile: str | None, extrapolate: bool
-) -> ServiceTime | None:
-    """The service time that was given; None: to be measured."""
-    from deeprecsys.machines.service_time import Profile, ServiceTime
-
-    if service is not None:
-        return ServiceTime.parse(service)
-    if profile is None:
-        return None
-    found = Profile.load(profile)
-    if request.model is not None:
-        names = ("model", "variant", "scale", "query_inputs")
-        found.check(**{name: getattr(request, name) for name in names})
-    return ServiceTime.from_profile(found, extrapolate=extrapolate)
+    scheduled(request.workload, qps, duration_s, queries)
+    return qps, duration_s, queries
 
 
 def _profiled(
@@ -247,132 +253,19 @@ def _profiled(
     progress: show.Progress,
     folder: Path,
     seconds: float,
-    extrapolate: bool,
-    stop: Any,
-) -> ServiceTime:
+    interrupted: threading.Event,
+) -> Profile:
     """Of the model on all of this machine's cores, kept in the run's folder."""
-    from dataclasses import replace
-
-    from deeprecsys.machines.service_time import ServiceTime
-
     with show.loaded(progress, replace(request, workers=None)) as engine:
         progress.line(f"profiling {request.model} on {engine.workers} workers for {seconds:g} s")
         found = engine.profile(
             budget_s=seconds,
             indices=request.indices,
-            stop=stop,
+            stop=interrupted.is_set,
             on_visit=profiling(progress, folder),
         )
-    if stop():
+    if interrupted.is_set():
         progress.line(f"interrupted: what was measured is in {folder / FILE}")
         raise KeyboardInterrupt
     progress.line(f"profile: {folder / FILE} (for --profile)")
-    return ServiceTime.from_profile(found, extrapolate=extrapolate)
-
-
-def _simulator(request: opt.SimulationRequest, law: ServiceTime) -> Simulator:
-    """As many workers as asked for; else as were profiled, or as this machine has cores."""
-    from deeprecsys.engine.topology import usable_cores
-    from deeprecsys.machines.accelerators import accelerator
-    from deeprecsys.simulation import Simulator
-
-    workers = request.workers
-    if workers is None and law.profile is not None:
-        workers = law.profile.about.get("workers")
-    wanted = request.accelerator or []
-    devices = [accelerator(text, request.model, law.profile) for text in wanted]
-    return Simulator(law, workers or len(usable_cores()), accelerators=devices, seed=request.seed)
-
-
-def _used(
-    request: opt.SimulationRequest, simulator: Simulator, records: Records, requests: Requests
-) -> dict[str, Any]:
-    devices = simulator.facts().detail["accelerators"]
-    return usage(records, requests, simulator.workers, devices, watts=request.power)
-
-
-def _tune(
-    request: opt.SimulationRequest,
-    simulator: Simulator,
-    method: str,
-    common: dict[str, Any],
-    folder: Path,
-    console: Any,
-    progress: show.Progress,
-    interrupted: Any,
-) -> int:
-    from deeprecsys.tuning import Observer, tune
-
-    sla = request.target
-    assert sla is not None
-    progress.line(f"{simulator.workers} workers, target {sla}")
-    study = tune(
-        simulator,
-        request.workload,
-        sla,
-        method,
-        observer=Observer(
-            stop=interrupted.is_set,
-            on_phase=progress.phase,
-            on_progress=progress.step,
-            on_trial=lambda trial: progress.line(tuning_verb.trial_line(trial)),
-        ),
-    )
-    records, requests = None, None
-    if study.best is not None:
-        schedule = request.workload.schedule(rate_qps=study.best.capacity.rate_qps, queries=_TRACED)
-        records, requests = simulator.traced_run(schedule, study.best.policy)
-    summary = common | {"method": method, **tuning_verb.study_dict(study)}
-    summary["simulated"] = common["simulated"]
-    summary["verdict"] = (
-        f"simulated, {simulator.workers} workers: {show.emulation(summary)}{summary['verdict']}"
-    )
-    if records is not None and requests is not None:
-        summary["usage"] = _used(request, simulator, records, requests)
-    report = files.write_run(folder, summary, request.json_file, records, requests)
-    console.print(show.trials_table(summary))
-    console.print(f"\n{summary['verdict']}", style="bold", markup=False)
-    for line in sentences(summary.get("usage", {})):
-        console.print(line, markup=False)
-    console.print(f"report: {report}", markup=False)
-    if study.interrupted:
-        console.print("interrupted: what was found until then is kept", markup=False)
-        return 130
-    return 0 if study.best else 1
-
-
-def _first(schedule: Schedule) -> Schedule:
-    return Schedule(schedule.arrival_s[:_TRACED], schedule.size[:_TRACED], schedule.indices)
-
-
-def _theory(
-    request: opt.SimulationRequest,
-    law: ServiceTime,
-    workers: int,
-    qps: float | None,
-    policy: Policy,
-) -> dict[str, Any] | None:
-    """What queueing theory says, where a query is one request of an exponential time."""
-    from deeprecsys.simulation.theory import mmc_mean_s, mmc_percentile_s
-
-    sizes = request.workload.size_law
-    one = sizes.largest <= policy.batch_size and not policy.adaptive
-    if law.law != "exponential" or not one or request.arrivals != "poisson" or qps is None:
-        return None
-    mean_s = float(law(1.0))  # type: ignore[arg-type]
-    if qps * mean_s >= workers:
-        return None
-    return {
-        "name": f"M/M/{workers}, Erlang C",
-        "mean_s": mmc_mean_s(qps, mean_s, workers),
-        **{f"p{p}_s": mmc_percentile_s(p, qps, mean_s, workers) for p in (50, 95, 99)},
-    }
-
-
-def _theory_line(summary: dict[str, Any]) -> str:
-    theory = summary["theory"]
-    parts = [
-        f"{name} {show.ms(theory[f'{name}_s'])} ({summary[f'{name}_s'] / theory[f'{name}_s']:.3f}×)"
-        for name in ("mean", "p50", "p95", "p99")
-    ]
-    return f"{theory['name']}, ms (simulated over it): {', '.join(parts)}"
+    return found

@@ -1,19 +1,17 @@
-"""`tune` as users call it: wires a profile and a simulation to method "simulated".
+"""Method "simulated" of a tuning: how long a profile takes, and the machine it makes.
 
-Everything else it hands on to `tuning.tune`, which knows neither engines nor simulations.
+`adaptive_policy` is a policy from a profile alone.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeprecsys import tuning
-from deeprecsys.core import SLA, Policy, System, UserError
+from deeprecsys.core import SLA, Policy
 from deeprecsys.machines.accelerators import Accelerator
 from deeprecsys.machines.service_time import Profile, ServiceTime
-from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
@@ -22,30 +20,6 @@ if TYPE_CHECKING:
 # Of the time there is, for the profile that simulation draws from.
 PROFILE_SHARE, PROFILE_S = 0.25, 12.0
 _LEAST_ITEMS, _SHARE_OF_TARGET = 16, 0.25
-
-
-def tune(
-    system: System | Engine,
-    workload: Workload,
-    sla: SLA,
-    method: str = "hill-climb",
-    **options: Any,
-) -> tuning.Study:
-    """Finds the policy with the highest capacity; options as of `tuning.tune`.
-
-    Method "simulated" profiles the engine, searches in simulation, and confirms the best few
-    live; any other is all live.
-    """
-    if method == tuning.SIMULATED and options.get("surrogate") is None:
-        if not hasattr(system, "profile"):
-            raise UserError("method simulated needs an engine: another system has no profile")
-        budget_s = options.get("budget_s")
-        profile_s = profile_seconds(budget_s)
-        engine = cast("Engine", system)
-        options["surrogate"] = surrogate(engine, engine.profile(budget_s=profile_s))
-        if budget_s is not None:
-            options["budget_s"] = budget_s - profile_s
-    return tuning.tune(system, workload, sla, method, **options)
 
 
 def adaptive_policy(profile: Profile, sla: SLA) -> Policy:

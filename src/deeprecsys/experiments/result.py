@@ -86,13 +86,14 @@ class Asked:
 
     @classmethod
     def of(cls, system: Any, workload: Workload, sla: SLA | None) -> Self:
-        """As the system's own model says, if it has one."""
-        model = getattr(system, "model", None)
-        if model is None or isinstance(model, str):
-            return cls(workload=workload, sla=sla, model=model)
+        """As the system's model says, or the profile that it is simulated from, if there is one."""
         names = ("variant", "scale", "query_inputs")
-        about = {name: getattr(model, name) for name in names if hasattr(model, name)}
-        return cls(workload=workload, sla=sla, model=model.name, about=about)
+        model = getattr(system, "model", None)
+        said = getattr(getattr(getattr(system, "service", None), "profile", None), "about", {})
+        if model is not None and not isinstance(model, str):
+            said = {name: getattr(model, name, None) for name in names} | {"model": model.name}
+        about = {name: said[name] for name in names if said.get(name) is not None}
+        return cls(workload=workload, sla=sla, model=said.get("model", model), about=about)
 
     def to_dict(self) -> dict[str, Any]:
         return {

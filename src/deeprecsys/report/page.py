@@ -74,11 +74,22 @@ def _tune(summary: dict[str, Any], records: Records | None, requests: Requests |
          figures.capacity_by_threshold(summary)),
         ("Latency by rate", "The best policy's runs: filled meets, open undecided, cross misses.",
          figures.latency_by_rate(summary)),
-        *_of_records(summary, records, "The best policy at its capacity."),
+        *_of_records(summary, records, _which(summary.get("shown"))),
         *_of_requests(summary, records, requests),
         _trials(summary),
         _provenance(summary),
     ]  # fmt: skip
+
+
+def _which(shown: dict[str, Any] | None) -> str:
+    """Of which run the pictures are, and whether it held."""
+    if not shown:
+        return "The best policy, near its capacity."
+    word = "held" if shown["held"] else "missed"
+    return (
+        f"The best policy in a fresh run at {text.rate(shown['rate_qps'])} queries/s, just below "
+        f"its capacity, which {word} the target."
+    )
 
 
 def _bench(

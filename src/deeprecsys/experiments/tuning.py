@@ -1,0 +1,344 @@
+"""`tune` as users call it: search, check on fresh seeds, trace; the answer as one value.
+
+Searching is `tuning.tune`'s, which knows neither engines nor simulations. Here a profile and a
+simulation are wired to method "simulated", and what was found is tried again: a capacity is a
+rate at which fresh runs hold, and the pictures of a report are of such a run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+from deeprecsys import tuning
+from deeprecsys.analysis.metrics import summarize
+from deeprecsys.analysis.usage import Watts, usage
+from deeprecsys.core import SLA, Facts, Policy, Records, Requests, Schedule, System, UserError
+from deeprecsys.experiments import guided, verdicts
+from deeprecsys.experiments.result import (
+    Asked,
+    Result,
+    accelerators,
+    emulation,
+    losses,
+    origin,
+    target_dict,
+)
+from deeprecsys.machines.service_time import ABOUT_MODEL
+from deeprecsys.tuning import Comparison, Observer, Study, Trial
+from deeprecsys.tuning.interleave import Ratio
+from deeprecsys.workload import Workload
+
+if TYPE_CHECKING:
+    from deeprecsys.engine import Engine
+
+# Enough for every policy of each search on two cores.
+BUDGET_S = {
+    "hill-climb": 230.0, "exhaustive": 480.0, "joint": 300.0, "static": 120.0, "simulated": 48.0,
+}  # fmt: skip
+_MORE_S = 1.5  # with a threshold to be found as well
+# Fresh runs at the end, at this share of the capacity: so many, in this share of the time.
+CHECKED_AT, CHECKS = 0.95, 3
+_CHECKS_SHARE, _CHECK_S, _CHECK_TURN = 0.12, 10.0, 900
+# Of a simulated machine: queries of a check, and those whose every request is kept.
+_CHECKED, _TRACED = 200_000, 5_000
+
+OnProfile = Callable[[Any, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One fresh run below the capacity. meets_sla as of `analysis.metrics.Summary`."""
+
+    rate_qps: float
+    seed: int
+    percentile_s: float
+    meets_sla: bool | None
+    held: bool  # established, or, if undecided, by the point estimate
+    queries: int
+    duration_s: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Result):
+    """A study, the checks of its answer, and what the system said of itself.
+
+    records, requests: of the run that is shown, the first check that held (of none, the first).
+    """
+
+    study: Study
+    asked: Asked
+    system: Mapping[str, Any]  # workers, accelerator, and what it says of itself
+    checks: Sequence[Check] = ()
+    shown: Check | None = None
+    used: Mapping[str, Any] = field(default_factory=dict)
+    virtual: bool = False
+
+    @property
+    def best(self) -> Trial | None:
+        """The policy with the highest capacity; None where none holds the target."""
+        return self.study.best
+
+    @property
+    def baseline(self) -> Trial:
+        return self.study.baseline
+
+    @property
+    def speedup(self) -> Ratio | None:
+        return self.study.speedup
+
+    @property
+    def trials(self) -> list[Trial]:
+        return self.study.trials
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        return self.study.comparisons
+
+    @property
+    def interrupted(self) -> bool:
+        return self.study.interrupted
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.study.elapsed_s
+
+    @property
+    def verdict(self) -> str:
+        """The answer in one sentence, with what it rests on before it."""
+        where = f"simulated, {self.system['workers']} workers: " if self.virtual else ""
+        said = [verdicts.tuned(self.study), verdicts.checked(self.checks, CHECKED_AT)]
+        return where + emulation(self.system) + "; ".join(part for part in said if part)
+
+    def summary(self) -> dict[str, Any]:
+        found = {
+            **self.asked.to_dict(),
+            "method": self.study.method,
+            **study_dict(self.study),
+            **self.system,
+            "verdict": self.verdict,
+            "checks": [check.to_dict() for check in self.checks],
+            "shown": self.shown.to_dict() if self.shown else None,
+        }
+        return found | ({"usage": dict(self.used)} if self.records is not None else {})
+
+    def files(self) -> Mapping[str, Any]:
+        """policy.json, what `serve --policy` takes."""
+        if self.study.best is None or self.virtual or self.asked.model is None:
+            return {}
+        about = self.asked.to_dict()
+        chosen = {
+            "policy": self.study.best.policy.to_dict(),
+            "model": {name: about.get(name) for name in ABOUT_MODEL},
+            "sla": target_dict(self.asked.sla),
+            "machine": self.origin["machine"],
+            "runtime": self.system["engine"].get("runtime"),
+        }
+        return {"policy.json": chosen}
+
+
+def tune(
+    system: System | Engine,
+    workload: Workload,
+    sla: SLA,
+    method: str = "hill-climb",
+    *,
+    budget_s: float | None = None,
+    run_s: float | None = None,
+    observer: Observer | None = None,
+    surrogate: System | None = None,
+    watts: Watts | None = None,
+    on_profile: OnProfile = lambda *_: None,
+    asked: Asked | None = None,
+) -> Tuning:
+    """Finds the policy with the highest capacity, and checks it on fresh seeds.
+
+    budget_s bounds the whole; run_s is the length of every run; see `tuning.tune`. Method
+    "simulated" profiles the engine (on_profile is told), searches in simulation, and confirms the
+    best few live; any other is all live. watts: of what has no meter. Raises UserError for a
+    wrong method, budget or length.
+    """
+    if budget_s is not None and not (budget_s > 0 and math.isfinite(budget_s)):
+        raise UserError(f"the time budget must be positive, not {budget_s:g} s")
+    observer, facts = observer or Observer(), system.facts()
+    check_s = _check_seconds(budget_s, facts)
+    profile_s = 0.0
+    if method == tuning.SIMULATED and surrogate is None:
+        if not hasattr(system, "profile"):
+            raise UserError("method simulated needs an engine: another system has no profile")
+        profile_s = guided.profile_seconds(budget_s)
+        engine = cast("Engine", system)
+        surrogate = _surrogate(engine, workload, profile_s, observer, on_profile)
+    left_s = None if budget_s is None else budget_s - check_s * CHECKS - profile_s
+    study = tuning.tune(
+        system, workload, sla, method,
+        budget_s=left_s, run_s=run_s, surrogate=surrogate, observer=observer,
+    )  # fmt: skip
+    evidence = _evidence(system, workload, study, check_s, observer)
+    return Tuning(
+        origin=origin("simulate" if facts.virtual else "tune"),
+        study=study,
+        asked=asked or Asked.of(system, workload, sla),
+        system=_described(system, facts),
+        virtual=facts.virtual,
+        **evidence.parts(),
+        used=evidence.used(system, facts, watts),
+    )
+
+
+def usual_budget_s(method: str, accelerator: bool) -> float:
+    """UserError for an unknown method."""
+    if method not in BUDGET_S:
+        raise UserError(f"unknown method {method!r}; known: {', '.join(BUDGET_S)}")
+    return BUDGET_S[method] * (_MORE_S if accelerator else 1.0)
+
+
+def study_dict(study: Study) -> dict[str, Any]:
+    """The part of a tuning's summary that the study knows."""
+    first = study.comparisons[0].to_dict() if study.comparisons else None
+    speedup = first or {"ratio": None, "interval": [None, None], "significant": None}
+    return {
+        "baseline": _chosen(study.baseline),
+        "best": _chosen(study.best) if study.best else None,
+        "speedup": {name: speedup[name] for name in ("ratio", "interval", "significant")},
+        "comparisons": [c.to_dict() for c in study.comparisons],
+        "binds": study.binds.sentence,
+        "binds_kind": study.binds.kind,
+        "idle_p95_s": study.idle_p95_s,
+        "trials": [t.to_dict() for t in study.trials],
+        "simulated": _simulated(study) if study.simulated else None,
+        "interrupted": study.interrupted,
+        "elapsed_s": study.elapsed_s,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """The checks of an answer, and the run that is shown of them."""
+
+    checks: tuple[Check, ...] = ()
+    shown: Check | None = None
+    records: Records | None = None
+    requests: Requests | None = None
+    joules: Mapping[str, float] = field(default_factory=dict)
+
+    def parts(self) -> dict[str, Any]:
+        names = ("checks", "shown", "records", "requests")
+        return {name: getattr(self, name) for name in names}
+
+    def used(self, system: System | Engine, facts: Facts, watts: Watts | None) -> dict[str, Any]:
+        if self.records is None or self.requests is None:
+            return {}
+        devices = facts.detail.get("accelerators") or ()
+        return usage(
+            self.records, self.requests, facts.workers, devices, watts=watts, measured=self.joules
+        )
+
+
+def _check_seconds(budget_s: float | None, facts: Facts) -> float:
+    """Of one check; none of a simulated machine's time, which is computed."""
+    if facts.virtual:
+        return 0.0
+    return _CHECK_S if budget_s is None else min(_CHECK_S, _CHECKS_SHARE / CHECKS * budget_s)
+
+
+def _evidence(
+    system: System | Engine, workload: Workload, study: Study, check_s: float, observer: Observer
+) -> _Evidence:
+    """Fresh runs below the capacity; shown is the first that held, else the first."""
+    if study.best is None or observer.stop():
+        return _Evidence(records=_records(study))
+    observer.on_phase("check")
+    rate_qps, policy = CHECKED_AT * study.best.capacity.rate_qps, study.best.policy
+    made: list[_Evidence] = []
+    for seed in range(workload.seed + _CHECK_TURN, workload.seed + _CHECK_TURN + CHECKS):
+        duration_s, queries = (check_s, None) if check_s else (None, _CHECKED)
+        schedule = workload.reseed(seed).schedule(rate_qps, duration_s, queries)
+        if not len(schedule):
+            continue
+        records, first, requests = _run(system, schedule, policy, observer, rate_qps)
+        if observer.stop():
+            break
+        check = _judged(records, study.sla, rate_qps, seed)
+        joules = system.joules() if hasattr(system, "joules") else {}
+        made.append(_Evidence((), check, first, requests, joules))
+    if not made:
+        return _Evidence(records=_records(study))
+    shown = next((one for one in made if one.shown and one.shown.held), made[0])
+    return replace(shown, checks=tuple(one.shown for one in made if one.shown))
+
+
+def _run(
+    system: Any, schedule: Schedule, policy: Policy, observer: Observer, rate_qps: float
+) -> tuple[Records, Records, Requests | None]:
+    """A run to be judged; what is shown of it, and its requests where the system can tell."""
+
+    def watch(so_far: Records, now_s: float) -> bool:
+        observer.on_progress(policy, rate_qps, so_far, now_s)
+        return observer.stop()
+
+    if not hasattr(system, "traced_run"):
+        records = system.run(schedule, policy, watch=watch)
+        return records, records, None
+    if system.facts().virtual:
+        first = Schedule(schedule.arrival_s[:_TRACED], schedule.size[:_TRACED], schedule.indices)
+        return system.run(schedule, policy, watch=watch), *system.traced_run(first, policy)
+    records, requests = system.traced_run(schedule, policy, watch=watch)
+    return records, records, requests
+
+
+def _judged(records: Records, sla: SLA, rate_qps: float, seed: int) -> Check:
+    found = summarize(records, sla)
+    near = bool(found.percentile_s <= sla.latency_s) and not found.overloaded
+    held = near if found.meets_sla is None else found.meets_sla
+    return Check(
+        rate_qps, seed, found.percentile_s, found.meets_sla, held, len(records), found.duration_s
+    )
+
+
+def _surrogate(
+    engine: Engine, workload: Workload, seconds: float, observer: Observer, on_profile: OnProfile
+) -> System:
+    observer.on_phase("profile")
+    profile = engine.profile(
+        budget_s=seconds, indices=workload.indices, stop=observer.stop, on_visit=on_profile
+    )
+    return guided.surrogate(engine, profile)
+
+
+def _described(system: Any, facts: Facts) -> dict[str, Any]:
+    """What the system says of itself."""
+    said: dict[str, Any] = {"workers": facts.workers, "accelerator": accelerators(facts)}
+    if facts.virtual:
+        return said | {"simulated": dict(facts.detail)}
+    pools = system.pool_facts() if hasattr(system, "pool_facts") else {}
+    return said | {"lost": losses(system), "engine": dict(facts.detail), "input_pools": pools}
+
+
+def _records(study: Study) -> Records | None:
+    """Of the best policy's run nearest its capacity that held the target."""
+    if study.best is None:
+        return None
+    capacity = study.best.capacity
+    runs = [r for r in capacity.runs if r.records is not None and r.passed]
+    nearest = min(runs, key=lambda r: abs(r.rate_qps - capacity.rate_qps), default=None)
+    return nearest.records if nearest else None
+
+
+def _chosen(trial: Trial) -> dict[str, Any]:
+    return {"policy": trial.policy.to_dict(), "capacity": trial.capacity.to_dict()}
+
+
+def _simulated(study: Study) -> dict[str, Any]:
+    """The search in simulation, and its prediction for the policy that was measured best."""
+    assert study.simulated is not None
+    return {
+        "trials": [_chosen(trial) for trial in study.simulated.trials],
+        "predicted_over_measured": verdicts.predicted_over_measured(study),
+        "elapsed_s": study.simulated.elapsed_s,
+    }

@@ -1,0 +1,84 @@
+"""Answers in one sentence: what a study, a trial or a run of checks comes to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from deeprecsys.core import Policy
+from deeprecsys.report import text
+from deeprecsys.tuning import Capacity, Comparison, Study, Trial
+
+if TYPE_CHECKING:
+    from deeprecsys.experiments.tuning import Check
+
+
+def tuned(study: Study) -> str:
+    """Which policy serves how much, against which baselines, and what binds."""
+    best, sla = study.best, study.sla
+    if best is None:
+        return _none_meets(study)
+    capacity = best.capacity
+    doubt = "" if capacity.decided else ", undecided"
+    parts = [f"{best.policy}: {rate(capacity)} at {sla}{doubt}"]
+    parts += [said for c in study.comparisons if (said := _comparison(c, best.policy))]
+    if ratio := predicted_over_measured(study):
+        parts.append(f"simulation had predicted {ratio:.2f}× that")
+    return "; ".join([*parts, f"bound by {study.binds.kind}"])
+
+
+def checked(checks: Sequence[Check], share: float) -> str:
+    """How many of the fresh runs held; empty without any."""
+    if not checks:
+        return ""
+    held, of = sum(check.held for check in checks), len(checks)
+    said = f"{held} of {of} fresh runs at {share:g}× of it held the target"
+    return said if 2 * held > of else f"{said}: measure again, with more --budget-s"
+
+
+def trial(found: Trial) -> str:
+    capacity = found.capacity
+    if capacity.rate_qps == 0 and capacity.idle_p95_s is not None:
+        return f"{found.policy}: no rate; idle {text.ms(capacity.idle_p95_s)} ms"
+    return f"{found.policy}: {rate(capacity)}{'' if capacity.decided else ' undecided'}"
+
+
+def rate(capacity: Capacity) -> str:
+    lo, hi = capacity.interval_qps
+    bounds = text.interval((lo, hi if math.isfinite(hi) else None), text.rate)
+    return f"{text.rate(capacity.rate_qps)} queries/s {bounds}"
+
+
+def predicted_over_measured(study: Study) -> float | None:
+    """What the search in simulation had predicted for the policy that was measured best."""
+    if study.simulated is None or study.best is None:
+        return None
+    predicted = {t.policy: t.capacity.rate_qps for t in study.simulated.trials}
+    if study.best.policy not in predicted:
+        return None
+    return predicted[study.best.policy] / study.best.capacity.rate_qps
+
+
+def _none_meets(study: Study) -> str:
+    sla, idle = study.sla, study.idle_p95_s
+    if study.interrupted and idle is None:
+        return "interrupted before any policy was measured"
+    if idle is None:
+        return f"undecided: no rate was found to meet {sla} in that time; give more --budget-s"
+    return (
+        f"no rate meets {sla}; the idle machine already gives "
+        f"p{sla.percentile:g} {text.ms(idle)} ms"
+    )
+
+
+def _comparison(comparison: Comparison, best: Policy) -> str:
+    name = f"{comparison.name} of {comparison.policy.batch_size}"
+    if comparison.policy == best:
+        return f"it is {name}"
+    ratio = comparison.ratio
+    if ratio is None:
+        return f"against {name} not measured"
+    lo, hi = ratio.interval
+    doubt = "" if ratio.significant else ", not significant"
+    return f"{ratio.ratio:.2f}× [{lo:.2f}, {hi:.2f}] {name}{doubt}"
