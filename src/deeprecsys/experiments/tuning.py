@@ -28,6 +28,7 @@ from deeprecsys.experiments.result import (
 )
 from deeprecsys.machines.service_time import ABOUT_MODEL
 from deeprecsys.tuning import Comparison, Observer, Study, Trial
+from deeprecsys.tuning.binds import Binds
 from deeprecsys.tuning.interleave import Ratio
 from deeprecsys.workload import Workload
 
@@ -99,6 +100,11 @@ class Tuning(Result):
     @property
     def comparisons(self) -> list[Comparison]:
         return self.study.comparisons
+
+    @property
+    def binds(self) -> Binds:
+        """What keeps the best policy from more."""
+        return self.study.binds
 
     @property
     def interrupted(self) -> bool:
