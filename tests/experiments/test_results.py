@@ -18,10 +18,9 @@ KEYS = json.loads((Path(__file__).parent / "keys.json").read_text())
 LAW = ["--service", "linear:1e-4,1.5e-5", "--workers", "4", "--sla-ms", "50"]
 SMALL = ["--scale", "0.001", "--workers", "2"]
 COMMANDS = {
-    "tune": ["tune", "ncf", "--method", "static", "--budget-s", "4", "--sla-ms", "50", *SMALL],
+    "tune": ["tune", "ncf", "--method", "static", "--budget-s", "3", "--sla-ms", "50", *SMALL],
     "bench": ["bench", "ncf", "--qps", "50", "--duration-s", "0.5", *SMALL],
-    "profile": ["profile", "ncf", "--budget-s", "1", "--batch-sizes", "1,16", "--operators",
-                *SMALL],
+    "profile": ["profile", "ncf", "--budget-s", "1", "--batch-sizes", "1,16", *SMALL],
     "simulate": ["simulate", "--qps", "400", "--queries", "5000", *LAW],
     "simulate --tune": ["simulate", "--tune", "--method", "static", *LAW],
 }  # fmt: skip
@@ -66,7 +65,7 @@ def _parent(path):
 def test_a_study_saves_the_folder_that_the_verb_leaves(tmp_path, engine):
     verb = tmp_path / "verb"
     assert call([*COMMANDS["tune"], "--out", str(verb)]) == 0
-    found = drs.tune(engine, drs.Workload(), SLA, "static", budget_s=4)
+    found = drs.tune(engine, drs.Workload(), SLA, "static", budget_s=3)
     report = found.save(tmp_path / "own")
     assert report == tmp_path / "own" / "report.html"
     assert names(tmp_path / "own") == names(verb)
