@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deeprecsys
-from deeprecsys.client import inputs as client_inputs
+from deeprecsys.client import pools
 from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
 from deeprecsys.tuning import Effort, Observer, find_capacity
@@ -22,7 +22,7 @@ STUBS = {"http": HttpStub, "grpc": GrpcStub}
 
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch):
-    monkeypatch.setattr(client_inputs, "_POOL_BYTES", 1 << 18)  # large ones take a while to draw
+    monkeypatch.setattr(pools, "_POOL_BYTES", 1 << 18)  # large ones take a while to draw
 
 
 @pytest.fixture(params=sorted(STUBS))

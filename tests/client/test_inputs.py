@@ -8,17 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deeprecsys.client.http import Answer, Malformed
-from deeprecsys.client.inputs import (
-    binary_head,
-    draw_pool,
-    grpc_head,
-    grpc_message,
-    offsets,
-    plan,
-    pool_items,
-    read_values,
-)
+from deeprecsys.client.messages import binary_head, grpc_head, grpc_message
+from deeprecsys.client.pools import draw_pool, offsets, pool_items
 from deeprecsys.client.server import Description, Tensor
+from deeprecsys.client.values import plan, read_values
 from deeprecsys.core import UserError
 from deeprecsys.protocol import tensors
 from deeprecsys.protocol.grpc_schema import message
@@ -120,6 +113,134 @@ def test_a_description_of_another_input_is_told():
         plan(described(("x", "FP32", (-1,))), {"y": {"rows": 3}})
 
 
+def test_inputs_that_the_server_does_not_list_are_described():
+    columns, said = plan(
+        described(),
+        {
+            "ids": {"datatype": "INT64", "shape": [3], "rows": 50},
+            "user": {"datatype": "FP32", "shape": [8], "normal": [0, 1], "scope": "query"},
+            "age": {"datatype": "UINT8", "shape": [], "low": 1, "high": 99},
+        },
+    )
+    assert [(c.name, c.datatype, c.shape, c.rows) for c in columns] == [
+        ("ids", "INT64", (3,), None), ("user", "FP32", (8,), 1), ("age", "UINT8", (), None),
+    ]  # fmt: skip
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("tensor", "values", "says"),
+    [
+        (None, {}, r"names no inputs .* --values FILE, as \{\"ids\""),
+        (None, {"x": {"shape": [3]}}, "does not say the datatype of input x: describe"),
+        (None, {"x": {"datatype": "FP32"}}, "does not say the shape of a candidate of input x"),
+        (None, {"x": {"datatype": "FP31", "shape": []}}, "unknown datatype 'FP31'; known: BOOL"),
+        (("x", "", None), {}, "does not say the datatype"),
+        (("x", "FP32", (-1,)), {"x": {"datatype": "FP64"}}, "x is FP32, not FP64"),
+    ],
+)
+def test_what_nobody_says_of_an_input_is_asked_for(tensor, values, says):
+    with pytest.raises(UserError, match=says) as told:
+        plan(described(*[tensor] if tensor else []), values)
+    assert "\n" not in str(told.value)
+
+
+def jagged(counts, values=None, kind="INT32", **parameters):
+    inputs = ("dense", "FP32", (-1, 2)), ("ids", "INT64", (-1,)), ("n", kind, (-1,))
+    values = values or {
+        "ids": {"rows": 9, "ragged": "n"}, "n": {"low": 0, "high": 4, "counts": counts}
+    }  # fmt: skip
+    columns, said = plan(described(*inputs, **parameters), values)
+    return columns, draw_pool(columns, 300, "uniform", 3), said
+
+
+def tensors_of(columns, pool, offset, size):
+    layout, left = pool.layout(offset, size), pool.window(offset, size)
+    out = {}
+    for column, shape, length in zip(columns, layout.shapes, layout.lengths, strict=True):
+        data = left.pop(0) if length else b""
+        assert len(data) == length
+        out[column.name] = tensors.from_bytes(column.name, column.datatype, shape, data)
+    assert not left
+    return out
+
+
+@pytest.mark.parametrize("counts", ["lengths", "ends", "starts"])
+@given(offset=st.integers(0, 280), size=st.integers(0, 20))
+def test_values_and_what_counts_them_agree(counts, offset, size):
+    columns, pool, _ = JAGGED[counts]
+    sent = tensors_of(columns, pool, offset, size)
+    ids, n = sent["ids"], sent["n"]
+    assert len(n) == len(sent["dense"]) == size
+    assert ((ids >= 0) & (ids < 9)).all()
+    if counts == "lengths":
+        assert n.sum() == len(ids)
+        assert size < 15 or 0 < n.sum() < 4 * size
+    elif size and counts == "ends":
+        assert n[-1] == len(ids)
+    elif size:
+        assert n[0] == 0
+        assert n[-1] <= len(ids) <= n[-1] + 4
+    assert counts == "lengths" or (np.diff(n) >= 0).all()
+
+
+JAGGED = {counts: jagged(counts) for counts in ("lengths", "ends", "starts")}
+
+
+def test_the_three_ways_to_count_say_the_same():
+    n = {counts: tensors_of(*JAGGED[counts][:2], 20, 50)["n"] for counts in JAGGED}
+    assert np.cumsum(n["lengths"]).tolist() == n["ends"].tolist()
+    assert (n["ends"] - n["lengths"]).tolist() == n["starts"].tolist()
+
+
+def test_values_and_lengths_are_known_by_their_names_or_by_what_the_server_says():
+    pair = ("clicks_values", "INT64", (-1,)), ("clicks_lengths", "INT32", (-1,))
+    columns, said = plan(described(*pair, **{"rows.clicks_values": "7"}), None)
+    assert [column.ragged for column in columns] == ["clicks_lengths", None]
+    assert any(line.startswith("clicks_lengths: 0 to 20") for line in said)
+    columns, _, _ = jagged("", {"n": {"low": 1, "high": 2}}, **{"ragged.ids": "n", "rows.ids": "5"})
+    assert [column.ragged for column in columns] == [None, "n", None]
+    assert columns[1].b == 5
+
+
+def test_a_users_own_history_is_ragged_too():
+    inputs = ("ids", "INT64", (-1,)), ("n", "INT32", (-1,))
+    values = {"ids": {"rows": 9, "ragged": "n"}, "n": {"low": 1, "high": 9, "scope": "query"}}
+    columns, _ = plan(described(*inputs), values)
+    sent = tensors_of(columns, draw_pool(columns, 50, "uniform", 0), 3, 17)
+    assert sent["n"].tolist() == [len(sent["ids"])]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "says"),
+    [
+        ({"ids": {"ragged": "m"}}, "INT32", "'m', which must be another input, of dense, n"),
+        ({"ids": {"ragged": "ids"}}, "INT32", "another input"),
+        ({"n": {"counts": "ends"}}, "INT32", "n counts for no input"),
+        ({"ids": {"ragged": "n"}, "n": {"counts": "sums"}}, "INT32", "is wrong"),
+        ({"ids": {"ragged": "n"}, "n": {"low": -1, "high": 3}}, "INT32", "of at least 0"),
+        ({"ids": {"ragged": "n"}}, "FP32", "one whole number a candidate"),
+        ({"ids": {"ragged": "dense"}}, "INT32", "one whole number a candidate"),
+    ],
+)
+def test_counts_that_cannot_be_meant_are_told(values, kind, says):
+    with pytest.raises(UserError, match=says) as told:
+        jagged("", values, kind)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("counts", ["lengths", "starts"])
+def test_heads_follow_what_is_ragged(counts):
+    columns, pool, _ = JAGGED[counts]
+    head = grpc_head("m", columns, None)
+    for offset in (0, 5, 40):
+        said = grpc_message(head(pool.layout(offset, 6)), pool.window(offset, 6))
+        read = message("ModelInferRequest").FromString(said)
+        shapes = [tuple(one.shape) for one in read.inputs]
+        assert shapes == list(pool.layout(offset, 6).shapes)
+        assert list(map(len, read.raw_input_contents)) == list(pool.layout(offset, 6).lengths)
+
+
 def test_a_description_file_is_read(tmp_path):
     path = tmp_path / "values.json"
     path.write_text('{"x": {"rows": 3}}')
@@ -163,7 +284,9 @@ POOL = draw_pool(COLUMNS, 300, "uniform", 0)
 
 @given(st.integers(0, 290), st.integers(0, 10))
 def test_the_hand_made_message_is_what_the_library_reads(offset, size):
-    said = grpc_message(grpc_head("m", COLUMNS, 7)(size), POOL.window(offset, size))
+    said = grpc_message(
+        grpc_head("m", COLUMNS, 7)(POOL.layout(offset, size)), POOL.window(offset, size)
+    )
     read = message("ModelInferRequest").FromString(said)
     assert read.model_name == "m"
     assert read.parameters["timeout"].int64_param == 7
@@ -174,7 +297,7 @@ def test_the_hand_made_message_is_what_the_library_reads(offset, size):
 
 @given(st.integers(0, 290), st.integers(0, 10))
 def test_the_head_tells_the_bytes_that_follow(offset, size):
-    head, total = binary_head("POST / HTTP/1.1\r\n", COLUMNS, None)(size)
+    head, total = binary_head("POST / HTTP/1.1\r\n", COLUMNS, None)(POOL.layout(offset, size))
     views = POOL.window(offset, size)
     assert total == len(head) + sum(map(len, views))
     fields, told = head.split(b"\r\n\r\n", 1)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from deeprecsys.cli.main import call
-from deeprecsys.client import inputs as client_inputs
+from deeprecsys.client import pools
 from deeprecsys.core import Records
 from stub_server import Act, HttpStub
 
@@ -18,7 +18,7 @@ from stub_server import Act, HttpStub
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(client_inputs, "_POOL_BYTES", 1 << 18)  # a large one takes a while
+    monkeypatch.setattr(pools, "_POOL_BYTES", 1 << 18)  # a large one takes a while
 
 
 @pytest.mark.parametrize(

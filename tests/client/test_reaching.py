@@ -7,7 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from deeprecsys.client import inputs as client_inputs
+from deeprecsys.client import pools
 from deeprecsys.client.access import Access
 from deeprecsys.client.client import Client
 from deeprecsys.client.http import HttpLoad
@@ -26,7 +26,7 @@ STUBS = {"http": HttpStub, "grpc": GrpcStub}
 
 @pytest.fixture(autouse=True)
 def small_pools(monkeypatch):
-    monkeypatch.setattr(client_inputs, "_POOL_BYTES", 1 << 18)
+    monkeypatch.setattr(pools, "_POOL_BYTES", 1 << 18)
 
 
 @pytest.fixture(params=sorted(STUBS))

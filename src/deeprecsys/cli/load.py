@@ -87,7 +87,7 @@ def run(
     json_file: opt.JsonFile = None,
 ) -> int:
     from deeprecsys.client.client import Client
-    from deeprecsys.client.inputs import read_values
+    from deeprecsys.client.values import read_values
 
     task = _Task(
         url, model, Workload(sizes=sizes, arrivals=arrivals, indices=indices, seed=seed),

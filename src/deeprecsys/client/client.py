@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,10 +24,12 @@ import msgspec
 import numpy as np
 
 from deeprecsys.client.access import Access
-from deeprecsys.client.inputs import offsets, plan, pool_items
+from deeprecsys.client.pools import Column, offsets, pool_items
 from deeprecsys.client.process import Plan, Setup
-from deeprecsys.client.server import Address, Description, describe
+from deeprecsys.client.recorded import Recorded, read_queries
+from deeprecsys.client.server import Address, Description, Tensor, describe
 from deeprecsys.client.sheet import Sheet, Tally, new_file
+from deeprecsys.client.values import known_inputs, plan, ragged_inputs
 from deeprecsys.core import Facts, Policy, Records, Schedule, Status, UserError, Watch
 from deeprecsys.workload import parse_indices
 
@@ -46,7 +49,10 @@ class Client:
 
     processes: that send; one is one core at most. connections: at most, of each process (HTTP).
     values: what the server does not say of its inputs: {"input": {"rows": 40000}}, or "low" and
-    "high", or "normal": [mean, deviation]; with "scope": "query" and "shape" where needed.
+    "high", or "normal": [mean, deviation]; with "scope": "query", "shape" and "datatype" where
+    needed; {"ids": {"rows": 40000, "ragged": "lengths"}, "lengths": {"low": 0, "high": 20}}.
+    queries: a file of recorded ones, sent in their order instead of drawn ones; a schedule's
+    sizes give way to theirs.
     key: for a bearer token. headers: sent with every request, of gRPC as metadata. ca_file: PEM
     certificates to trust over https:// and grpcs:// instead of the system's.
     binary: tensors as bytes; False: as JSON, which is slow.
@@ -64,6 +70,7 @@ class Client:
         processes: int = 1,
         connections: int = 256,
         values: Mapping[str, Any] | None = None,
+        queries: str | None = None,
         seed: int = 0,
         key: str | None = None,
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
@@ -81,19 +88,23 @@ class Client:
                 raise UserError(f"{name} must be positive, not {seconds:g}")
         self._access = Access.of(self.address.scheme, headers, key, ca_file)
         self._processes, self._connections = processes, connections
-        self._values, self._seed = values, seed
+        self._values, self._queries, self._seed = values, queries, seed
+        self.recorded: Recorded | None = None
+        self.columns: tuple[Column, ...] = ()
+        # What had to be assumed of the inputs' values, one sentence each.
+        self.assumptions: list[str] = []
         self._binary, self._timeout_s, self._patience_s = binary, timeout_s, patience_s
         self._fd: int | None = None
         self._children: list[_Child] = []
         self._tally, self._wall_s = Tally(), 0.0
+        self._recorded_as: tuple[tuple[Tensor, ...], tuple[str, ...]] = ((), ())
         self._items: dict[str, int] = {}  # of the pool drawn last, by index law
 
     def __enter__(self) -> Self:
         if self._fd is not None:
             raise RuntimeError("the client is open already")
         self.described: Description = describe(self.address, self.model, self._access)
-        # What had to be assumed of the inputs' values, one sentence each.
-        self.columns, self.assumptions = plan(self.described, self._values)
+        self._choose_inputs()
         self._fd = new_file()
         self._start_missing(self._fd)
         return self
@@ -116,9 +127,15 @@ class Client:
         """Plays the schedule, open loop; see `core.System`. `worker` is the process that sent."""
         fd = self._open_fd()
         parse_indices(schedule.indices)
-        items = self._pool_items(schedule)
         sheet = Sheet(fd, len(schedule))
-        sheet.fill(schedule, offsets(schedule.size, self.columns, items))
+        items, where = 0, np.arange(len(schedule))
+        if self.recorded:
+            where %= len(self.recorded)
+            schedule = replace(schedule, size=self.recorded.size[where])
+        else:
+            items = self._pool_items(schedule)
+            where = offsets(schedule.size, self.columns, items)
+        sheet.fill(schedule, where)
         self._start_missing(fd)
         self._tally = Tally()
         before_s = time.thread_time()
@@ -148,6 +165,15 @@ class Client:
         told: dict[str, Any] = msgspec.to_builtins(self._tally)
         return told | {"core_share": share, "processes": self._processes}
 
+    def _choose_inputs(self) -> None:
+        if self._queries is None:
+            self.columns, self.assumptions = plan(self.described, self._values)
+            return
+        inputs = known_inputs(self.described, self._values)
+        ragged = ragged_inputs(inputs, self.described, self._values or {}, self.assumptions)
+        self._recorded_as = (inputs, tuple(ragged))
+        self.recorded = read_queries(self._queries, *self._recorded_as)
+
     def _pool_items(self, schedule: Schedule) -> int:
         """As large as before if that will do: drawing another takes a second."""
         largest = int(schedule.size.max(initial=1))
@@ -171,7 +197,7 @@ class Client:
         return Setup(
             self.address, self.model, self.columns, number, self._processes, fd,
             self._connections, self._access, self._seed, self._binary, timeout_us,
-            self._patience_s, self.described.peer,
+            self._patience_s, self.described.peer, self._queries, *self._recorded_as,
         )  # fmt: skip
 
     def _open_fd(self) -> int:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,23 +22,24 @@ from typing import Any
 import msgspec
 
 from deeprecsys.client.access import Access
-from deeprecsys.client.inputs import (
-    Column,
-    Pool,
+from deeprecsys.client.messages import (
+    Input,
+    Queries,
     binary_head,
-    draw_pool,
     grpc_head,
     grpc_message,
     json_message,
 )
-from deeprecsys.client.server import Address
+from deeprecsys.client.pools import Column, draw_pool
+from deeprecsys.client.server import Address, Tensor
 from deeprecsys.client.sheet import Rows, Sheet, Tally
 from deeprecsys.engine.process import generator_priority
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What stays the same for all runs."""
+    """What stays the same for all runs. recorded: a file of queries, with its inputs and which of
+    them are ragged; then there are no columns."""
 
     address: Address
     model: str
@@ -53,6 +54,9 @@ class Setup:
     timeout_us: int | None
     patience_s: float
     peer: str | None
+    recorded: str | None
+    inputs: tuple[Tensor, ...]
+    ragged: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,25 +89,34 @@ def main() -> None:
 class _Process:
     def __init__(self, setup: Setup) -> None:
         self._setup = setup
-        self._load, self._message = _load(setup), _messages(setup)
-        self._pool: tuple[Plan, Pool] | None = None
+        self._load = _load(setup)
+        self._pool: tuple[Plan, Queries] | None = None
+        self._recorded: Queries | None = None
+        inputs: Sequence[Input] = setup.columns
+        if setup.recorded is not None:
+            from deeprecsys.client.recorded import read_queries
+
+            found = read_queries(setup.recorded, setup.inputs, setup.ragged)
+            self._recorded, inputs = found, found.inputs
+        self._message = _messages(setup, inputs)
 
     def prepare(self, plan: Plan) -> None:
         kept = self._pool and (self._pool[0].items, self._pool[0].indices)
-        if kept != (plan.items, plan.indices):
+        if self._recorded is None and kept != (plan.items, plan.indices):
             self._pool = None  # before there are two
             setup = self._setup
             self._pool = plan, draw_pool(setup.columns, plan.items, plan.indices, setup.seed)
         self._load.connect()
 
     def run(self, plan: Plan, began_s: float) -> Tally:
-        assert self._pool is not None
-        setup, pool = self._setup, self._pool[1]
+        queries = self._recorded or (self._pool and self._pool[1])
+        assert queries is not None
+        setup = self._setup
         sheet = Sheet(setup.sheet_fd, plan.rows)
         rows = Rows(sheet, setup.number, setup.processes, began_s)
         before_s = time.process_time()
         with generator_priority():
-            tally: Tally = self._load.run(rows, self._message(pool))
+            tally: Tally = self._load.run(rows, self._message(queries))
         tally.cpu_s = time.process_time() - before_s
         return tally
 
@@ -119,30 +132,33 @@ def _load(setup: Setup) -> Any:
     return GrpcLoad(*given)
 
 
-def _messages(setup: Setup) -> Callable[[Pool], Callable[[int, int], Any]]:
-    """Of a pool: what is sent of a query, by its offset there and its size."""
-    columns, timeout_us = setup.columns, setup.timeout_us
+def _messages(
+    setup: Setup, inputs: Sequence[Input]
+) -> Callable[[Queries], Callable[[int, int], Any]]:
+    """Of queries: what is sent of one, by its offset there and its size."""
     if not setup.address.http:
-        before = grpc_head(setup.model, columns, timeout_us)
-        before(1)  # the first one makes the message classes, for which a query would wait
-        return lambda pool: (
-            lambda offset, size: grpc_message(before(size), pool.window(offset, size))
+        before = grpc_head(setup.model, inputs, setup.timeout_us)
+        return lambda queries: (
+            lambda offset, size: grpc_message(
+                before(queries.layout(offset, size)), queries.window(offset, size)
+            )
         )
     fields = [("Host", setup.access.host or setup.address.netloc), *setup.access.fields]
     start = f"POST {setup.address.path(setup.model)}/infer HTTP/1.1\r\n"
     start += "".join(f"{name}: {value}\r\n" for name, value in fields)
-    head = binary_head(start, columns, timeout_us)
+    head = binary_head(start, inputs, setup.timeout_us)
 
-    def binary(pool: Pool) -> Callable[[int, int], Any]:
+    def binary(queries: Queries) -> Callable[[int, int], Any]:
         def message(offset: int, size: int) -> tuple[list[Any], int]:
-            first, total = head(size)
-            return [first, *pool.window(offset, size)], total
+            first, total = head(queries.layout(offset, size))
+            return [first, *queries.window(offset, size)], total
 
         return message
 
-    def plain(pool: Pool) -> Callable[[int, int], Any]:
+    def plain(queries: Queries) -> Callable[[int, int], Any]:
         def message(offset: int, size: int) -> tuple[list[Any], int]:
-            whole = json_message(start, columns, timeout_us, pool.window(offset, size), size)
+            layout, views = queries.layout(offset, size), queries.window(offset, size)
+            whole = json_message(start, inputs, setup.timeout_us, views, layout)
             return [whole], len(whole)
 
         return message
