@@ -15,7 +15,7 @@ import numpy as np
 
 from deeprecsys.core import DEFAULT_INDICES, UserError
 from deeprecsys.engine.pool import draw
-from deeprecsys.engine.process import pin_thread
+from deeprecsys.engine.process import enter_worker
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.runtimes import RUNTIMES, Runtime, make_runtime
 from deeprecsys.workload import parse_indices
@@ -84,7 +84,7 @@ def on_cores(cores: Cores, enter: Enter, task: Callable[[int], Any]) -> list[Any
 
     def run(worker: int) -> None:
         try:
-            pin_thread(cores[worker])
+            enter_worker(cores[worker])
             enter()
             start.wait()
             answers[worker] = task(worker)

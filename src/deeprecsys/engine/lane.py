@@ -12,6 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
+from deeprecsys.engine.process import flush_denormals
 from deeprecsys.runtimes import Device
 
 
@@ -59,6 +60,7 @@ class Lane:
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
+            flush_denormals()
             self.device.enter_thread()
             work()
         except BaseException as error:

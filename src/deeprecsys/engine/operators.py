@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.engine.calibrate import on_cores
 from deeprecsys.engine.pool import draw
 
 CLASSES = ("FC", "embedding", "attention", "recurrent", "rest")
@@ -76,11 +77,20 @@ class Operators:
 
 
 def measure_operators(model: Any, batch_size: int, seconds: float = 1.0) -> Operators:
-    """Of requests of `batch_size` items, for about so long; on the calling thread and its core."""
+    """Of requests of `batch_size` items, for about so long; on a thread like a worker's."""
+    import torch
+
+    def work(_: int) -> Operators:
+        return _operators(model, batch_size, seconds)
+
+    found: Operators = on_cores([None], lambda: torch.set_num_threads(1), work)[0]
+    return found
+
+
+def _operators(model: Any, batch_size: int, seconds: float) -> Operators:
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 
-    torch.set_num_threads(1)
     windows = _windows(model, batch_size)
     with torch.inference_mode(), _scopes(model.module):
         for _ in range(_WARM):

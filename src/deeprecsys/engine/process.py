@@ -56,6 +56,26 @@ def pin_thread(core: int | None) -> None:
             os.sched_setaffinity(0, {core})
 
 
+def enter_worker(core: int | None) -> None:
+    """What every thread that executes requests does first: its core, and its arithmetic."""
+    pin_thread(core)
+    flush_denormals()
+
+
+def flush_denormals() -> None:
+    """Makes the calling thread take numbers below 1e-38 for 0, as accelerators do.
+
+    The processor handles them in microcode: 512 candidates whose dense values are all 1e-40 took
+    `dlrm-rmc1` 42 ms instead of 2 and `wnd` 617 instead of 14, so that values decided what a
+    request costs, and one client could take the cores. Scores change by less than 1e-30.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:  # then nothing here computes
+        return
+    torch.set_flush_denormal(True)
+
+
 @contextmanager
 def generator_priority() -> Iterator[bool]:
     """Lets the calling thread run before the workers, where the system permits it.

@@ -17,7 +17,7 @@ from deeprecsys.core import Status
 from deeprecsys.engine.answers import WorkerLost, answer, answer_expired
 from deeprecsys.engine.books import Books
 from deeprecsys.engine.ledger import Query, clock
-from deeprecsys.engine.process import pin_thread
+from deeprecsys.engine.process import enter_worker
 from deeprecsys.engine.sleepers import Sleepers
 from deeprecsys.rules.dispatch import Slice
 from deeprecsys.runtimes import Runtime
@@ -131,7 +131,7 @@ class Workers:
     def _work(self, worker: Worker) -> None:
         """A worker's life; should it end by a fault of ours, nobody waits for it in vain."""
         try:
-            pin_thread(self._cores[worker.number])
+            enter_worker(self._cores[worker.number])
             self._runtime.enter_thread()
             self._serve(worker)
         except _Lost as lost:
