@@ -6,11 +6,13 @@ import http.client
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 from deeprecsys.core import SLA, Policy
 from deeprecsys.engine import Engine
 from deeprecsys.protocol import wire
-from deeprecsys.serving.dataplane import Bounds, Served
+from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
 
 WAIT_S = 30
@@ -19,7 +21,7 @@ WAIT_S = 30
 @contextmanager
 def serving(
     model, runtime="auto", *, deadline_s=None, policy=None, bounds=None, engine=None, address=None,
-    wait=True, log=lambda *_, **__: None, **served,
+    wait=True, drain_s=0.0, log=lambda *_, **__: None, **served,
 ):  # fmt: skip
     """Yields the Server, ready; ends it, and checks that it ended by itself."""
 
@@ -31,7 +33,7 @@ def serving(
                admit=deadline_s is not None, **served),
         open_engine,
         address or Address("127.0.0.1", 0, 0),
-        bounds or Bounds(body_bytes=1 << 20),
+        replace(bounds or Bounds(body_bytes=1 << 20), drain_s=drain_s),
         log,
     )  # fmt: skip
     thread = threading.Thread(target=server.run)

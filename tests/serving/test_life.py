@@ -1,6 +1,7 @@
 """A server under pressure and through its life: deadlines, overload, lost workers, draining."""
 
-import json
+import contextlib
+import http.client
 import socket
 import ssl
 import subprocess
@@ -17,7 +18,8 @@ from deeprecsys.engine import Engine
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.runtimes.stub import FixedTime
-from deeprecsys.serving.dataplane import Bounds, Served
+from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
 from stub_model import StubModel, StubRuntime
 
@@ -238,22 +240,86 @@ def test_it_is_live_while_it_loads_and_not_ready(runtime):
         assert client.get("/v2/health/ready")[0] == 200
 
 
-def test_draining_answers_what_was_taken_and_refuses_the_rest(runtime):
-    with serving(StubModel(), runtime) as server:
+def test_draining_still_serves_for_a_while_then_finishes_what_it_took(runtime):
+    with serving(StubModel(), runtime, drain_s=WAIT_S) as server:
         held = hold_both_workers(server, runtime)
         waiting = later(lambda: ask(server, query(7)))
         until(lambda: server.plane.pending == 3)
-        with Client(server) as kept:
+        body = b'{"inputs":[{"name":"dense","datatype":"FP32","shape":[0,4],"data":[]}]}'
+        with Client(server) as kept, Client(server) as fresh, half_sent(server, body) as rest:
             assert kept.get("/v2/health/ready")[0] == 200
             server.stop()
-            until(lambda: server.plane.state == "draining")
-            status, headers, body = kept.ask("GET", "/v2/health/ready")
-            assert (status, json.loads(body)) == (503, {"ready": False})
-            assert headers["Connection"] == "close"
-        with pytest.raises(ConnectionRefusedError):
-            ask(server, query())
+            until(lambda: fresh.get("/v2/health/ready")[0] == 503)
+            status, headers, _ = kept.ask("GET", "/v2/health/live")
+            assert (status, headers["Connection"]) == (200, "close")
+            assert kept.infer(query(0))[0] == 200
+            with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+                assert channel.unary_unary(f"/{SERVICE}/ServerReady")(b"") == b""  # false
+            assert rest() == 200
+            server.stop()  # hurries
+            until(lambda: is_refused(server))
         release([*held, waiting], runtime)
-    assert server.totals()["answered"] == 3
+    assert server.totals()["answered"] == 5
+
+
+@contextlib.contextmanager
+def half_sent(server, body):
+    """A request whose body has come by half; calling it sends the rest, and says the status."""
+    with socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) as raw:
+        line = f"POST /v2/models/stub/infer HTTP/1.1\r\nContent-Length: {len(body)}\r\n\r\n"
+        raw.sendall(line.encode() + body[:10])
+
+        def rest():
+            raw.sendall(body[10:])
+            return int(raw.recv(1000)[9:12])
+
+        yield rest
+
+
+def is_refused(server):
+    try:
+        socket.create_connection(("127.0.0.1", server.http_port), WAIT_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_body_that_comes_after_the_time_to_drain_is_still_answered(runtime):
+    body = b'{"inputs":[{"name":"dense","datatype":"FP32","shape":[0,4],"data":[]}]}'
+    with serving(StubModel(), runtime) as server, half_sent(server, body) as rest:
+        until(lambda: any(c._head for c in server.site.connections))
+        server.stop()
+        until(lambda: is_refused(server))
+        assert rest() == 200
+
+
+def test_it_ends_while_it_loads(runtime):
+    loading = threading.Event()
+
+    class Slow(StubModel):
+        def example(self, n, rng, index_law=None):
+            loading.wait(WAIT_S)
+            return super().example(n, rng)
+
+    with serving(Slow(), runtime, wait=False, drain_s=WAIT_S) as server:
+        pass
+    assert server.left_behind
+    loading.set()
+
+
+def attempt(server):
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return ask(server, query())
+
+
+def test_it_ends_with_a_worker_that_hangs(runtime):
+    with serving(StubModel(), runtime) as server:
+        runtime.gate.clear()
+        hung = later(lambda: attempt(server))
+        until(lambda: server.plane.pending == 1)
+    runtime.gate.set()
+    hung[1].join(WAIT_S)
+    assert server.left_behind
 
 
 def test_a_taken_port_is_one_line(runtime):
@@ -318,22 +384,6 @@ def test_tls(runtime, tmp_path):
         credentials = grpc.ssl_channel_credentials(pair[1].read_bytes())
         with grpc.secure_channel(f"127.0.0.1:{server.grpc_port}", credentials) as channel:
             assert channel.unary_unary(f"/{SERVICE}/ServerMetadata")(b"")
-
-
-def test_clients_that_are_slow_are_ended(runtime):
-    """Their time is the server's argument, so no test waits for it."""
-    with (
-        serving(StubModel(), runtime) as server,
-        socket.create_connection(("127.0.0.1", server.http_port)) as raw,
-    ):
-        raw.sendall(b"POST /v2/models/stub/infer HTTP/1.1\r\nContent-Length: 100\r\n\r\nabc")
-        connections = server.site.connections
-        until(lambda: any(c._head for c in connections))
-        (connection,) = [c for c in connections if c._head]
-        now = time.perf_counter()
-        server._loop.call_soon_threadsafe(connection.check_time, now)
-        server._loop.call_soon_threadsafe(connection.check_time, now + 31)
-        assert raw.recv(1000).startswith(b"HTTP/1.1 408")
 
 
 def test_the_log_has_a_line_for_every_query_with_its_id(runtime):

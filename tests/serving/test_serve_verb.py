@@ -60,7 +60,7 @@ def test_a_server_process_from_start_to_sigterm(policy, tmp_path):
     totals = tmp_path / "totals.json"
     process = subprocess.Popen(
         [sys.executable, "-m", "deeprecsys", "serve", "ncf", "--scale", "0.001", "--http-port", "0",
-         "--grpc-port", "0", "--policy", policy(), "--json", str(totals)],
+         "--grpc-port", "0", "--drain-s", "0", "--policy", policy(), "--json", str(totals)],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     with process:

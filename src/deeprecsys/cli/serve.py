@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,6 +64,22 @@ def run(
     accelerator: opt.Accelerators = None,
     max_body_mb: Annotated[float, typer.Option(help="Of one request.")] = 64.0,
     max_waiting_mb: Annotated[float, typer.Option(help="Of all bodies not answered.")] = 1024.0,
+    max_connections: Annotated[int, typer.Option(help="Of HTTP.")] = 4096,
+    max_calls: Annotated[int, typer.Option(help="Of gRPC, at once.")] = 1024,
+    max_candidates: Annotated[int, typer.Option(help="Of one query.")] = 65_536,
+    max_unsent_mb: Annotated[
+        float, typer.Option(help="Of answers that clients do not read, all together.")
+    ] = 128.0,
+    pipe_kb: Annotated[
+        float, typer.Option(help="Of a connection's answers not read: its next request waits.")
+    ] = 64.0,
+    head_s: Annotated[float, typer.Option(help="For a request's head to come.")] = 10.0,
+    body_s: Annotated[float, typer.Option(help="For a request's whole body to come.")] = 60.0,
+    send_s: Annotated[float, typer.Option(help="For an answer to be read.")] = 60.0,
+    idle_s: Annotated[float, typer.Option(help="Between a connection's requests.")] = 75.0,
+    drain_s: Annotated[
+        float, typer.Option(help="After SIGTERM: not ready, but still taking what comes.")
+    ] = 5.0,
     max_queued_items: Annotated[int, typer.Option(help="Items that may wait.")] = 1_000_000,
     hang_s: Annotated[float, typer.Option(help="A request this long: its worker hangs.")] = 30.0,
     tls_cert: Annotated[str | None, typer.Option(help="PEM file; with --tls-key.")] = None,
@@ -88,16 +106,24 @@ def run(
     _check_accelerators(accelerator or [], chosen)
     if deadline_ms is not None and deadline_ms < 0:
         raise UserError("--deadline-ms must not be negative")
-    for name, value in (("--workers", workers), ("--max-body-mb", max_body_mb),
-                        ("--max-waiting-mb", max_waiting_mb), ("--hang-s", hang_s)):  # fmt: skip
-        opt.positive(name, value)
+    bounds = {
+        "max-body-mb": max_body_mb, "max-waiting-mb": max_waiting_mb, "pipe-kb": pipe_kb,
+        "max-connections": max_connections, "max-calls": max_calls, "head-s": head_s,
+        "max-candidates": max_candidates, "max-unsent-mb": max_unsent_mb, "body-s": body_s,
+        "send-s": send_s, "idle-s": idle_s,
+    }  # fmt: skip
+    if not 0 <= drain_s < math.inf:
+        raise UserError("--drain-s must not be negative")
+    for name, value in {"workers": workers, "hang-s": hang_s, **bounds}.items():
+        opt.positive(f"--{name}", value)
     if bool(tls_cert) != bool(tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
     files.check_target("--json", json_file)
     key = _key(key_file)
     _start_logging(log_level)
     try:
-        from deeprecsys.serving.dataplane import Bounds, Served
+        from deeprecsys.serving.bounds import Bounds
+        from deeprecsys.serving.dataplane import Served
         from deeprecsys.serving.server import Address, Server, json_log
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
@@ -120,7 +146,20 @@ def run(
         Served(model, chosen, sla, deadline_s, deadline_s is not None, hang_s, log_queries),
         open_engine,
         Address(host, http_port, None if grpc_port < 0 else grpc_port, tls_cert, tls_key, key),
-        Bounds(int(max_body_mb * 2**20), int(max_waiting_mb * 2**20)),
+        Bounds(
+            body_bytes=int(max_body_mb * 2**20),
+            waiting_bytes=int(max_waiting_mb * 2**20),
+            connections=max_connections,
+            unsent_bytes=int(max_unsent_mb * 2**20),
+            pipe_bytes=int(pipe_kb * 2**10),
+            calls=max_calls,
+            candidates=max_candidates,
+            head_s=head_s,
+            body_s=body_s,
+            send_s=send_s,
+            idle_s=idle_s,
+            drain_s=drain_s,
+        ),
         json_log(),
     )
     server.run()
@@ -130,6 +169,10 @@ def run(
             print(text)
         else:
             Path(json_file).write_text(text + "\n")
+    if server.left_behind:  # a thread in a library's code, which may not outlive the interpreter
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 

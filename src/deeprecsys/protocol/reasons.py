@@ -32,12 +32,16 @@ class Reason(Enum):
 
 
 class Refusal(Exception):
-    """One line for the client: what is wrong, and how to mend it; nothing of the host."""
+    """One line for the client: what is wrong, and how to mend it; nothing of the host.
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    bound: which of a server's bounds refused it, by the name of its option.
+    """
+
+    def __init__(self, reason: Reason, message: str, bound: str = "") -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.bound = bound
 
 
 def invalid(message: str) -> Refusal:

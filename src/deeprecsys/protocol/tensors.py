@@ -34,6 +34,7 @@ BF16, BYTES = "BF16", "BYTES"
 NAMES = (*DTYPES, BF16, BYTES)
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 _MOST_DIMENSIONS = 16  # far more than any model has, few enough for a nested JSON type
+_MOST_ITEMS = 1 << 40
 _COUNT = struct.Struct("<I")
 
 
@@ -58,6 +59,9 @@ def count(name: str, shape: Sequence[int]) -> int:
     for length in shape:
         if length < 0:
             raise invalid(f"input {name}: shape {list(shape)} has a negative dimension")
+    # Also where another dimension is 0: numpy cannot say what no memory could hold.
+    if math.prod(max(1, length) for length in shape) > _MOST_ITEMS:
+        raise invalid(f"input {name}: its shape is too large")
     return math.prod(shape)
 
 
@@ -90,16 +94,28 @@ def from_json(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> A
         raise invalid(f"input {name}: BF16 travels as binary data only")
     try:
         values, flat = _decoded(datatype, len(shape), data)
-        with np.errstate(over="ignore"):  # told below
-            array = np.array(values, dtype=object if datatype == BYTES else DTYPES[datatype])
-    except (msgspec.MsgspecError, RecursionError, OverflowError, ValueError, TypeError):
+        array = numbers(datatype, values)
+    except NOT_NUMBERS:
         raise invalid(f"input {name}: its data are not {datatype} of shape {list(shape)}") from None
-    if datatype.startswith("FP") and not np.isfinite(array).all():
-        raise invalid(f"input {name}: a number in its data is too large for {datatype}")
+    check_finite(name, datatype, array)
     nested = array.shape == tuple(shape) or array.size == 0  # whose last dimensions do not show
     if array.size != items or not (flat or nested):
         raise invalid(f"input {name}: its data hold {array.size} values of shape {list(shape)}")
     return array.reshape(shape)
+
+
+def numbers(datatype: str, values: Any) -> Array:
+    """An array of decoded JSON values; raises one of `NOT_NUMBERS`."""
+    with np.errstate(over="ignore"):  # `check_finite` tells
+        return np.array(values, dtype=object if datatype == BYTES else DTYPES[datatype])
+
+
+def check_finite(name: str, datatype: str, array: Array) -> None:
+    if datatype.startswith("FP") and not np.isfinite(array).all():
+        raise invalid(f"input {name}: a number in its data is too large for {datatype}")
+
+
+NOT_NUMBERS = (msgspec.MsgspecError, RecursionError, OverflowError, ValueError, TypeError)
 
 
 def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> Array:

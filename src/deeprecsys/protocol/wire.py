@@ -6,22 +6,24 @@ are aligned (`http_adapter`). Refuses, with one line, whatever disagrees with it
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from deeprecsys.protocol import tensors
+from deeprecsys.protocol import long_json, tensors
 from deeprecsys.protocol.call import Call
-from deeprecsys.protocol.reasons import Reason, Refusal, invalid
+from deeprecsys.protocol.reasons import invalid
 from deeprecsys.protocol.tensors import Array, Buffer
 
 HEAD_LENGTH = b"inference-header-content-length"
 _UNSUPPORTED = ("shared_memory_region", "classification")
 _REMEMBERED_BYTES = 4096
+_NO_JSON = re.compile(rb"NaN|-?Infinity")  # which Python's own encoder writes all the same
 _LEAST_COMPRESSED = 1024  # below, it costs more than it saves
 
 
@@ -58,8 +60,13 @@ _decode = msgspec.json.Decoder(_Request).decode
 _encode = msgspec.json.Encoder().encode
 
 
-def parse(model: str, version: str, body: Buffer, head_bytes: int | None) -> Call:
-    """The call that a body makes; `head_bytes` of it are JSON (None: all)."""
+def parse(
+    model: str, version: str, body: Buffer, head_bytes: int | None, *, long: bool = False
+) -> Call:
+    """The call that a body makes; `head_bytes` of it are JSON (None: all).
+
+    long: in many small steps, so that a thread that does it lets others work in between.
+    """
     view = memoryview(body)
     if head_bytes is not None and not 0 <= head_bytes <= len(view):
         raise invalid(
@@ -67,16 +74,41 @@ def parse(model: str, version: str, body: Buffer, head_bytes: int | None) -> Cal
         )
     if head_bytes is not None and head_bytes <= _REMEMBERED_BYTES:
         head = _remembered(bytes(view[:head_bytes]))
+    elif long:
+        return _parse_long(model, version, view, len(view) if head_bytes is None else head_bytes)
     else:
         head = _read(view[:head_bytes])
+    return _call(model, version, head, view, head_bytes, tensors.from_json)
+
+
+def _parse_long(model: str, version: str, view: memoryview, head_bytes: int) -> Call:
+    skeleton, arrays = long_json.take_out(view[:head_bytes])
+
+    def values(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> Array:
+        taken = arrays.get(bytes(data))
+        if taken is None:
+            return tensors.from_json(name, datatype, shape, data)
+        return long_json.values(name, datatype, shape, taken)
+
+    return _call(model, version, _read(skeleton), view, head_bytes, values)
+
+
+def _call(
+    model: str,
+    version: str,
+    head: _Head,
+    view: memoryview,
+    head_bytes: int | None,
+    values: Callable[[str, str, Sequence[int], Buffer], Array],
+) -> Call:
     request, at = head.request, len(view) if head_bytes is None else head_bytes
     inputs: dict[str, Array] = {}
     for item in request.inputs:
         name, size = item.name, item.parameters.get("binary_data_size")
         if size is None:
-            inputs[name] = tensors.from_json(name, item.datatype, item.shape, item.data)
+            inputs[name] = values(name, item.datatype, item.shape, item.data)
             continue
-        if not isinstance(size, int) or not 0 <= size <= len(view) - at:
+        if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(view) - at:
             raise invalid(f"input {name}: binary_data_size {size}, {len(view) - at} bytes are left")
         inputs[name] = tensors.from_bytes(name, item.datatype, item.shape, view[at : at + size])
         at += size
@@ -97,7 +129,8 @@ def _read(head: Buffer) -> _Head:
     try:
         request = _decode(head)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"the request is not what the protocol asks for: {_said(error)}") from None
+        said = _said(error, bytes(head))
+        raise invalid(f"the request is not what the protocol asks for: {said}") from None
     datatypes: dict[str, str] = {}
     for item in request.inputs:
         _refuse_unsupported(item.parameters)
@@ -123,14 +156,19 @@ def _outputs(request: _Request) -> dict[str, bool] | None:
     return {o.name: _flag(o.parameters, "binary_data", usual) for o in request.outputs}
 
 
+def is_binary(call: Call) -> bool:
+    """Did it ask for its scores as binary data?"""
+    wanted = call.outputs or {}
+    return wanted.get("scores", wanted.get("", False))
+
+
 def answer(call: Call, version: str, scores: Array) -> tuple[bytes, Buffer | None]:
     """The JSON head of the answer, and the binary scores behind it (None: they are in it)."""
-    wanted = call.outputs or {}
     said = b'{"model_name":%b,"model_version":%b,' % (_encode(call.model), _encode(version))
     if call.id:
         said += b'"id":%b,' % _encode(call.id)
     said += b'"outputs":[{"name":"scores","datatype":"FP32","shape":[%d,%d],' % scores.shape
-    if wanted.get("scores", wanted.get("", False)):
+    if is_binary(call):
         data = tensors.to_bytes(scores, "FP32")
         return said + b'"parameters":{"binary_data_size":%d}}]}' % len(data), data
     return said + b'"data":%b}]}' % _encode(scores.reshape(-1).tolist()), None
@@ -152,27 +190,6 @@ def request(
             item["data"] = tensors.to_json(array)
         listed.append(item)
     return _encode({**more, "inputs": listed}), data
-
-
-def decompress(body: Buffer, encoding: str, limit: int) -> Buffer:
-    """The body as it was; 413 beyond `limit` bytes, so that little cannot become too much."""
-    if encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise invalid(f"content encoding {encoding[:20]!r}: identity, gzip or deflate")
-    zipped = bytes(body)
-    for bits in (47, -15) if encoding == "deflate" else (31,):  # zlib's header, or none
-        stream = zlib.decompressobj(bits)
-        try:
-            plain = stream.decompress(zipped, limit + 1)
-        except zlib.error:
-            continue
-        if len(plain) > limit:
-            raise Refusal(Reason.TOO_LARGE, f"the body is over {limit} bytes once decompressed")
-        if not stream.eof:
-            raise invalid("the compressed body is cut off")
-        return plain
-    raise invalid(f"the body is not {encoding}")
 
 
 def compress(parts: Sequence[Buffer], accepted: str) -> tuple[Sequence[Buffer], str]:
@@ -203,8 +220,12 @@ def _flag(parameters: dict[str, Any], name: str, usual: bool) -> bool:
     return value
 
 
-def _said(error: Exception) -> str:
-    return "too deeply nested" if isinstance(error, RecursionError) else str(error)[:200]
+def _said(error: Exception, text: bytes) -> str:
+    if isinstance(error, RecursionError):
+        return "too deeply nested"
+    if named := _NO_JSON.search(text):
+        return f"JSON has no {named[0].decode()}, and inputs must be finite"
+    return str(error)[:200]
 
 
-__all__ = ["HEAD_LENGTH", "answer", "compress", "decompress", "parse", "request"]
+__all__ = ["HEAD_LENGTH", "answer", "compress", "is_binary", "parse", "request"]

@@ -6,7 +6,9 @@ adapters call it from one thread, the event loop's. Answers come from the engine
 
 from __future__ import annotations
 
+import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
@@ -25,12 +27,15 @@ from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array
 from deeprecsys.rules.dispatch import QueueFull
+from deeprecsys.serving.bounds import Bounds, Budget, over
 from deeprecsys.serving.observed import Observed
+from deeprecsys.serving.threads import Threads
 
 OUTPUT = "scores"
 VERSION = "1"
 # The protocol's priorities: 1 goes first; 0, none given, stands in the middle.
 _PRIORITIES, _USUAL_PRIORITY = range(1, 10), 5
+_LONGEST_US = 86_400_000_000  # a `timeout` beyond a day is one of a day
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
 
 clock = time.perf_counter
@@ -53,17 +58,8 @@ class Served:
     log_queries: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """body_bytes of one request; waiting_bytes of the bodies of all that are not answered yet."""
-
-    body_bytes: int = 64 << 20
-    waiting_bytes: int = 1 << 30
-    connections: int = 4096
-
-
 class DataPlane:
-    """`state` is "starting" until `open`, then "ready", and "draining" once it is to end.
+    """`state`: "starting" until `open`, "ready", "draining" (it still takes queries), "ended".
 
     log: told of failures that are not the client's; with `Served.log_queries`, of every query.
     """
@@ -75,12 +71,14 @@ class DataPlane:
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.served, self.bounds, self.log = served, bounds or Bounds(), log
-        self.waiting_bytes = 0
+        self.waiting = Budget(self.bounds.waiting_bytes, "max-waiting-mb")
+        self.threads = Threads()
         self.observed = Observed()
         self.state = "starting"
         self.engine: Engine | None = None
         self.infer_path = f"/v2/models/{served.name}/infer"
-        self.pending = 0  # queries taken and not answered
+        self._lock = threading.Lock()
+        self._taken = self._finished = 0  # queries
 
     def open(self, engine: Engine) -> None:
         self.engine = engine
@@ -88,6 +86,11 @@ class DataPlane:
         self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
         self.observed.workers = engine.workers
         self.state = "ready"
+
+    @property
+    def pending(self) -> int:
+        """Queries taken and not answered."""
+        return self._taken - self._finished
 
     @property
     def live(self) -> bool:
@@ -98,13 +101,14 @@ class DataPlane:
         return self.state == "ready" and self.live
 
     def infer(self, call: Call, done: Callable[[Array | Refusal], None]) -> Ticket:
-        """Takes the query, or raises Refusal. `done` is called once, from any thread, perhaps
-        before this returns."""
+        """Takes the query, or raises Refusal; from any thread. `done` is called once, from any
+        thread, perhaps before this returns."""
         self.check_model(call.model, call.version)
         engine = self.serving()
         if call.outputs is not None and (other := call.outputs.keys() - {OUTPUT, ""}):
             raise invalid(f"no output {min(other)!r}: the model has {OUTPUT}")
         self._check_datatypes(call)
+        self._check_size(call)
         deadline_s, priority = self._deadline_s(call), _priority(call)
         call.parsed_s = now = clock()
         left_s = None if deadline_s is None else deadline_s - (now - call.arrived_s)
@@ -118,7 +122,7 @@ class DataPlane:
                 left_s,
                 priority=priority,
                 admit=served.admit,
-                done=lambda answer: done(_outcome(answer)),
+                done=lambda answer: done(self._outcome(answer)),
             )
         except UserError as error:
             raise invalid(str(error)) from None
@@ -128,12 +132,13 @@ class DataPlane:
             raise Refusal(Reason.OVERLOADED, f"overloaded: {error}") from None
         except EngineClosed:
             raise Refusal(Reason.UNAVAILABLE, "the server is shutting down") from None
-        self.pending += 1
+        with self._lock:
+            self._taken += 1
         return ticket
 
     def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
-        """Whoever took `done` says so here, in the event loop's thread, once it has answered."""
-        self.pending -= 1
+        """Whoever took `done` says so here, in the event loop's thread."""
+        self._finished += 1
         now_s = clock()
         self.observed.finished(call, ticket, outcome, now_s)
         if self.served.log_queries:
@@ -141,30 +146,32 @@ class DataPlane:
         elif isinstance(outcome, Refusal):
             self._log_failure(outcome, call.id)
 
-    def refused(self, refusal: Refusal) -> None:
-        """A request that no query came of."""
-        self.observed.refused(refusal)
-        self._log_failure(refusal, "")
+    def refused(self, refusal: Refusal, *, query: bool) -> None:
+        """A request that no query came of. query: it asked for inference. In the loop's thread."""
+        self.observed.refused(refusal, query=query)
+        if query and self.served.log_queries:
+            self.log("query", id="", status=refusal.reason.status, why=refusal.message)
+        else:
+            self._log_failure(refusal, "")
+
+    def bounded(self, option: str) -> None:
+        """A connection was ended by this bound, without an answer. In the loop's thread."""
+        self.observed.bounded(option)
+
+    def fault(self, error: BaseException, path: str = "") -> None:
+        """A fault of ours, or of the model."""
+        text = "".join(traceback.format_exception(error))
+        self.log("fault", error=repr(error), path=path, traceback=text[-4000:])
 
     def _log_failure(self, refusal: Refusal, id: str) -> None:
         if refusal.reason.status >= 500:
             self.log("failed", id=id, status=refusal.reason.status, why=refusal.message)
 
-    def hold(self, count: int) -> None:
-        """So many bytes of a body are, or will be, in memory until `release`; Refusal if that is
-        more than may wait."""
-        if self.waiting_bytes + count > self.bounds.waiting_bytes:
-            raise Refusal(Reason.OVERLOADED, "overloaded: too many bytes wait already")
-        self.waiting_bytes += count
-
-    def release(self, count: int) -> None:
-        self.waiting_bytes -= count
-
     def serving(self) -> Engine:
         """The engine; Refusal unless it takes queries."""
         if self.state == "starting" or self.engine is None:
             raise Refusal(Reason.UNAVAILABLE, "the model is being loaded")
-        if self.state == "draining":
+        if self.state == "ended":
             raise Refusal(Reason.UNAVAILABLE, "the server is shutting down")
         return self.engine
 
@@ -251,7 +258,34 @@ class DataPlane:
         timeout = call.parameters.get("timeout", 0)
         if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
             raise invalid("parameter timeout must be a whole number of microseconds")
-        return timeout / 1e6 if timeout else self.served.deadline_s
+        if timeout >= 1 << 63:
+            raise invalid("parameter timeout must be under 2^63 microseconds")
+        return min(timeout, _LONGEST_US) / 1e6 if timeout else self.served.deadline_s
+
+    def _check_size(self, call: Call) -> None:
+        most = self.bounds.candidates
+        for spec in self.inputs:
+            column = call.inputs.get(spec.name)
+            if spec.scope == "candidate" and column is not None:
+                if column.ndim and len(column) > most:
+                    message = f"a query has at most {most} candidates, not {len(column)}"
+                    raise over(Reason.TOO_LARGE, message, "max-candidates")
+                return
+
+    def _outcome(self, answer: Array | BaseException) -> Array | Refusal:
+        match answer:
+            case CancelledError():
+                return Refusal(Reason.CANCELLED, "the query was cancelled")
+            case DeadlineExceeded():
+                return Refusal(Reason.DEADLINE, "the deadline passed before the query was finished")
+            case WorkerLost():
+                return Refusal(Reason.UNAVAILABLE, f"{answer}; it has been replaced: ask again")
+            case EngineClosed():
+                return Refusal(Reason.UNAVAILABLE, "the server is shutting down")
+            case BaseException():
+                self.fault(answer, "the model")
+                return Refusal(Reason.INTERNAL, f"the model failed: {type(answer).__name__}")
+        return answer
 
 
 def _priority(call: Call) -> int:
@@ -274,18 +308,3 @@ def _said(call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) ->
         "queue_ms": round((ticket.start_s - call.parsed_s) * 1e3, 3) if ok else None,
         "compute_ms": round((ticket.finish_s - ticket.start_s) * 1e3, 3) if ok else None,
     }
-
-
-def _outcome(answer: Array | BaseException) -> Array | Refusal:
-    match answer:
-        case CancelledError():
-            return Refusal(Reason.CANCELLED, "the query was cancelled")
-        case DeadlineExceeded():
-            return Refusal(Reason.DEADLINE, "the deadline passed before the query was finished")
-        case WorkerLost():
-            return Refusal(Reason.UNAVAILABLE, f"{answer}; it has been replaced: ask again")
-        case EngineClosed():
-            return Refusal(Reason.UNAVAILABLE, "the server is shutting down")
-        case BaseException():
-            return Refusal(Reason.INTERNAL, f"the model failed: {type(answer).__name__}")
-    return answer

@@ -73,13 +73,14 @@ def _handler(plane: DataPlane, method: Method, request: Any, key: str | None) ->
     async def call(asked: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
         try:
             _check_key(context, key)
-            plane.hold(len(asked))
+            hold = plane.waiting.hold()
             try:
+                hold.add(len(asked))
                 return await method(_parsed(request, asked))
             finally:
-                plane.release(len(asked))
+                hold.release()
         except Refusal as error:
-            plane.refused(error)
+            plane.refused(error, query=True)
             refusal = error
         except _Answered as answered:
             refusal = answered.refusal

@@ -49,6 +49,14 @@ class _Collector:
         for reason, count in seen.failures.items():
             failure.add_sample(failure.name, {**model, "reason": reason.name}, count)
         yield failure
+        other = Metric("deeprecsys_requests_refused", "Requests that asked for no query.", triton)
+        for reason, count in seen.others.items():
+            other.add_sample(other.name, {**model, "reason": reason.name}, count)
+        yield other
+        bounds = Metric("deeprecsys_bounded", "Refused or ended by a bound.", triton)
+        for option, count in seen.bounds.items():
+            bounds.add_sample(bounds.name, {**model, "bound": option}, count)
+        yield bounds
         yield one("nv_inference_count", "Items scored.", seen.items, triton)
         executed = sum(load.executed) if load else 0
         yield one("nv_inference_exec_count", "Requests executed.", executed, triton)

@@ -71,6 +71,8 @@ class Observed:
         self.answered = self.items = 0
         self.last_inference_ms = 0
         self.failures: dict[Reason, int] = dict.fromkeys(Reason, 0)
+        self.others: dict[Reason, int] = dict.fromkeys(Reason, 0)  # of requests for other things
+        self.bounds: dict[str, int] = {}  # by option
         self.stages = {name: Histogram() for name in STAGES}
         self.by_size = [Histogram() for _ in SIZE_CLASSES]
         self.fail_s = 0.0
@@ -95,8 +97,15 @@ class Observed:
         self.by_size[size_class(size)].add(took_s)
         self._recent.append((now_s, took_s, size))
 
-    def refused(self, refusal: Refusal) -> None:
-        self.failures[refusal.reason] += 1
+    def refused(self, refusal: Refusal, *, query: bool) -> None:
+        """query: it asked for inference; others are counted apart."""
+        (self.failures if query else self.others)[refusal.reason] += 1
+        if refusal.bound:
+            self.bounded(refusal.bound)
+
+    def bounded(self, option: str) -> None:
+        """A request or connection was refused by this bound."""
+        self.bounds[option] = self.bounds.get(option, 0) + 1
 
     @property
     def queries(self) -> int:

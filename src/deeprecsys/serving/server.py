@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 import ssl
 import threading
@@ -25,14 +26,17 @@ import numpy as np
 from deeprecsys.core import Policy, UserError
 from deeprecsys.engine import Engine, topology
 from deeprecsys.rules.dispatch import QueueFull
-from deeprecsys.serving import http_adapter, metrics, page
-from deeprecsys.serving.dataplane import VERSION, Bounds, DataPlane, Served, clock
-from deeprecsys.serving.http_adapter import Connection, Site
+from deeprecsys.serving import metrics, page
+from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
+from deeprecsys.serving.http_adapter import Connection
+from deeprecsys.serving.http_routes import Page
+from deeprecsys.serving.site import Site
 
 _encode = msgspec.json.Encoder().encode
-# After SIGTERM, clients on kept connections are answered 503 for so long before these are closed.
-GRACE_S = 1.0
-DRAIN_S = 60.0
+# After the time to drain, what was taken is answered within so long, and what is left is ended.
+FINISH_S = 4.0
+_SHOWN_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,9 @@ class Server:
         self.grpc_port: int | None = None
         self.started, self.ready = threading.Event(), threading.Event()
         self.failure: BaseException | None = None
-        self._stop: asyncio.Event | None = None
+        self._shown = -math.inf, b""  # the last `/live.json`, and when it was made
+        self.left_behind = False  # a thread that loads or computes did not end in time
+        self._stop = self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self) -> None:
@@ -86,39 +92,38 @@ class Server:
             raise self.failure
 
     def stop(self) -> None:
-        if self._loop is not None and self._stop is not None:
-            self._loop.call_soon_threadsafe(self._stop.set)
+        """As SIGTERM: drains, then ends; a second time: without waiting for more to come."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._asked_to_stop)
+
+    def _asked_to_stop(self) -> None:
+        (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def _serve(self) -> None:
         loop = self._loop = asyncio.get_running_loop()
-        stop = self._stop = asyncio.Event()
-        _catch_signals(loop, stop)
+        self._stop, self._hurry = asyncio.Event(), asyncio.Event()
+        _catch_signals(loop, self._asked_to_stop)
         site = self.site
         listener = await self._listen(site)
         grpc_server = await self._listen_grpc()
         self.log("listening", http_port=self.http_port, grpc_port=self.grpc_port)
         self.started.set()
         ticking = loop.create_task(self._tick(site))
-        opening = loop.create_task(self._opened(stop))
-        await stop.wait()
+        _in_thread(self._open, "opening", self._opened)
+        await self._stop.wait()
         await self._drain(site, listener, grpc_server)
         ticking.cancel()
-        await opening  # also where it was asked to end meanwhile: there is no half an engine
-        if self.plane.engine is not None:
-            await loop.run_in_executor(None, self.plane.engine.close)
         self.log("ended", **self.totals())
 
-    async def _opened(self, stop: asyncio.Event) -> None:
-        try:
-            engine = await asyncio.get_running_loop().run_in_executor(None, self._open)
-        except Exception as error:
+    def _opened(self, engine: Engine | None, error: BaseException | None) -> None:
+        if engine is None:
             self.failure = error
-            stop.set()
+            self._asked_to_stop()
+            return
+        if self._stop.is_set():  # nobody waits for it any more
+            _in_thread(engine.close, "ending")
             return
         self.plane.open(engine)
-        if stop.is_set():
-            self.plane.state = "draining"
-            return
         self.log("ready", model=self.served.name, policy=str(self.served.policy))
         self.ready.set()
 
@@ -132,13 +137,15 @@ class Server:
 
     async def _listen(self, site: Site) -> asyncio.Server:
         address, loop = self.address, asyncio.get_running_loop()
+        tls = _tls(address)
         try:
             server = await loop.create_server(
                 lambda: Connection(site),
                 address.host,
                 address.http_port,
-                ssl=_tls(address),
+                ssl=tls,
                 backlog=1024,
+                ssl_handshake_timeout=site.plane.bounds.head_s if tls else None,
             )
         except OSError as error:
             raise _cannot_listen(address.host, address.http_port, "--http-port") from error
@@ -182,21 +189,34 @@ class Server:
                 self.plane.observed.tick(now_s, load.queued_items, load.busy_s)
 
     async def _drain(self, site: Site, listener: asyncio.Server, grpc_server: Any) -> None:
-        """Takes no more, finishes what it has; clients on kept connections are told."""
-        self.plane.state = "draining"
-        self.log("draining", pending=self.plane.pending)
+        """Says that it is not ready and goes on for a while, for load balancers see it late; then
+        takes no more, answers what it took, and ends what is left by then."""
+        plane, loading = self.plane, self.plane.state == "starting"
+        plane.state = "draining"
+        site.draining = True
+        self.log("draining", pending=plane.pending)
+        if not loading:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._hurry.wait(), plane.bounds.drain_s)
         listener.close()
-        site.drain()
-        until = clock() + DRAIN_S
+        until = clock() + FINISH_S
         stopping = None
         if grpc_server is not None:
-            stopping = asyncio.get_running_loop().create_task(grpc_server.stop(DRAIN_S))
-        await asyncio.sleep(min(GRACE_S, DRAIN_S) if site.connections else 0)
-        while (site.connections or self.plane.pending) and clock() < until:
+            stopping = asyncio.get_running_loop().create_task(grpc_server.stop(FINISH_S))
+        site.close_idle()
+        while (site.connections or plane.pending) and clock() < until:
+            await asyncio.sleep(0.01)
             site.close_idle()
-            await asyncio.sleep(0.02)
+            site.abort_deaf()
+        plane.state = "ended"
+        site.abort()
         if stopping is not None:
             await stopping
+        plane.threads.close()
+        if plane.engine is not None:
+            self.left_behind = not await _ends(plane.engine.close, until + 0.5 - clock())
+        else:
+            self.left_behind = loading and self.failure is None
 
     def totals(self) -> dict[str, Any]:
         seen = self.plane.observed
@@ -232,14 +252,23 @@ class Server:
             **said,
         }
 
+    def _live_json(self) -> bytes:
+        """The same for all who ask within a second: what it costs does not grow with viewers."""
+        at_s, text = self._shown
+        now_s = clock()
+        if now_s - at_s >= _SHOWN_S:
+            text = _encode(self.live())
+            self._shown = now_s, text
+        return text
+
     def _uptime_s(self) -> float:
         return clock() - self.plane.observed.started_s
 
-    def _pages(self) -> dict[str, http_adapter.Page]:
+    def _pages(self) -> dict[str, Page]:
         return {
             "/": lambda: (b"text/html; charset=utf-8", page.live_page()),
             "/plotly.min.js": lambda: (b"text/javascript; charset=utf-8", page.plotly_js()),
-            "/live.json": lambda: (b"application/json", _encode(self.live())),
+            "/live.json": lambda: (b"application/json", self._live_json()),
             "/metrics": lambda: (metrics.CONTENT_TYPE.encode(), metrics.exposition(self.plane)),
         }
 
@@ -280,10 +309,39 @@ def _runner() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-def _catch_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+def _catch_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, stop)
+
+
+def _in_thread(
+    act: Callable[[], Any], name: str, then: Callable[[Any, Any], None] = lambda *_: None
+) -> None:
+    """A daemon: it keeps no process from ending. `then` gets what came of it, or the error, in
+    the loop that asked, unless that has ended."""
+    loop = asyncio.get_running_loop()
+
+    def run() -> None:
+        try:
+            result, error = act(), None
+        except BaseException as raised:
+            result, error = None, raised
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(then, result, error)
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+
+
+async def _ends(act: Callable[[], Any], within_s: float) -> bool:
+    """Does it, in a thread, end in time?"""
+    ended = asyncio.Event()
+    _in_thread(act, "ending", lambda *_: ended.set())
+    try:
+        await asyncio.wait_for(ended.wait(), max(within_s, 0.5))
+    except TimeoutError:
+        return False
+    return True
 
 
 def _tls(address: Address) -> ssl.SSLContext | None:
