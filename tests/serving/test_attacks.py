@@ -87,7 +87,7 @@ def test_what_is_announced_counts_only_once_it_comes():
     ):
         for _ in range(8):
             attacker = stack.enter_context(raw(server))
-            attacker.sendall(f"{INFER}Content-Length: 1000000\r\n\r\n1".encode())
+            attacker.sendall(f"{INFER}Content-Length: 1048500\r\n\r\n1".encode())
         assert is_served(server)
 
 
