@@ -24,7 +24,7 @@ from typing import Any
 from deeprecsys.engine import topology
 from deeprecsys.engine.operators import CLASSES, PAPER_BATCH_SIZE, PAPER_SHARES
 from deeprecsys.models import NAMES
-from deeprecsys.report import figures
+from deeprecsys.report.figures.operators import roofline as roofline_figure
 from draw import draw
 
 ROOT = Path(__file__).parent.parent
@@ -197,7 +197,7 @@ def roofline(profiles: dict[str, Any]) -> str:
         f"streaming {shown['stream_bytes_per_s'] / 1e9:.0f} GB/s",
         f"random rows {shown['random_bytes_per_s'] / 1e9:.1f} GB/s",
     ])  # fmt: skip
-    drawn = draw(figures.roofline({"roofline": shown}), FIGURE)
+    drawn = draw(roofline_figure({"roofline": shown}), FIGURE)
     rows = [
         [name, str(p["batch_size"]), f"{p['flops_per_byte']:.3g}", f"{p['flops_per_s'] / 1e9:.3g}"]
         for name, points in every.items()

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from deeprecsys.report import page
+from deeprecsys.report.html import Section, document
 
 
 def draw(figure: dict[str, Any] | None, target: Path, size: tuple[int, int] = (1000, 540)) -> bool:
@@ -19,7 +19,7 @@ def draw(figure: dict[str, Any] | None, target: Path, size: tuple[int, int] = (1
         return False
     with tempfile.TemporaryDirectory() as folder:
         html = Path(folder) / "figure.html"
-        html.write_text(page.document(target.stem, [("", "", figure)]))
+        html.write_text(document(target.stem, [Section("", "", figure)]))
         subprocess.run(
             [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
              f"--window-size={size[0]},{size[1]}", f"--screenshot={target}", html.as_uri()],

@@ -10,7 +10,8 @@ import pytest
 
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records, Requests, UserError
-from deeprecsys.report import figures, write_report
+from deeprecsys.report import write_report
+from deeprecsys.report.figures import capacity, latency
 from deeprecsys.report.text import interval, ms, rate, ratio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -148,7 +149,7 @@ def test_unanswered_queries_stay_in_the_tail():
     lost = Records.from_columns(
         {"arrival_s": np.zeros(1000), "finish_s": answered, "size": np.ones(1000)}
     )
-    figure = figures.latency_distribution(bench_summary(), lost)
+    figure = latency.distribution(bench_summary(), lost)
     assert figure["data"][0]["y"][-1] == pytest.approx(20, abs=0.2)
 
 
@@ -158,7 +159,7 @@ def test_thinning_keeps_the_slowest_query():
     many = Records.from_columns(
         {"arrival_s": np.zeros(100_000), "finish_s": finish, "size": np.ones(100_000)}
     )
-    drawn = figures.latency_over_time(bench_summary(), many)["data"][0]["y"]
+    drawn = latency.over_time(bench_summary(), many)["data"][0]["y"]
     assert len(drawn) <= 2000
     assert max(drawn) == 9000
 
@@ -167,7 +168,7 @@ def test_an_undecided_capacity_is_drawn_hollow():
     summary = tune_summary()
     for one in summary["trials"]:
         one["capacity"]["decided"] = False
-    drawn = figures.capacity_by_batch(summary)["data"]
+    drawn = capacity.by_batch(summary)["data"]
     symbols = {str(s) for t in drawn for s in np.atleast_1d(t["marker"]["symbol"])}
     assert symbols == {"circle-open", "diamond-open", "star-open"}
 

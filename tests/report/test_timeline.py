@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deeprecsys.core import Records, Requests, Status, UserError
-from deeprecsys.report import figures
+from deeprecsys.report.figures import run
 from deeprecsys.report.timeline import (
     busy_over_time,
     chrome_trace,
@@ -85,6 +85,6 @@ def test_the_parts_of_a_latency_add_up_to_it():
             "finish_s": np.repeat(arrival, 2) + np.tile([4, 6], n),
         }
     )  # fmt: skip
-    figure = figures.time_parts({}, records, requests)
+    figure = run.parts({}, records, requests)
     parts = {trace["name"]: trace["x"][0] for trace in figure["data"]}
     assert parts == {"waiting": 1000.0, "executing": 3000.0, "last request": 2000.0}

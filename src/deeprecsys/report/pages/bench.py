@@ -1,0 +1,49 @@
+"""One rate under one policy: live, in simulation, or of a server under load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deeprecsys.core import Records, Requests
+from deeprecsys.report import text
+from deeprecsys.report.figures import latency
+from deeprecsys.report.html import Part, Section
+from deeprecsys.report.parts.head import Fact, client, head, used
+from deeprecsys.report.parts.origin import origin
+from deeprecsys.report.parts.run import inside, latencies
+
+
+def body(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Part]:
+    return [
+        head(summary, _verdict(summary), _facts(summary)),
+        *latencies(summary, records, ""),
+        *inside(summary, records, requests),
+        Section("Latency over time", "Every query at its arrival.",
+                latency.over_time(summary, records)),
+        origin(summary),
+    ]  # fmt: skip
+
+
+def _verdict(summary: dict[str, Any]) -> str:
+    said = (
+        f"{text.policy(summary['policy'])} at {text.rate(summary['rate_qps'])} queries/s: "
+        f"p95 {text.ms(summary['p95_s'])} ms {text.interval(summary['p95_interval_s'], text.ms)}"
+    )
+    if not summary["sla"]:
+        return said
+    return f"{said}; {text.meets(summary.get('meets_sla'))} {text.target(summary['sla'])}"
+
+
+def _facts(summary: dict[str, Any]) -> list[Fact]:
+    return [
+        ("throughput", f"{text.rate(summary['throughput_qps'])} queries/s"),
+        *[_percentile(summary, p) for p in (50, 95, 99)],
+        ("generator lag p99", f"{text.ms(summary.get('generator_lag_p99_s'))} ms"),
+        *used(summary),
+        *client(summary),
+    ]
+
+
+def _percentile(summary: dict[str, Any], p: int) -> Fact:
+    bounds = text.interval(summary.get(f"p{p}_interval_s"), text.ms)
+    return f"p{p}", f"{text.ms(summary.get(f'p{p}_s'))} ms", bounds

@@ -1,0 +1,59 @@
+"""Where a result comes from: machine, versions, workload, seed, and the command that repeats it."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+
+def origin(summary: dict[str, Any]) -> str:
+    groups = {
+        "Machine": _machine(summary.get("machine", {})),
+        "Versions": summary.get("versions", {}),
+        "Workload": {**summary.get("workload", {}).get("notes", {}), "seed": summary.get("seed")},
+        "Set-up": _set_up(summary),
+    }
+    lists = "".join(_list(title, group) for title, group in groups.items())
+    return (
+        f"<section><h2>Where this comes from</h2><div class=facts>{lists}</div>"
+        f"<p>To repeat it:</p><pre>{escape(summary.get('command', ''))}</pre></section>"
+    )
+
+
+def _list(title: str, group: dict[str, Any]) -> str:
+    """A definition list; what is None is left out."""
+    said = {str(k).replace("_", " "): str(v) for k, v in group.items() if v is not None}
+    lines = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in said.items())
+    return f"<div><h3>{title}</h3><dl>{lines}</dl></div>"
+
+
+def _machine(machine: dict[str, Any]) -> dict[str, Any]:
+    in_bytes = ("last_level_cache_bytes", "memory_bytes")
+    return {
+        name: _mib(value) if name in in_bytes and value is not None else value
+        for name, value in machine.items()
+    }
+
+
+def _set_up(summary: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "server": (summary.get("server") or {}).get("url"),
+        "workers": summary.get("workers"),
+        "runtime": summary.get("runtime") or summary.get("engine", {}).get("runtime"),
+        "variant": summary.get("variant"),
+        "user's inputs": "once a query" if summary.get("query_inputs") else None,
+        "date": summary.get("date"),
+        "inputs": "; ".join(map(_pool, summary.get("input_pools", {}).values())) or None,
+        "assumed of the inputs": "; ".join(summary.get("assumptions", [])) or None,
+    }
+
+
+def _pool(pool: dict[str, Any]) -> str:
+    every = ", every row of the tables" if pool.get("every_row") else ""
+    users = f" of {pool['users']:,} users" if pool.get("users", 1) > 1 else ""
+    touched = _mib(pool["touched_bytes"])
+    return f"pool of {pool['items']:,} items{users} touching {touched}{every}"
+
+
+def _mib(size_bytes: float) -> str:
+    return f"{size_bytes / 2**20:,.0f} MiB"
