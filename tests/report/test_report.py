@@ -11,7 +11,7 @@ import pytest
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records, Requests, UserError
 from deeprecsys.report import write_report
-from deeprecsys.report.figures import capacity, latency
+from deeprecsys.report.figures import capacity, fleet, latency
 from deeprecsys.report.text import interval, ms, rate, ratio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -171,6 +171,19 @@ def test_an_undecided_capacity_is_drawn_hollow():
     drawn = capacity.by_batch(summary)["data"]
     symbols = {str(s) for t in drawn for s in np.atleast_1d(t["marker"]["symbol"])}
     assert symbols == {"circle-open", "diamond-open", "star-open"}
+
+
+def test_each_capacity_is_hollow_for_itself():
+    summary = tune_summary()
+    summary["trials"][1]["capacity"]["decided"] = False
+    curve = capacity.by_batch(summary)["data"][0]
+    assert curve["marker"]["symbol"] == ["circle-open", "circle"]
+
+
+def test_markup_in_the_name_of_a_kind_is_shown_as_it_stands():
+    summary = {"time_s": [0.5], "busy": {"a<b>": [0.2]}, "devices_busy": {"a<b>": [0.1]}}
+    names = [trace["name"] for trace in fleet.busy(summary)["data"]]
+    assert names == ["a&lt;b&gt;", "a&lt;b&gt;, accelerators"]
 
 
 def own_part(html):

@@ -1,8 +1,8 @@
 """Figures as plain Plotly descriptions: from a summary and records, no drawing here.
 
 A file a subject, a function a figure; each answers {"data": [...], "layout": {...}}, or None where
-there is nothing to show. `traces.py` holds what they share. Colours of text and grid are the page's
-(`page.js` paints them for light and dark).
+there is nothing to show. What they share is in `traces.py`, `axes.py` and `colours.py`; text and
+grid take the page's own colours, light or dark (`page.js`).
 """
 
 from deeprecsys.report.figures.traces import Figure

@@ -5,20 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from deeprecsys.report.figures.traces import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    Figure,
-    axis,
-    batch_axis,
-    column,
-    figure,
-    from_zero,
-    scatter,
-    spread,
-)
+from deeprecsys.report.figures.axes import axis, batch_axis, from_zero
+from deeprecsys.report.figures.colours import BLUE, GREEN, GREY, ORANGE
+from deeprecsys.report.figures.traces import Figure, column, figure, scatter, spread
 
 Trial = dict[str, Any]
 

@@ -6,18 +6,13 @@ from collections.abc import Iterable
 from itertools import cycle
 from typing import Any
 
+from deeprecsys.report.figures.axes import axis, from_zero
+from deeprecsys.report.figures.colours import BLUE, GREEN, GREY, ORANGE, PERCENTILES
 from deeprecsys.report.figures.traces import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PERCENTILES,
     Figure,
-    axis,
     bars,
     column,
     figure,
-    from_zero,
     ms,
     rounded,
     scatter,

@@ -7,14 +7,12 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import Records, Status
+from deeprecsys.report.figures.axes import axis, from_zero
+from deeprecsys.report.figures.colours import BLUE, PERCENTILES
 from deeprecsys.report.figures.traces import (
-    BLUE,
-    PERCENTILES,
     Figure,
-    axis,
     column,
     figure,
-    from_zero,
     ms,
     rounded,
     scatter,

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from deeprecsys.report.figures.traces import (
-    CYCLE,
-    GREY,
-    Figure,
-    axis,
-    bars,
-    figure,
-    rounded,
-    scatter,
-)
+from deeprecsys.report.figures.axes import axis
+from deeprecsys.report.figures.colours import CYCLE, GREY
+from deeprecsys.report.figures.traces import Figure, bars, figure, rounded, scatter
 
 _SYMBOLS = ("circle", "diamond", "square")
 _INTENSITIES = [2.0**k for k in range(-6, 11)]  # FLOP a byte

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from deeprecsys.report.figures.traces import (
-    CYCLE,
-    RED,
-    Figure,
-    axis,
-    batch_axis,
-    column,
-    figure,
-    from_zero,
-    ms,
-    rounded,
-    scatter,
-)
+from deeprecsys.report.figures.axes import axis, batch_axis, from_zero
+from deeprecsys.report.figures.colours import CYCLE, RED
+from deeprecsys.report.figures.traces import Figure, column, figure, ms, rounded, scatter
 
 Point = dict[str, Any]
 

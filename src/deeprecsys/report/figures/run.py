@@ -7,20 +7,9 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import FloatArray, Records, Requests
-from deeprecsys.report.figures.traces import (
-    BLUE,
-    GREY,
-    ORANGE,
-    Figure,
-    axis,
-    bars,
-    figure,
-    from_zero,
-    ms,
-    rounded,
-    scatter,
-    with_target,
-)
+from deeprecsys.report.figures.axes import axis, from_zero
+from deeprecsys.report.figures.colours import BLUE, GREY, ORANGE
+from deeprecsys.report.figures.traces import Figure, bars, figure, ms, rounded, scatter, with_target
 from deeprecsys.report.timeline import busy_over_time, queue_over_time, slice_means
 
 _SLICES = 300

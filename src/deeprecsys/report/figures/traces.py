@@ -1,4 +1,4 @@
-"""What every figure is made of: traces, axes, the target's line, numbers that JSON can hold."""
+"""What every figure is made of: traces, the target's line, numbers that JSON can hold."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.report.figures.axes import Axis
+from deeprecsys.report.figures.colours import RED
+
 Figure = dict[str, Any]
 
-# Okabe and Ito's palette: told apart by every kind of colour vision.
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
-CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", RED, "#F0E442")
-PERCENTILES = (("p50_s", GREEN), ("p95_s", BLUE), ("p99_s", ORANGE))
 
-
-def figure(data: list[Figure], x: Figure, y: Figure, **layout: Any) -> Figure:
+def figure(data: list[Figure], x: Axis, y: Axis, **layout: Any) -> Figure:
     """Traces over two axes."""
     common = {
         "xaxis": x,
@@ -26,19 +24,6 @@ def figure(data: list[Figure], x: Figure, y: Figure, **layout: Any) -> Figure:
         "hovermode": "closest",
     }
     return {"data": data, "layout": common | layout}
-
-
-def axis(title: str, **more: Any) -> Figure:
-    return {"title": {"text": title}, "automargin": True, **more}
-
-
-def from_zero(title: str) -> Figure:
-    return axis(title, rangemode="tozero")
-
-
-def batch_axis() -> Figure:
-    """Batch sizes, a tick a power of two."""
-    return axis("batch size (items a request)", type="log", tickvals=[1 << k for k in range(21)])
 
 
 def scatter(mode: str, name: str, x: Any, y: Any, **style: Any) -> Figure:
