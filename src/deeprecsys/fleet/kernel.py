@@ -27,6 +27,8 @@ DOWN, UP, SLOW = range(3)
 # Latencies are counted in logarithmic bins of 1 %, from a microsecond to 10,000 s.
 LEAST_S, STEP, BINS = 1e-6, 1e-2, 2304
 DONE, GROW = 0, 1
+# Of what only compiled code calls: wrappers for Python of forty arrays take longer to compile.
+INNER = {"cache": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 class State(NamedTuple):
@@ -109,7 +111,7 @@ class Kept(NamedTuple):
     machine: Any
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, no_cfunc_wrapper=True)  # type: ignore[untyped-decorator]
 def serve_fleet(
     first: int,
     first_event: int,
@@ -160,7 +162,7 @@ def serve_fleet(
     return arrival_s.size, e, DONE
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True, no_cfunc_wrapper=True)  # type: ignore[untyped-decorator]
 def finish_fleet(
     first_event: int,
     event_s: FloatArray,
@@ -194,7 +196,7 @@ def _tight(state: State, room: int) -> bool:
     return bool(2 * state.fullest[0] >= room - 2 or state.spares[0] < 1)
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
 def _hand_over(
     slot: int, now: float, state: State, rules: Rules, tables: Any, device_tables: Any,
     counts: Counts, kept: Kept, rng: Any, device_rng: Any, balancer_rng: Any,
@@ -238,7 +240,7 @@ def _hand_over(
              counts, kept, rng)  # fmt: skip
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
 def _execute(
     m: int, slot: int, arrived: float, state: State, batch: int, tables: Any, counts: Counts,
     kept: Kept, rng: Any,
@@ -278,7 +280,7 @@ def _waiting(m: int, state: State) -> int:
     return count
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
 def _settle(
     m: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts, kept: Kept
 ) -> None:
@@ -304,7 +306,7 @@ def _settle(
         state.spares[0] += 1
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
 def _advance(
     m: int, d: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts,
     kept: Kept,
@@ -347,7 +349,7 @@ def _advance(
         state.executing[d] = 0
 
 
-@njit(cache=True, nogil=True, _nrt=False)  # type: ignore[untyped-decorator]
+@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
 def _choose(
     size: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts,
     kept: Kept, rng: Any,
@@ -386,7 +388,7 @@ def _choose(
     return int(best)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(**INNER)  # type: ignore[untyped-decorator]
 def _happen(
     e: int, event_s: FloatArray, event: Any, event_machine: Any, event_value: FloatArray,
     state: State, rules: Rules, tables: Any, device_tables: Any, counts: Counts, kept: Kept,
@@ -406,12 +408,15 @@ def _happen(
             state.who[m, w] = w
         return
     _settle(m, now, state, rules, device_tables, counts, kept)
-    lost = np.empty(state.queries[m], np.int64)
+    by_row, lost = np.empty(state.queries[m]), np.empty(state.queries[m], np.int64)
     n = state.queries[m] - _waiting(m, state)
-    lost[:n] = state.heap_slot[m, :n]
+    for i in range(n):
+        slot = state.heap_slot[m, i]
+        _push(by_row, lost, i, state.row[slot], slot)
     for d in range(state.first_device[m], state.first_device[m] + state.devices[m]):
         for i in range(state.ring_count[d]):
-            lost[n] = state.ring[d, (state.ring_head[d] + i) % state.ring.shape[1]]
+            slot = state.ring[d, (state.ring_head[d] + i) % state.ring.shape[1]]
+            _push(by_row, lost, n, state.row[slot], slot)
             n += 1
         state.ring_count[d] = state.todo[d] = state.executing[d] = 0
         state.device_free_s[d] = 0.0
@@ -422,7 +427,9 @@ def _happen(
         at += 1
     state.up[g] -= 1
     state.listed[g, at] = state.listed[g, state.up[g]]
-    for slot in lost[np.argsort(state.row[lost])]:
+    for left in range(n, 0, -1):  # in the order they came; numba's argsort takes 10 s to compile
+        slot = lost[0]
+        _pop(by_row, lost, left)
         counts.totals[0] += 1
         _hand_over(slot, now, state, rules, tables, device_tables, counts, kept, rng, balancer_rng,
                    balancer_rng)  # fmt: skip
