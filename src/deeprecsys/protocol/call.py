@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deeprecsys.protocol.reasons import invalid
 from deeprecsys.protocol.tensors import Array
+
+_UNSUPPORTED = ("shared_memory_region", "classification")
 
 
 @dataclass(slots=True)
 class Call:
     """outputs: the names asked for (None: all), and what the adapter wants to remember of each.
     arrived_s, parsed_s: when its first byte was here, and when it was read, on the server's
-    clock."""
+    clock. until_s: when the client stops waiting, on that clock."""
 
     model: str
     version: str
@@ -25,3 +28,11 @@ class Call:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     arrived_s: float = math.nan
     parsed_s: float = math.nan
+    until_s: float = math.inf
+
+
+def refuse_unsupported(parameters: Mapping[str, Any]) -> None:
+    """Of an input or an output."""
+    for name in _UNSUPPORTED:
+        if parameters.get(name):
+            raise invalid(f"parameter {name} is not supported: send and take the data themselves")

@@ -120,7 +120,7 @@ NOT_NUMBERS = (msgspec.MsgspecError, RecursionError, OverflowError, ValueError, 
 
 def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> Array:
     """The same of a flat sequence of Python or protocol-buffer values."""
-    items = count(name, shape)
+    count(name, shape)
     if _known(name, datatype) == BYTES:
         array = np.empty(len(values), dtype=object)
         array[:] = list(values)
@@ -131,7 +131,12 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> 
             array = np.array(values, dtype=DTYPES[datatype])
         except (OverflowError, ValueError, TypeError):
             raise invalid(f"input {name}: a value does not fit {datatype}") from None
-    if array.size != items:
+    return from_array(name, datatype, shape, array)
+
+
+def from_array(name: str, datatype: str, shape: Sequence[int], array: Array) -> Array:
+    """The values in that shape."""
+    if array.size != (items := count(name, shape)):
         raise invalid(f"input {name}: {array.size} values, and shape {list(shape)} needs {items}")
     return array.reshape(shape)
 

@@ -16,12 +16,11 @@ from typing import Any
 import msgspec
 
 from deeprecsys.protocol import long_json, tensors
-from deeprecsys.protocol.call import Call
+from deeprecsys.protocol.call import Call, refuse_unsupported
 from deeprecsys.protocol.reasons import invalid
 from deeprecsys.protocol.tensors import Array, Buffer
 
 HEAD_LENGTH = b"inference-header-content-length"
-_UNSUPPORTED = ("shared_memory_region", "classification")
 _REMEMBERED_BYTES = 4096
 _NO_JSON = re.compile(rb"NaN|-?Infinity")  # which Python's own encoder writes all the same
 _LEAST_COMPRESSED = 1024  # below, it costs more than it saves
@@ -133,7 +132,7 @@ def _read(head: Buffer) -> _Head:
         raise invalid(f"the request is not what the protocol asks for: {said}") from None
     datatypes: dict[str, str] = {}
     for item in request.inputs:
-        _refuse_unsupported(item.parameters)
+        refuse_unsupported(item.parameters)
         if item.name in datatypes:
             raise invalid(f"input {item.name} is given twice")
         if "binary_data_size" not in item.parameters and not item.data:
@@ -152,7 +151,7 @@ def _outputs(request: _Request) -> dict[str, bool] | None:
     if not request.outputs:
         return {"": True} if usual else None
     for output in request.outputs:
-        _refuse_unsupported(output.parameters)
+        refuse_unsupported(output.parameters)
     return {o.name: _flag(o.parameters, "binary_data", usual) for o in request.outputs}
 
 
@@ -205,12 +204,6 @@ def compress(parts: Sequence[Buffer], accepted: str) -> tuple[Sequence[Buffer], 
             stream = zlib.compressobj(1, wbits=bits)
             return [b"".join([*map(stream.compress, parts), stream.flush()])], name
     return parts, ""
-
-
-def _refuse_unsupported(parameters: dict[str, Any]) -> None:
-    for name in _UNSUPPORTED:
-        if parameters.get(name):
-            raise invalid(f"parameter {name} is not supported: send and take the data themselves")
 
 
 def _flag(parameters: dict[str, Any], name: str, usual: bool) -> bool:

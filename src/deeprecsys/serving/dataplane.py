@@ -6,6 +6,7 @@ adapters call it from one thread, the event loop's. Answers come from the engine
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import traceback
@@ -59,7 +60,8 @@ class Served:
 
 
 class DataPlane:
-    """`state`: "starting" until `open`, "ready", "draining" (it still takes queries), "ended".
+    """`state`: "starting" until `open`, "ready", "draining" (it still takes queries), "finishing"
+    (on the connections that it has), "ended".
 
     log: told of failures that are not the client's; with `Served.log_queries`, of every query.
     """
@@ -97,6 +99,11 @@ class DataPlane:
         return self.engine is None or self.engine.load().alive
 
     @property
+    def ending(self) -> bool:
+        """The time to drain is over: whoever only watches may go."""
+        return self.state in ("finishing", "ended")
+
+    @property
     def ready(self) -> bool:
         return self.state == "ready" and self.live
 
@@ -111,7 +118,9 @@ class DataPlane:
         self._check_size(call)
         deadline_s, priority = self._deadline_s(call), _priority(call)
         call.parsed_s = now = clock()
-        left_s = None if deadline_s is None else deadline_s - (now - call.arrived_s)
+        until_s = call.until_s if deadline_s is None else call.arrived_s + deadline_s
+        until_s = min(until_s, call.until_s)
+        left_s = None if until_s == math.inf else until_s - now
         if left_s is not None and left_s <= 0:
             raise Refusal(Reason.DEADLINE, "the deadline passed before the query was read")
         served = self.served
@@ -174,6 +183,9 @@ class DataPlane:
         if self.state == "ended":
             raise Refusal(Reason.UNAVAILABLE, "the server is shutting down")
         return self.engine
+
+    def has_model(self, name: str, version: str = "") -> bool:
+        return name == self.served.name and version in ("", VERSION)
 
     def check_model(self, name: str, version: str = "") -> None:
         if name != self.served.name:

@@ -1,61 +1,62 @@
 """gRPC: the methods of `inference.GRPCInferenceService`, and `grpc.health.v1`, on the data plane.
 
-A thin translation of messages (`grpc_schema`); the same event loop and the same core as HTTP.
+A thin translation of messages; the same event loop and the same core as HTTP. Every method is
+registered as one that reads a stream, so that the call is seen, counted and stamped before its
+message is received; and messages are inflated here, where their growth is counted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
 
-from deeprecsys.protocol import tensors
+from deeprecsys.protocol import grpc_request, tensors
 from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.grpc_schema import HEALTH, METHODS, SERVICE, data_type, message
+from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
-from deeprecsys.protocol.tensors import Array
+from deeprecsys.protocol.tensors import Array, Buffer
+from deeprecsys.serving.bounds import Bounds, Hold, over
 from deeprecsys.serving.dataplane import OUTPUT, VERSION, DataPlane, clock
+from deeprecsys.serving.gate import Gate
 
-Method = Callable[[Any], Awaitable[Any]]
-_CONTENTS = {
-    "BOOL": "bool_contents", "INT8": "int_contents", "INT16": "int_contents",
-    "INT32": "int_contents", "INT64": "int64_contents", "UINT8": "uint_contents",
-    "UINT16": "uint_contents", "UINT32": "uint_contents", "UINT64": "uint64_contents",
-    "FP32": "fp32_contents", "FP64": "fp64_contents", "BYTES": "bytes_contents",
-}  # fmt: skip
-_SERVING, _NOT_SERVING = 1, 2
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Method = Callable[["Asked"], Awaitable[Any]]
+_KEYLESS = ("ServerLive", "ServerReady")
+_SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
+_LOOK_S = 0.2  # how often a watch looks
+# What of a stream is received before anybody asks for it.
+_AHEAD_BYTES = 64 << 10
 
 
 async def start(
     plane: DataPlane,
     address: str,
-    message_bytes: int,
     key: str | None = None,
     credentials: grpc.ServerCredentials | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """The server, started, and its port. Raises OSError where it cannot listen."""
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", message_bytes),
-            ("grpc.max_send_message_length", message_bytes),
-            ("grpc.so_reuseport", 0),
-        ]
-    )
-    methods = _Methods(plane)
+    server = grpc.aio.server(options=_options(plane.bounds))
+    methods, calls, probes = _Methods(plane), Calls(plane), Calls(plane, places=2)
     handlers = {
-        name: _handler(plane, getattr(methods, name), message(f"{name}Request"), key)
+        name: (probes if name in _KEYLESS else calls).handler(
+            name, getattr(methods, name), None if name in _KEYLESS else key
+        )
         for name in METHODS
     }
-    check = _handler(plane, methods.Check, message("HealthCheckRequest"), None)
+    health = {
+        "Check": probes.handler("HealthCheck", methods.Check, None),
+        "Watch": grpc.stream_stream_rpc_method_handler(methods.Watch, None, _serialized),
+    }
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(SERVICE, handlers),
-            grpc.method_handlers_generic_handler(HEALTH, {"Check": check}),
+            grpc.method_handlers_generic_handler(HEALTH, health),
         )
     )
     try:
@@ -64,39 +65,88 @@ async def start(
         else:
             port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
-        raise OSError(f"cannot listen at {address}") from error
+        raise OSError(str(error)) from error
     await server.start()
     return server, port
 
 
-def _handler(plane: DataPlane, method: Method, request: Any, key: str | None) -> Any:
-    async def call(asked: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        try:
-            _check_key(context, key)
-            hold = plane.waiting.hold()
+def _options(bounds: Bounds) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", bounds.body_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.per_message_decompression", 0),
+        ("grpc.max_concurrent_streams", bounds.calls),
+        ("grpc.http2.lookahead_bytes", _AHEAD_BYTES),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+class Asked:
+    """One call: its message, what it holds of the bytes that may wait, and when it began."""
+
+    __slots__ = ("arrived_s", "body", "context", "hold", "until_s")
+
+    def __init__(self, context: Context, hold: Hold) -> None:
+        self.context, self.hold, self.body = context, hold, b""
+        self.arrived_s = clock()
+        left_s = context.time_remaining()
+        self.until_s = float("inf") if left_s is None else self.arrived_s + left_s
+
+
+class Calls:
+    """Calls that are open, up to a bound; and how each is received and answered."""
+
+    def __init__(self, plane: DataPlane, places: int | None = None) -> None:
+        self._plane, self._gate = plane, Gate(plane.bounds, places)
+        self._open = 0
+
+    def handler(self, name: str, method: Method, key: str | None) -> Any:
+        async def call(_: Any, context: Context) -> Any:
+            self._open += 1
+            asked = Asked(context, self._plane.waiting.hold())
             try:
-                hold.add(len(asked))
-                return await method(_parsed(request, asked))
+                self._check(context, key)
+                await self._receive(asked)
+                return await method(asked)
+            except Refusal as error:
+                self._plane.refused(error, query=name == "ModelInfer")
+                refusal = error
+            except _Answered as answered:
+                refusal = answered.refusal
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            except Exception as error:
+                self._plane.fault(error, name)
+                refusal = Refusal(Reason.INTERNAL, "internal error")
+                self._plane.refused(refusal, query=name == "ModelInfer")
             finally:
-                hold.release()
-        except Refusal as error:
-            plane.refused(error, query=True)
-            refusal = error
-        except _Answered as answered:
-            refusal = answered.refusal
-        await context.abort(getattr(grpc.StatusCode, refusal.reason.code), refusal.message)
-        raise AssertionError("unreachable: abort raises")
+                self._open -= 1
+                asked.hold.release()
+            await context.abort(getattr(grpc.StatusCode, refusal.reason.code), refusal.message)
+            raise AssertionError("unreachable: abort raises")
 
-    return grpc.unary_unary_rpc_method_handler(
-        call, response_serializer=lambda reply: reply.SerializeToString()
-    )
+        return grpc.stream_unary_rpc_method_handler(call, None, _serialized)
+
+    def _check(self, context: Context, key: str | None) -> None:
+        _check_key(context, key)
+        if self._open > self._plane.bounds.calls:
+            raise over(Reason.OVERLOADED, "overloaded: too many calls at once", "max-calls")
+
+    async def _receive(self, asked: Asked) -> None:
+        async with self._gate.place(asked.context.peer()):
+            body = await asked.context.read()
+        if not isinstance(body, bytes):
+            raise invalid("the call brought no message")
+        asked.hold.add(len(body))
+        asked.body = body
 
 
-def _parsed(request: Any, asked: bytes) -> Any:
-    try:
-        return request.FromString(asked)
-    except DecodeError:
-        raise invalid("the message is not the protocol's") from None
+def _encoding(body: bytes) -> str:
+    """How gRPC compressed it: no request's first field looks like either header."""
+    if body[:2] == b"\x1f\x8b":
+        return "gzip"
+    return "deflate" if body[:1] == b"\x78" and len(body) > 1 else ""
 
 
 class _Answered(Exception):
@@ -106,30 +156,86 @@ class _Answered(Exception):
         self.refusal = refusal
 
 
+class Query:
+    """An inference call on its way through data plane and threads; in the loop's thread."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._loop = asyncio.get_running_loop()
+        self.answered: asyncio.Future[Array | Refusal] = self._loop.create_future()
+        self.call: Call | None = None
+        self._ticket: Any = None
+        self._outcome: Array | Refusal | None = None
+        self._gone = False
+
+    def offer(self, call: Call) -> None:
+        """From any thread. Raises Refusal."""
+        loop = self._loop
+        ticket = self._plane.infer(
+            call, lambda outcome: _post(loop, self._settle, outcome)
+        )  # whose answer comes from a worker's thread
+        _post(loop, self._taken, call, ticket)
+
+    def leave(self) -> None:
+        """The client has gone."""
+        self._gone = True
+        if self._ticket is not None:
+            self._ticket.cancel()
+
+    def fail(self, error: Exception) -> None:
+        if not self.answered.done():
+            self.answered.set_exception(error)
+
+    def _taken(self, call: Call, ticket: Any) -> None:
+        self.call, self._ticket = call, ticket
+        if self._gone:
+            ticket.cancel()
+        if self._outcome is not None:
+            self._settle(self._outcome)
+
+    def _settle(self, outcome: Array | Refusal) -> None:
+        if self._ticket is None or self.call is None:
+            self._outcome = outcome
+            return
+        if self._gone and isinstance(outcome, Refusal):
+            outcome = Refusal(Reason.CANCELLED, "the client has gone")
+        self._plane.finished(self.call, self._ticket, outcome)
+        if not self.answered.done():
+            self.answered.set_result(outcome)
+
+
+def _post(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *given: Any) -> None:
+    loop.call_soon_threadsafe(act, *given)
+
+
 class _Methods:
     """By the protocol's names."""
 
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
+        self._watches = 0
 
-    async def ServerLive(self, request: Any) -> Any:
+    async def ServerLive(self, asked: Asked) -> Any:
         return message("ServerLiveResponse")(live=self._plane.live)
 
-    async def ServerReady(self, request: Any) -> Any:
+    async def ServerReady(self, asked: Asked) -> Any:
         return message("ServerReadyResponse")(ready=self._plane.ready)
 
-    async def ModelReady(self, request: Any) -> Any:
-        self._plane.check_model(request.name, request.version)
-        return message("ModelReadyResponse")(ready=self._plane.ready)
+    async def ModelReady(self, asked: Asked) -> Any:
+        request = _read("ModelReadyRequest", asked)
+        known = self._plane.has_model(request.name, request.version)
+        return message("ModelReadyResponse")(ready=known and self._plane.ready)
 
-    async def ServerMetadata(self, request: Any) -> Any:
+    async def ServerMetadata(self, asked: Asked) -> Any:
         return message("ServerMetadataResponse")(**self._plane.server_metadata())
 
-    async def ModelMetadata(self, request: Any) -> Any:
+    async def ModelMetadata(self, asked: Asked) -> Any:
+        request = _read("ModelMetadataRequest", asked)
         self._plane.check_model(request.name, request.version)
         return message("ModelMetadataResponse")(**self._plane.model_metadata())
 
-    async def ModelConfig(self, request: Any) -> Any:
+    async def ModelConfig(self, asked: Asked) -> Any:
+        request = _read("ModelConfigRequest", asked)
         self._plane.check_model(request.name, request.version)
         config = self._plane.model_config()
         for tensor in (*config["input"], *config["output"]):
@@ -140,84 +246,100 @@ class _Methods:
             config=message("ModelConfig")(**config, parameters=said)
         )
 
-    async def ModelStatistics(self, request: Any) -> Any:
+    async def ModelStatistics(self, asked: Asked) -> Any:
+        request = _read("ModelStatisticsRequest", asked)
         if request.name:
             self._plane.check_model(request.name, request.version)
         return message("ModelStatisticsResponse")(**self._plane.statistics())
 
-    async def RepositoryIndex(self, request: Any) -> Any:
+    async def RepositoryIndex(self, asked: Asked) -> Any:
         return message("RepositoryIndexResponse")(models=self._plane.index())
 
-    async def Check(self, request: Any) -> Any:
-        status = _SERVING if self._plane.ready else _NOT_SERVING
+    async def Check(self, asked: Asked) -> Any:
+        status = self._status(_read("HealthCheckRequest", asked).service)
+        if status == _SERVICE_UNKNOWN:
+            raise Refusal(Reason.NOT_FOUND, "unknown service")
         return message("HealthCheckResponse")(status=status)
 
-    async def ModelInfer(self, request: Any) -> Any:
-        arrived_s, plane = clock(), self._plane
-        plane.check_model(request.model_name, request.model_version)
-        plane.serving()
-        call = _call(request, arrived_s)
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Array | Refusal] = loop.create_future()
-
-        def settle(outcome: Array | Refusal) -> None:
-            if not answered.done():
-                answered.set_result(outcome)
-            plane.finished(call, ticket, outcome)
-
-        def done(outcome: Array | Refusal) -> None:  # in a worker's thread
-            loop.call_soon_threadsafe(settle, outcome)
-
-        ticket = plane.infer(call, done)
+    async def Watch(self, _: Any, context: Context) -> AsyncIterator[Any]:
+        """Says the status, and again whenever it is another, until the server ends."""
+        if self._watches >= self._plane.bounds.calls:
+            refusal = over(Reason.OVERLOADED, "overloaded: too many watches", "max-calls")
+            self._plane.refused(refusal, query=False)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal.message)
+        self._watches += 1
         try:
-            outcome = await answered
-        except asyncio.CancelledError:  # the client has gone
-            ticket.cancel()
+            body = await context.read()
+            service = grpc_request.parsed("HealthCheckRequest", body).service
+            before = None
+            while True:
+                if (status := self._status(service)) != before:
+                    yield message("HealthCheckResponse")(status=status)
+                if self._plane.ending:
+                    return
+                before = status
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            self._watches -= 1
+
+    def _status(self, service: str) -> int:
+        if service not in ("", SERVICE, self._plane.served.name):
+            return _SERVICE_UNKNOWN
+        return _SERVING if self._plane.ready else _NOT_SERVING
+
+    async def ModelInfer(self, asked: Asked) -> Any:
+        plane, query, body = self._plane, Query(self._plane), asked.body
+        encoding = _encoding(body)
+        if not encoding and grpc_request.is_quick(body):
+            self._take(query, asked, body, encoding)
+        else:
+
+            def take() -> None:  # in a thread
+                try:
+                    self._take(query, asked, body, encoding)
+                except Exception as error:
+                    _post(query._loop, query.fail, error)
+
+            plane.threads.submit(take, long=len(body) > 1 << 20)
+        try:
+            outcome = await query.answered
+        except asyncio.CancelledError:
+            query.leave()
             raise
         if isinstance(outcome, Refusal):
             raise _Answered(outcome)
-        return _answer(call, outcome)
+        assert query.call is not None
+        return _answer(query.call, outcome)
+
+    def _take(self, query: Query, asked: Asked, body: Buffer, encoding: str) -> None:
+        plane = self._plane
+        if encoding:
+            body = _inflated(plane, body, encoding, asked.hold)
+        call = grpc_request.call_of(body)
+        plane.check_model(call.model, call.version)
+        call.arrived_s, call.until_s = asked.arrived_s, asked.until_s
+        query.offer(call)
 
 
-def _call(request: Any, arrived_s: float) -> Call:
-    raw: Sequence[bytes] = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise invalid(f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-    inputs: dict[str, Array] = {}
-    datatypes: dict[str, str] = {}
-    for number, item in enumerate(request.inputs):
-        name, datatype, shape = item.name, item.datatype, tuple(item.shape)
-        if name in inputs:
-            raise invalid(f"input {name} is given twice")
-        if "shared_memory_region" in item.parameters:
-            raise invalid("shared memory regions are not supported: send the data themselves")
-        datatypes[name] = datatype
-        if raw:
-            if item.HasField("contents"):
-                raise invalid(f"input {name} has contents beside raw_input_contents")
-            inputs[name] = tensors.from_bytes(name, datatype, shape, raw[number])
-        else:
-            field = _CONTENTS.get(datatype, "bytes_contents")
-            values = getattr(item.contents, field)
-            inputs[name] = tensors.from_values(name, datatype, shape, values)
-    return Call(
-        model=request.model_name,
-        version=request.model_version,
-        id=request.id,
-        inputs=inputs,
-        datatypes=datatypes,
-        outputs={output.name: True for output in request.outputs} or None,
-        parameters=_parameters(request.parameters),
-        arrived_s=arrived_s,
-    )
+def _read(kind: str, asked: Asked) -> Any:
+    body: Buffer = asked.body
+    if encoding := _encoding(asked.body):
+        body = _inflated(None, body, encoding, asked.hold)
+    return grpc_request.parsed(kind, body)
 
 
-def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: getattr(value, kind)
-        for name, value in given.items()
-        if (kind := value.WhichOneof("parameter_choice"))
-    }
+def _inflated(plane: DataPlane | None, body: Buffer, encoding: str, hold: Hold) -> Buffer:
+    """plane None: of a method whose messages are short."""
+    left = most = plane.bounds.body_bytes if plane else 64 << 10
+
+    def grown(count: int) -> None:
+        nonlocal left
+        left -= count
+        if left < 0:
+            raise over(Reason.TOO_LARGE, f"the message is over {most} bytes", "max-body-mb")
+        hold.add(count)
+
+    return inflate(body, encoding, grown)
 
 
 def _answer(call: Call, scores: Array) -> Any:
@@ -227,9 +349,16 @@ def _answer(call: Call, scores: Array) -> Any:
     return reply
 
 
-def _check_key(context: grpc.aio.ServicerContext[Any, Any], key: str | None) -> None:
+def _serialized(reply: Any) -> bytes:
+    return bytes(reply.SerializeToString())
+
+
+def _check_key(context: Context, key: str | None) -> None:
     if key is None:
         return
     given = dict(context.invocation_metadata() or ()).get("authorization", "")
     if not hmac.compare_digest(str(given).encode(), f"Bearer {key}".encode()):
         raise Refusal(Reason.UNAUTHENTICATED, "a key is needed: authorization: Bearer KEY")
+
+
+__all__ = ["start"]

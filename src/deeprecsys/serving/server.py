@@ -94,7 +94,8 @@ class Server:
     def stop(self) -> None:
         """As SIGTERM: drains, then ends; a second time: without waiting for more to come."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(self._asked_to_stop)
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._asked_to_stop)
 
     def _asked_to_stop(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
@@ -168,7 +169,6 @@ class Server:
             server, self.grpc_port = await grpc_adapter.start(
                 self.plane,
                 f"{address.host}:{address.grpc_port}",
-                self.plane.bounds.body_bytes,
                 address.key,
                 credentials,
             )
@@ -198,6 +198,7 @@ class Server:
         if not loading:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), plane.bounds.drain_s)
+        plane.state = "finishing"
         listener.close()
         until = clock() + FINISH_S
         stopping = None

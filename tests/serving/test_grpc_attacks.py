@@ -1,0 +1,216 @@
+"""What one client may do over gRPC without harming another, and the forms that messages take."""
+
+import contextlib
+import threading
+
+import grpc
+import numpy as np
+import pytest
+from serving_fixture import WAIT_S, serving
+
+from deeprecsys.core import InputSpec
+from deeprecsys.models.check import InputCheck
+from deeprecsys.protocol.grpc_schema import HEALTH, SERVICE, message
+from deeprecsys.runtimes.stub import NoOp
+from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.server import Address
+from stub_model import StubModel, StubRuntime
+
+
+@contextlib.contextmanager
+def channel(server):
+    options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as one:
+        yield one
+
+
+def infer(channel, request, **more):
+    """The code, and the answer or what was said."""
+    call = channel.unary_unary(
+        f"/{SERVICE}/ModelInfer",
+        request_serializer=lambda r: r if isinstance(r, bytes) else r.SerializeToString(),
+        response_deserializer=message("ModelInferResponse").FromString,
+    )
+    try:
+        return "OK", call(request, **{"timeout": WAIT_S} | more)
+    except grpc.RpcError as error:
+        return error.code().name, error.details()
+
+
+def request(n=2, *, raw=True, values=None, datatype="FP32", field="fp32_contents"):
+    asked = message("ModelInferRequest")(model_name="stub")
+    item = asked.inputs.add(name="dense", datatype=datatype, shape=[n, 4])
+    if raw:
+        asked.raw_input_contents.append(bytes(n * 16))
+    else:
+        getattr(item.contents, field).extend([1.0] * (4 * n) if values is None else values)
+    return asked
+
+
+class Ids(StubModel):
+    inputs = (InputSpec("dense", "INT32", (4,)),)
+
+    def __init__(self):
+        self.check = InputCheck(self.name, self.inputs)
+
+    def example(self, n, rng, index_law=None):
+        return {"dense": rng.integers(-9, 9, (n, 4), dtype=np.int32)}
+
+
+@pytest.mark.parametrize("n", [3, 9000])
+@pytest.mark.parametrize("compression", [None, grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_typed_contents_say_what_raw_ones_say_however_long(n, compression):
+    rng = np.random.default_rng(n)
+    floats = rng.standard_normal(4 * n).astype(np.float32)
+    ints = rng.integers(-(2**31), 2**31, 4 * n)
+    for model, values, about in (
+        (StubModel(), floats, {}),
+        (Ids(), ints, {"datatype": "INT32", "field": "int_contents"}),
+    ):
+        runtime = StubRuntime()
+        seen = []
+        runtime.prepare = lambda inputs, scores, seen=seen: (
+            seen.append(inputs)
+            or (
+                inputs["dense"].astype(np.float32),
+                scores,
+            )
+        )
+        with serving(model, runtime) as server, channel(server) as one:
+            for raw in (False, True):
+                asked = request(n, raw=raw, values=values.tolist(), **about)
+                if raw:
+                    small = np.float32 if model.name == "stub" and not about else np.int32
+                    asked.raw_input_contents[0] = values.astype(small).tobytes()
+                assert infer(one, asked, compression=compression)[0] == "OK"
+                got = seen[-1]["dense"].reshape(-1)
+                np.testing.assert_array_equal(got, values.astype(got.dtype))
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"values": [1.0] * 35_999}, "values"),
+        ({"values": [300] * 36_000, "datatype": "INT8", "field": "int_contents"}, "does not fit"),
+        ({"values": [b""] * 36_000, "datatype": "BYTES", "field": "bytes_contents"}, "raw"),
+        ({"values": [1] * 36_000, "field": "int_contents"}, "0 values"),
+    ],
+)
+def test_long_contents_that_are_wrong_are_refused(about, said):
+    with serving(StubModel(), NoOp()) as server, channel(server) as one:
+        code, text = infer(one, request(9000, raw=False, **about))
+        assert (code, said in text) == ("INVALID_ARGUMENT", True)
+
+
+def test_long_messages_that_are_none_are_refused():
+    whole = request(20_000).SerializeToString()
+    tensor = request(9000, raw=False).SerializeToString()
+    unpacked = b"".join(b"\x35" + bytes(4) for _ in range(20_000))
+    wrong = [whole[:-1], whole[:-5] + b"\xff" * 5, tensor[:-3], bytes(100_000), b"\x0b" * 100_000,
+             b"\x2a\x00" * 50_000, b"\x2a" + b"\xff" * 100_000,
+             b"\x2a\xa8\x8d\x06\x2a\xa4\x8d\x06" + unpacked]  # fmt: skip
+    with serving(StubModel(), NoOp()) as server, channel(server) as one:
+        for body in wrong:
+            assert infer(one, body)[0] == "INVALID_ARGUMENT"
+        assert infer(one, request())[0] == "OK"
+
+
+def test_what_a_message_grows_to_is_bounded():
+    with serving(StubModel(), NoOp(), bounds=Bounds(1 << 20)) as server, channel(server) as one:
+        code, said = infer(one, request(200_000), compression=grpc.Compression.Gzip)
+        assert (code, "--max-body-mb" in said) == ("RESOURCE_EXHAUSTED", True)
+        assert infer(one, request())[0] == "OK"
+
+
+def test_calls_at_once_are_bounded_and_probes_are_none_of_them():
+    runtime = StubRuntime()
+    with serving(StubModel(), runtime, bounds=Bounds(calls=2)) as server, channel(server) as one:
+        runtime.gate.clear()
+        held = [one.unary_unary(f"/{SERVICE}/ModelInfer").future(request().SerializeToString())
+                for _ in range(2)]  # fmt: skip
+        while server.plane.pending < 2:
+            pass
+        with channel(server) as other:
+            code, said = infer(other, request())
+            assert (code, "--max-calls" in said) == ("RESOURCE_EXHAUSTED", True)
+            assert check(other) == 1
+        runtime.gate.set()
+        assert all(call.result(WAIT_S) for call in held)
+
+
+def check(channel, service=""):
+    call = channel.unary_unary(f"/{HEALTH}/Check", lambda r: r.SerializeToString(),
+                               message("HealthCheckResponse").FromString)  # fmt: skip
+    return call(message("HealthCheckRequest")(service=service), timeout=WAIT_S).status
+
+
+def test_calls_without_a_message_keep_no_other_waiting():
+    """Eight times as many as may be received at once, of both kinds, without a key."""
+    address = Address("127.0.0.1", 0, 0, key="k")
+    bounds = Bounds(body_bytes=1 << 20, waiting_bytes=16 << 20, body_s=1.0)
+    key = [("authorization", "Bearer k")]
+    with (
+        serving(StubModel(), NoOp(), bounds=bounds, address=address) as server,
+        channel(server) as attacker,
+        channel(server) as one,
+    ):
+        over = threading.Event()
+
+        def silence():
+            over.wait(WAIT_S)
+            return
+            yield
+
+        calls = [
+            attacker.stream_unary(f"/{path}").future(silence(), metadata=key)
+            for path in [f"{SERVICE}/ModelInfer", f"{HEALTH}/Check"] * 16
+        ]
+        for _ in range(3):
+            assert infer(one, request(), metadata=key)[0] == "OK"
+            assert check(one) == 1
+        over.set()
+        codes = {call.exception(WAIT_S).code().name for call in calls}
+        assert codes <= {"DEADLINE_EXCEEDED", "INVALID_ARGUMENT"}
+
+
+def test_many_long_messages_are_answered_or_refused():
+    bounds = Bounds(body_bytes=4 << 20, waiting_bytes=4 << 20, candidates=1 << 20)
+    with serving(StubModel(), NoOp(), bounds=bounds) as server, contextlib.ExitStack() as stack:
+        whole = request(200_000).SerializeToString()
+        channels = [stack.enter_context(channel(server)) for _ in range(4)]
+        calls = [one.unary_unary(f"/{SERVICE}/ModelInfer").future(whole) for one in channels * 6]
+        codes = [call.code().name for call in calls]
+        assert set(codes) <= {"OK", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"}
+        assert "OK" in codes
+        assert server.plane.waiting.held == 0
+        assert infer(channels[0], request())[0] == "OK"
+
+
+def test_the_clients_own_deadline_is_the_querys():
+    runtime = StubRuntime()
+    with serving(StubModel(), runtime, deadline_s=WAIT_S) as server, channel(server) as one:
+        assert infer(one, request())[0] == "OK"
+        runtime.gate.clear()
+        held = [one.unary_unary(f"/{SERVICE}/ModelInfer").future(request().SerializeToString())
+                for _ in range(2)]  # fmt: skip
+        while server.plane.pending < 2:
+            pass
+        assert infer(one, request(), timeout=0.05)[0] == "DEADLINE_EXCEEDED"
+        while server.plane.pending > 2:
+            pass
+        runtime.gate.set()
+        assert all(call.result(WAIT_S) for call in held)
+
+
+def test_health_is_watched_until_the_server_ends():
+    with contextlib.ExitStack() as stack, serving(StubModel(), NoOp()) as server:
+        one = stack.enter_context(channel(server))
+        watch = one.unary_stream(
+            f"/{HEALTH}/Watch", None, message("HealthCheckResponse").FromString
+        )
+        seen = watch(b"")
+        assert next(seen).status == 1
+        unknown = watch(message("HealthCheckRequest")(service="nobody").SerializeToString())
+        assert next(unknown).status == 3
+        server.stop()
+        assert [said.status for said in seen] == [2]
