@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,30 +35,35 @@ Adaptive = Annotated[
 ]
 
 
-@opt.measuring
-def run(
-    request: opt.Request,
+@dataclass(frozen=True)
+class Wanted:
+    """Which rate, for how long, under which policy."""
+
     qps: Annotated[
         float | None, typer.Option(help="Queries per second.  [default: a trace's own rate]")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
-    adaptive: Adaptive = False,
-    offload_threshold: opt.OffloadThreshold = None,
-    offload_backlog: opt.OffloadBacklog = None,
-    duration_s: opt.DurationS = None,
-    queries: Annotated[int | None, typer.Option(help="End after this many.")] = None,
+    ] = None
+    batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128
+    adaptive: Adaptive = False
+    offload_threshold: opt.OffloadThreshold = None
+    offload_backlog: opt.OffloadBacklog = None
+    duration_s: opt.DurationS = None
+    queries: Annotated[int | None, typer.Option(help="End after this many.")] = None
     timeline: Annotated[
         str | None, typer.Option(help="Write a Chrome trace for ui.perfetto.dev to this file.")
-    ] = None,
-) -> int:
+    ] = None
+
+
+@opt.measuring
+def run(request: opt.Request, wanted: Wanted) -> int:
     from deeprecsys.experiments.benching import bench, rate_of, scheduled
 
-    policy, sla = Policy(batch_size=batch_size, adaptive=adaptive), request.sla
-    policy = opt.offloading(request, policy, offload_threshold, offload_backlog)
-    schedule = scheduled(request.workload, qps, duration_s, queries)
-    files.check_target("--timeline", timeline)
+    policy, sla = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive), request.sla
+    policy = opt.offloading(request, policy, wanted.offload_threshold, wanted.offload_backlog)
+    length = (wanted.qps, wanted.duration_s, wanted.queries)
+    schedule = scheduled(request.workload, *length)
+    files.check_target("--timeline", wanted.timeline)
     folder = files.prepared(request, NAME, request.model)
-    rate = rate_of(schedule, qps)
+    rate = rate_of(schedule, wanted.qps)
     with (
         show.Progress(show.console(request.json_file), sla, schedule.duration_s) as progress,
         show.interruptible() as interrupted,
@@ -73,13 +79,13 @@ def run(
             return interrupted.is_set()
 
         found = bench(
-            engine, request.workload, policy, rate_qps=qps, duration_s=duration_s,
-            queries=queries, sla=sla, watch=watch, watts=request.power, asked=request.asked,
+            engine, request.workload, policy, rate_qps=wanted.qps, duration_s=wanted.duration_s,
+            queries=wanted.queries, sla=sla, watch=watch, watts=request.power, asked=request.asked,
         )  # fmt: skip
     report = files.write(found, folder, request.json_file)
-    if timeline and found.records is not None and found.requests is not None:
-        write_timeline(timeline, found.records, found.requests, f"{request.model}, {policy}")
-    shown(found, request.json_file, report, timeline)
+    if wanted.timeline and found.records is not None and found.requests is not None:
+        write_timeline(wanted.timeline, found.records, found.requests, f"{request.model}, {policy}")
+    shown(found, request.json_file, report, wanted.timeline)
     if found.interrupted:
         return 130
     return 1 if request.sla_ms is not None and found.found.meets_sla is False else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, is_dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -227,19 +227,50 @@ def offloading(
 
 
 def measuring(verb: Callable[..., int]) -> Callable[..., int]:
-    """A verb `f(request, own options)` as one function of all the options, for the parser."""
+    """A verb `f(request, its own options)` as one function of all the options, for the parser.
+
+    Its own options are parameters, or one dataclass of them. The request is checked first.
+    """
     asked_for = get_type_hints(verb)["request"]
-    shared, own = _parameters(asked_for), _parameters(verb)[1:]
+
+    def checked(request: Request, **own: Any) -> int:
+        request.check()
+        return verb(request, **own)
+
+    checked.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
+    checked.__annotations__ = get_type_hints(verb, include_extras=True) | {"request": asked_for}
+    return expanded(checked)
+
+
+def expanded(verb: Callable[..., int]) -> Callable[..., int]:
+    """A verb whose parameters may be dataclasses, as one function of all their fields.
+
+    The first option of the first parameter stays first (MODEL, URL); its others come last.
+    """
+    groups = {
+        p.name: _parameters(p.annotation) if _is_group(p.annotation) else [p]
+        for p in _parameters(verb)
+    }
+    kinds = get_type_hints(verb)
 
     def run(**given: Any) -> int:
-        request = asked_for(**{field.name: given.pop(field.name) for field in fields(Request)})
-        request.check()
-        return verb(request, **given)
+        made = {
+            name: kinds[name](**{p.name: given[p.name] for p in group})
+            if _is_group(kinds[name])
+            else given[name]
+            for name, group in groups.items()
+        }
+        return verb(**made)
 
-    every = [shared[0], *own, *shared[1:]]
+    (first, *last), *others = groups.values()
+    every = [first, *(p for group in others for p in group), *last]
     run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in every}
     return run
+
+
+def _is_group(annotation: Any) -> bool:
+    return isinstance(annotation, type) and is_dataclass(annotation)
 
 
 def check_runtime(name: str) -> None:

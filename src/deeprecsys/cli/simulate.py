@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,67 +38,62 @@ QUERIES = 1_000_000
 PROFILE_S = 20.0
 
 
-@opt.measuring
-def run(
-    request: opt.SimulationRequest,
-    qps: Annotated[float | None, typer.Option(help="Queries per second.")] = None,
-    tune: Annotated[
-        bool, typer.Option("--tune", help="Search for the best policy instead.")
-    ] = False,
+@dataclass(frozen=True)
+class Wanted:
+    """What is simulated, and how service times are come by."""
+
+    qps: Annotated[float | None, typer.Option(help="Queries per second.")] = None
+    tune: Annotated[bool, typer.Option("--tune", help="Search for the best policy instead.")] = (
+        False
+    )
     method: Annotated[
         str, typer.Option(help="With --tune: hill-climb, exhaustive, joint or static.")
-    ] = "hill-climb",
+    ] = "hill-climb"
     fleet: Annotated[
         str | None, typer.Option(help="Simulate the fleet and the traffic of this file.")
-    ] = None,
+    ] = None
     paper: Annotated[
         str | None, typer.Option(help="optimum, lognormal, handful, tail, quarter or retune.")
-    ] = None,
+    ] = None
     service: Annotated[
         str | None,
         typer.Option(help="constant:S, linear:S,S_PER_ITEM or exponential:S, in seconds."),
-    ] = None,
+    ] = None
     profile: Annotated[
         str | None, typer.Option(help="A profile.json.  [default: MODEL is profiled first]")
-    ] = None,
-    profile_s: Annotated[float, typer.Option(help="Time for profiling MODEL, s.")] = PROFILE_S,
+    ] = None
+    profile_s: Annotated[float, typer.Option(help="Time for profiling MODEL, s.")] = PROFILE_S
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="Allow requests beyond the profile's largest.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128,
-    adaptive: bench.Adaptive = False,
-    offload_threshold: opt.OffloadThreshold = None,
-    offload_backlog: opt.OffloadBacklog = None,
-    duration_s: opt.DurationS = None,
+    ] = False
+    batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128
+    adaptive: bench.Adaptive = False
+    offload_threshold: opt.OffloadThreshold = None
+    offload_backlog: opt.OffloadBacklog = None
+    duration_s: opt.DurationS = None
     queries: Annotated[
         int | None, typer.Option(help="End after this many.  [default: 1,000,000]")
-    ] = None,
-) -> int:
+    ] = None
+
+
+@opt.measuring
+def run(request: opt.SimulationRequest, wanted: Wanted) -> int:
     from deeprecsys.experiments.simulated import given_law
     from deeprecsys.machines.service_time import ServiceTime
 
-    if fleet is not None:
-        _check_fleet(request, paper, tune, qps, service, profile)
-        return fleets.run(request, fleet)
-    policy = Policy(batch_size=batch_size, adaptive=adaptive)
-    policy = opt.offloading(request, policy, offload_threshold, offload_backlog)
-    if paper is not None:
-        _check_paper(request, paper, qps, tune)
-    else:
-        _check(request, qps, tune, method, service, profile)
-    opt.positive("--profile-s", profile_s)
-    how: How = _Paper(paper) if paper is not None else _Tune(method)
-    if paper is None and not tune:
-        how = _OneRate(policy, *_length(request, qps, duration_s, queries))
-    law = given_law(service, profile, vars(request), extrapolate=extrapolate)
+    if wanted.fleet is not None:
+        _check_fleet(request, wanted)
+        return fleets.run(request, wanted.fleet)
+    how = _how(request, wanted)
+    law = given_law(wanted.service, wanted.profile, vars(request), extrapolate=wanted.extrapolate)
     folder = files.prepared(request, NAME, request.model or "service")
     with (
         show.Progress(show.console(request.json_file), request.target, None) as progress,
         show.interruptible() as interrupted,
     ):
         if law is None:
-            measured = _profiled(request, progress, folder, profile_s, interrupted)
-            law = ServiceTime.from_profile(measured, extrapolate=extrapolate)
+            measured = _profiled(request, progress, folder, wanted.profile_s, interrupted)
+            law = ServiceTime.from_profile(measured, extrapolate=wanted.extrapolate)
         return how(_Task(request, law, folder, progress, interrupted))
 
 
@@ -189,59 +184,72 @@ class _Paper:
         return 0
 
 
-def _check_fleet(request: opt.SimulationRequest, *others: Any) -> None:
-    if request.model is not None or any(other is not None and other is not False
-                                        for other in others):  # fmt: skip
+def _how(request: opt.SimulationRequest, wanted: Wanted) -> How:
+    """UserError for what contradicts itself, before any work."""
+    opt.positive("--profile-s", wanted.profile_s)
+    policy = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive)
+    policy = opt.offloading(request, policy, wanted.offload_threshold, wanted.offload_backlog)
+    if wanted.paper is not None:
+        _check_paper(request, wanted)
+        return _Paper(wanted.paper)
+    _check(request, wanted)
+    if wanted.tune:
+        return _Tune(wanted.method)
+    return _OneRate(policy, *_length(request, wanted))
+
+
+def _check_fleet(request: opt.SimulationRequest, wanted: Wanted) -> None:
+    others = (request.model, wanted.paper, wanted.qps, wanted.service, wanted.profile)
+    if wanted.tune or any(other is not None for other in others):
         raise UserError("--fleet takes everything from its file: leave the rest out")
 
 
-def _check_paper(request: opt.SimulationRequest, name: str, qps: float | None, tune: bool) -> None:
+def _check_paper(request: opt.SimulationRequest, wanted: Wanted) -> None:
     from deeprecsys.experiments.simulated import check_paper_name
 
-    check_paper_name(name)
+    check_paper_name(wanted.paper or "")
     if request.model is None:
         raise UserError("--paper needs a MODEL: its results are of one")
-    if qps is not None or tune:
+    if wanted.qps is not None or wanted.tune:
         raise UserError("--paper finds rates and policies itself: leave out --qps and --tune")
 
 
-def _check(
-    request: opt.SimulationRequest,
-    qps: float | None,
-    tune: bool,
-    method: str,
-    service: str | None,
-    profile: str | None,
-) -> None:
-    """UserError for what contradicts itself, before any work."""
-    from deeprecsys.tuning.searches import SEARCHES
-
-    if service is not None and profile is not None:
-        raise UserError("give --service or --profile, not both")
-    if request.model is None and service is None and profile is None:
-        raise UserError("what is simulated? give a MODEL, --service LAW or --profile FILE")
-    if request.model is not None and service is not None:
-        raise UserError(f"--service is a law of its own: leave out {request.model}, or --service")
-    opt.positive("--qps", qps)
-    if tune and method not in SEARCHES:
-        raise UserError(f"unknown method {method!r}; known: {', '.join(SEARCHES)}")
-    if tune and qps is not None:
-        raise UserError("--tune finds the rate itself: leave out --qps")
-    if tune and request.target is None:
-        raise UserError("--tune needs a target: give --sla-ms")
-    if not tune and qps is None and not request.arrivals.startswith("replay:"):
+def _check(request: opt.SimulationRequest, wanted: Wanted) -> None:
+    _check_service(request.model, wanted.service, wanted.profile)
+    opt.positive("--qps", wanted.qps)
+    if wanted.tune:
+        _check_tune(request, wanted)
+    elif wanted.qps is None and not request.arrivals.startswith("replay:"):
         raise UserError("at which rate? give --qps, or --tune for the whole search")
 
 
+def _check_service(model: str | None, service: str | None, profile: str | None) -> None:
+    if service is not None and profile is not None:
+        raise UserError("give --service or --profile, not both")
+    if model is None and service is None and profile is None:
+        raise UserError("what is simulated? give a MODEL, --service LAW or --profile FILE")
+    if model is not None and service is not None:
+        raise UserError(f"--service is a law of its own: leave out {model}, or --service")
+
+
+def _check_tune(request: opt.SimulationRequest, wanted: Wanted) -> None:
+    from deeprecsys.tuning.searches import SEARCHES
+
+    if wanted.method not in SEARCHES:
+        raise UserError(f"unknown method {wanted.method!r}; known: {', '.join(SEARCHES)}")
+    if wanted.qps is not None:
+        raise UserError("--tune finds the rate itself: leave out --qps")
+    if request.target is None:
+        raise UserError("--tune needs a target: give --sla-ms")
+
+
 def _length(
-    request: opt.SimulationRequest,
-    qps: float | None,
-    duration_s: float | None,
-    queries: int | None,
+    request: opt.SimulationRequest, wanted: Wanted
 ) -> tuple[float | None, float | None, int | None]:
     """Rate, duration and queries of the run; UserError where nothing would arrive."""
     from deeprecsys.experiments.benching import scheduled
 
+    qps, duration_s, queries = wanted.qps, wanted.duration_s, wanted.queries
     if duration_s is None and queries is None and qps is not None:
         queries = QUERIES
     scheduled(request.workload, qps, duration_s, queries)
