@@ -6,12 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from deeprecsys.cli.main import call
+from deeprecsys.client import client as client_module
 from deeprecsys.client import pools
-from deeprecsys.core import Records
+from deeprecsys.client.access import Access, masked
+from deeprecsys.client.client import Client
+from deeprecsys.client.server import Address
+from deeprecsys.core import SLA, Records
+from deeprecsys.experiments.loading import load, load_capacity
+from deeprecsys.workload import Workload
 from stub_server import Act, HttpStub
 
 
@@ -35,6 +42,13 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
         (["--model", "m", "--qps", "1", "--values", "none.json"], "cannot read none.json"),
         (["--model", "m", "--qps", "1", "--json", "no/dir.json"], "no such folder"),
         (["--model", "m", "--qps", "1"], "start the server"),
+        (["--model", "m", "--qps", "1", "--header", "token"], "write NAME:VALUE"),
+        (["--model", "m", "--qps", "1", "--header", "a b: c"], "no name of a header"),
+        (["--model", "m", "--qps", "1", "--ca-file", "ca.pem"], "for https:// and grpcs://"),
+        (
+            ["--model", "m", "--qps", "1", "--queries-file", "q.npz", "--sizes", "fixed:3"],
+            "leave out --sizes",
+        ),
     ],
 )
 def test_a_wrong_request_is_one_line_and_exit_code_2(arguments, says, capsys):
@@ -79,11 +93,95 @@ def test_a_missed_target_is_exit_code_1(capsys):
     assert "misses p95" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("search", [False, True])
+def test_not_one_answer_is_exit_code_1_and_says_why(search, capsys):
+    asked = ["--find-capacity", "--sla-ms", "20", "--budget-s", "2"] if search else [
+        "--qps", "100", "--queries", "20"]  # fmt: skip
+    with HttpStub(act=lambda n: Act(500)) as stub:
+        code = call(["load", stub.url, "--model", "m", "--json", "o.json", *asked])
+    assert code == 1
+    out = capsys.readouterr().out
+    assert "not one query was answered with scores (" in out
+    assert "answered 500: because of 500" in out
+    assert json.loads(Path("o.json").read_text())["answered"] == 0
+
+
+@pytest.mark.parametrize("search", [False, True])
+def test_a_server_that_went_away_is_exit_code_2_in_one_line(search, capsys, monkeypatch):
+    asked = ["--find-capacity", "--sla-ms", "20", "--budget-s", "2"] if search else [
+        "--qps", "100", "--queries", "20"]  # fmt: skip
+    described = client_module.describe
+    with HttpStub() as stub:
+        said = described(Address.parse(stub.url), "m", Access())
+    monkeypatch.setattr(client_module, "describe", lambda *_: said)
+    assert call(["load", stub.url, "--model", "m", "--out", "run", *asked]) == 2
+    error = capsys.readouterr().err
+    assert "could not be reached" in error
+    assert "refused" in error
+    assert error.count("\n") == 1
+    assert Path("run/summary.json").is_file()
+
+
+def test_one_answer_is_an_answer():
+    with HttpStub(act=lambda n: Act(500 if n else 200)) as stub:
+        assert call(["load", stub.url, "--model", "m", "--qps", "100", "--queries", "9"]) == 0
+
+
+def test_headers_are_sent():
+    with HttpStub() as stub:
+        code = call(["load", stub.url, "--model", "m", "--qps", "50", "--queries", "3",
+                     "--header", "X-Token: s3cret", "--header", "x-b:2"])  # fmt: skip
+    assert code == 0
+    assert {asked.fields["x-token"] for asked in stub.asked} == {"s3cret"}
+    assert {asked.fields["x-b"] for asked in stub.asked} == {"2"}
+
+
+def test_secrets_are_masked_in_a_command_that_is_kept():
+    typed = ["load", "u", "--key", "abc", "--header", "A: b=c", "--header=D:e", "--key=f", "-v"]
+    assert masked(typed) == [
+        "load", "u", "--key", "…", "--header", "A:…", "--header=D:…", "--key=…", "-v"
+    ]  # fmt: skip
+
+
+def test_tls_and_an_authority_of_ones_own_are_options(authority):
+    with HttpStub(signed=authority.signed("good")) as stub:
+        asked = ["load", stub.url, "--model", "m", "--qps", "50", "--queries", "5"]
+        assert call([*asked, "--ca-file", authority.ca]) == 0
+        assert call(asked) == 2
+
+
+def test_recorded_queries_are_an_option(capsys):
+    Path("q.jsonl").write_text('{"ids": [[1, 2, 3], [4, 5, 6]], "dense": [0, 0, 0, 0]}\n')
+    with HttpStub() as stub:
+        code = call(["load", stub.url, "--model", "m", "--qps", "50", "--queries", "5",
+                     "--queries-file", "q.jsonl", "--json", "o.json"])  # fmt: skip
+    assert code == 0
+    assert "1 recorded queries of q.jsonl, 2 to 2 candidates each" in capsys.readouterr().out
+    assert [asked.inputs["ids"].tolist() for asked in stub.asked] == [[[1, 2, 3], [4, 5, 6]]] * 5
+    workload = json.loads(Path("o.json").read_text())["workload"]
+    assert workload["sizes"] == "recorded:q.jsonl"
+    assert "recorded queries" in workload["notes"]["sizes"]
+
+
+def test_what_is_found_is_a_value_that_saves_itself(tmp_path):
+    with HttpStub() as stub, Client(stub.url, "m") as client:
+        found = load(client, Workload(sizes="fixed:3"), rate_qps=200, queries=40)
+        best = load_capacity(client, Workload(sizes="fixed:3"), SLA(0.05), budget_s=3)
+    for one in (found, best):
+        report = one.save(tmp_path / "run")
+        assert report.read_text() == one.report()
+        assert json.loads((tmp_path / "run" / "summary.json").read_text()) == one.to_dict()
+        assert one.verdict == one.to_dict()["verdict"]
+        assert "<iframe" in one._repr_html_()
+    assert found.answered == 40
+    assert found.reached
+
+
 def test_a_capacity_is_found_and_reported(tmp_path, capsys):
     folder = tmp_path / "run"
     with HttpStub() as stub:
         code = call(["load", stub.url, "--model", "m", "--find-capacity", "--sla-ms", "50",
-                     "--budget-s", "3", "--out", str(folder), "--sizes", "fixed:2"])  # fmt: skip
+                     "--budget-s", "6", "--out", str(folder), "--sizes", "fixed:2"])  # fmt: skip
     assert code == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["capacity"]["rate_qps"] > 0

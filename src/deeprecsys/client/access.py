@@ -18,6 +18,7 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _METADATA = re.compile(r"[0-9a-z_.-]+")  # of gRPC, which sends them in small letters
 _OURS = ("content-length", "content-type", "transfer-encoding", "connection",
          "inference-header-content-length", "te", "expect")  # fmt: skip
+_SECRET = ("--key", "--header")
 _CERTIFICATE = "its certificate is not trusted ({}): name who signed it with --ca-file"
 _NAME = "its certificate is not for this name ({}): write the URL as the certificate says"
 _PLAIN = "it speaks no TLS on this port: write http:// or grpc://"
@@ -95,11 +96,20 @@ def parse_header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def without_secrets(command: str, secrets: Sequence[str]) -> str:
-    """A command line that may be shown: values of headers are often tokens."""
-    for secret in filter(None, secrets):
-        command = command.replace(secret, "…")
-    return command
+def masked(arguments: Sequence[str]) -> list[str]:
+    """A command line that may be shown: keys and values of headers are often secrets."""
+    shown = list[str]()
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = word.partition("=")
+        if option in _SECRET and equals:
+            shown.append(f"{option}={_hidden(option, value)}")
+        else:
+            shown.append(_hidden(before, word) if before in _SECRET else word)
+    return shown
+
+
+def _hidden(option: str, value: str) -> str:
+    return f"{value.partition(':')[0]}:…" if option == "--header" else "…"
 
 
 def tls_reason(error: ssl.SSLError) -> str:

@@ -88,7 +88,7 @@ class Client:
                 raise UserError(f"{name} must be positive, not {seconds:g}")
         self._access = Access.of(self.address.scheme, headers, key, ca_file)
         self._processes, self._connections = processes, connections
-        self._values, self._queries, self._seed = values, queries, seed
+        self._values, self.queries, self._seed = values, queries, seed
         self.recorded: Recorded | None = None
         self.columns: tuple[Column, ...] = ()
         # What had to be assumed of the inputs' values, one sentence each.
@@ -166,13 +166,13 @@ class Client:
         return told | {"core_share": share, "processes": self._processes}
 
     def _choose_inputs(self) -> None:
-        if self._queries is None:
+        if self.queries is None:
             self.columns, self.assumptions = plan(self.described, self._values)
             return
         inputs = known_inputs(self.described, self._values)
         ragged = ragged_inputs(inputs, self.described, self._values or {}, self.assumptions)
         self._recorded_as = (inputs, tuple(ragged))
-        self.recorded = read_queries(self._queries, *self._recorded_as)
+        self.recorded = read_queries(self.queries, *self._recorded_as)
 
     def _pool_items(self, schedule: Schedule) -> int:
         """As large as before if that will do: drawing another takes a second."""
@@ -197,7 +197,7 @@ class Client:
         return Setup(
             self.address, self.model, self.columns, number, self._processes, fd,
             self._connections, self._access, self._seed, self._binary, timeout_us,
-            self._patience_s, self.described.peer, self._queries, *self._recorded_as,
+            self._patience_s, self.described.peer, self.queries, *self._recorded_as,
         )  # fmt: skip
 
     def _open_fd(self) -> int:
