@@ -183,7 +183,8 @@ def load_capacity(
     run, told = _nearest(costs, capacity)
     return LoadCapacity(
         **_about(client, workload, sla), client=told, tallies=tuple(told for _, told in costs),
-        interrupted=watched.stop(), capacity=capacity, run=run, records=run.records if run else None,
+        interrupted=watched.stop(), capacity=capacity, run=run,
+        records=run.records if run else None,
     )  # fmt: skip
 
 
