@@ -2,6 +2,7 @@
 
     python benchmarks/characterise.py            # the eight models, about 15 minutes
     python benchmarks/characterise.py --hardware # narrower vectors, a noisy neighbour: about 20
+    python benchmarks/characterise.py --redraw   # the roofline again, of the page's own table
 
 Everything comes from the commands a user has, run with `--json`; nothing is measured here. Each
 of the two writes its own part of the page and leaves the other's; both write after every model.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,7 +60,11 @@ def main() -> None:
     parser.add_argument("--hardware", action="store_true", help="change the hardware instead")
     parser.add_argument("--models", nargs="*", choices=NAMES)
     parser.add_argument("--budget-s", type=float, default=40.0, help="of each profile")
+    parser.add_argument("--redraw", action="store_true", help="only the picture, of its table")
     wanted = parser.parse_args()
+    if wanted.redraw:
+        draw(roofline_figure({"roofline": kept_roofline(PAGE.read_text())}), FIGURE)
+        return
     if wanted.hardware:
         rows: list[list[str]] = []
         for name in wanted.models or HARDWARE_MODELS:
@@ -216,6 +222,27 @@ others climb towards the arithmetic roof as the weights are read once for more i
 computes from the cache and lies at the arithmetic roof; the RNN reads its 32 MiB of weights at
 every step, above the streaming roof where the last-level cache holds them.
 """
+
+
+def kept_roofline(page: str) -> dict[str, Any]:
+    """What the page says of the roofs and the points below them."""
+    _, _, told = page.partition("## Under the roofs")
+    measured, _, table = told.partition("| model |")
+    rate = {name.strip(" ;:"): float(number) * 1e9 for name, number in
+            re.findall(r"([a-z][\w ]*?) ([\d.]+) G(?:FLOP|B)/s", measured)}  # fmt: skip
+    points: dict[str, list[dict[str, Any]]] = {}
+    for row in re.findall(r"^\| (.+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$", table, re.M):
+        name, batch, intensity, gflops = row
+        points.setdefault(name, []).append(
+            {"batch_size": int(batch), "flops_per_byte": float(intensity),
+             "flops_per_s": float(gflops) * 1e9}
+        )  # fmt: skip
+    return {
+        "roofs": {"fp32": {"flops_per_s": rate["fp32"]},
+                  "bf16": {"flops_per_s": rate["bf16"], "dash": "dash"}},
+        "stream_bytes_per_s": rate["streaming"], "random_bytes_per_s": rate["random rows"],
+        "models": points,
+    }  # fmt: skip
 
 
 def optima(name: str) -> list[list[str]]:

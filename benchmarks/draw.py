@@ -10,6 +10,9 @@ from typing import Any
 
 from deeprecsys.report.html import Section, document
 
+# The figure alone, as large as the picture.
+STYLE = "main { padding: 0; max-width: none } h2, p { display: none } .figure { height: %dpx }"
+
 
 def draw(figure: dict[str, Any] | None, target: Path, size: tuple[int, int] = (1000, 540)) -> bool:
     """False, saying so, without a browser."""
@@ -19,7 +22,8 @@ def draw(figure: dict[str, Any] | None, target: Path, size: tuple[int, int] = (1
         return False
     with tempfile.TemporaryDirectory() as folder:
         html = Path(folder) / "figure.html"
-        html.write_text(document(target.stem, [Section("", "", figure)]))
+        page = document(target.stem, [Section("", "", figure)])
+        html.write_text(page.replace("</style>", f"{STYLE % size[1]}</style>", 1))
         subprocess.run(
             [chromium, "--headless", "--no-sandbox", "--hide-scrollbars", "--disable-gpu",
              f"--window-size={size[0]},{size[1]}", f"--screenshot={target}", html.as_uri()],

@@ -6,6 +6,7 @@ Each yields (what, measured, wanted, met). Profiles of the full-size models are 
 
 from __future__ import annotations
 
+import math
 import resource
 import subprocess
 import time
@@ -20,7 +21,7 @@ from deeprecsys.core import SLA, Policy, Schedule, replace
 from deeprecsys.experiments.guided import adaptive_policy
 from deeprecsys.fleet.fleet import Fleet, Kind
 from deeprecsys.machines.accelerators import accelerator
-from deeprecsys.machines.service_time import Profile, ServiceTime
+from deeprecsys.machines.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.models import NAMES, get_spec, load_model
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import find_capacity, tune
@@ -302,6 +303,26 @@ def guided() -> Iterator[Found]:
         )  # fmt: skip
 
 
+def loop() -> Iterator[Found]:
+    """Capacity by simulation of a profile, with and without what a live worker adds, over live."""
+    policy = Policy(128)
+    for name in ("ncf", "dlrm-rmc1"):
+        target = get_spec(name).target
+        with drs.Engine(load_model(name)) as engine:
+            profile = engine.profile(budget_s=20.0)
+            live = find_capacity(engine, WORKLOAD, target, policy, budget_s=60)
+            ratios = []
+            for known in (profile, profile.with_overhead(Overhead())):
+                law = ServiceTime.from_profile(known, extrapolate=True)
+                found = find_capacity(Simulator(law, engine.workers), WORKLOAD, target, policy)
+                ratios.append(found.rate_qps / live.rate_qps if live.rate_qps else math.nan)
+        yield (
+            f"capacity simulated / live, {name} at batch size 128: from its profile, and from the "
+            "profile's tight loop alone",
+            "{:.3f}, {:.3f}".format(*ratios), "", None,
+        )  # fmt: skip
+
+
 def fleets() -> Iterator[Found]:
     """10⁸ queries over 1,000 machines of 40 workers; a plan for a million queries/s."""
     model, queries = "dlrm-rmc3", 100_000_000
@@ -331,4 +352,6 @@ def fleets() -> Iterator[Found]:
            f"{took:.0f} s", "60 s", took <= 60)  # fmt: skip
 
 
-PARTS = (fleets, speed, climb40, adaptive40, shift40, thresholds, backlog, adaptive2, guided)
+PARTS = (
+    fleets, speed, climb40, adaptive40, shift40, thresholds, backlog, adaptive2, guided, loop,
+)  # fmt: skip

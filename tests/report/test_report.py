@@ -8,6 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from browser import Browser
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records, Requests, UserError
 from deeprecsys.report import write_report
@@ -251,6 +252,31 @@ def test_a_browser_draws_every_figure_without_errors_or_requests(folder, tmp_pat
     assert console == []
     figures = own_part(page.read_text()).count("class=figure")
     assert dom.count('class="main-svg"') >= 2 * figures
+
+
+def many_models():
+    points = [{"batch_size": 1, "flops_per_byte": 2.0, "flops_per_s": 3e9}]
+    summary = profile_summary()
+    summary["roofline"]["models"] = {f"model-{n} of a long name": points for n in range(11)}
+    return summary
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_no_legend_lies_over_its_picture(tmp_path, width):
+    overlaps = """
+        [...document.querySelectorAll(".figure")].filter((figure) => {
+          const legend = figure.querySelector(".legend")?.getBoundingClientRect();
+          const plot = figure.querySelector(".bglayer rect, .gridlayer").getBoundingClientRect();
+          return legend && legend.left < plot.right - 1 && legend.right > plot.left + 1
+            && legend.top < plot.bottom - 1 && legend.bottom > plot.top + 1;
+        }).map((figure) => figure.id)"""
+    with Browser(tmp_path / "profile") as browser:
+        for summary in (tune_summary(), many_models()):
+            (tmp_path / "summary.json").write_text(json.dumps(summary))
+            browser.open(write_report(tmp_path).as_uri(), width=width)
+            assert browser.evaluate("document.querySelectorAll('.legend').length") > 1
+            assert browser.evaluate(overlaps) == []
 
 
 FLEET = """

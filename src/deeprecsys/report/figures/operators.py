@@ -9,7 +9,7 @@ from deeprecsys.report.figures.colours import CYCLE, GREY
 from deeprecsys.report.figures.traces import Figure, bars, figure, rounded, scatter
 
 _SYMBOLS = ("circle", "diamond", "square")
-_INTENSITIES = [2.0**k for k in range(-6, 11)]  # FLOP a byte
+_INTENSITIES = [2.0 ** (k / 4) for k in range(-12, 41)]  # FLOP a byte; fine: roofs have edges
 
 
 def shares(summary: dict[str, Any]) -> Figure | None:
@@ -36,7 +36,7 @@ def roofline(summary: dict[str, Any]) -> Figure | None:
     if not found:
         return None
     data = [_roof(name, roof, found["stream_bytes_per_s"]) for name, roof in found["roofs"].items()]
-    data.append(_random_rows(found["random_bytes_per_s"]))
+    data.append(_random_rows(found["random_bytes_per_s"], found["roofs"]))
     data += [_model(i, name, points) for i, (name, points) in enumerate(found["models"].items())]
     shown = figure(
         data,
@@ -53,8 +53,10 @@ def _roof(name: str, roof: dict[str, Any], bytes_per_s: float) -> Figure:
     return _grey(name, _INTENSITIES, limits, roof.get("dash", "solid"))
 
 
-def _random_rows(bytes_per_s: float) -> Figure:
-    x = [at for at in _INTENSITIES if at <= 64]
+def _random_rows(bytes_per_s: float, roofs: dict[str, Any]) -> Figure:
+    """Up to the highest roof."""
+    top = max(roof["flops_per_s"] for roof in roofs.values())
+    x = [at for at in _INTENSITIES if at * bytes_per_s <= top]
     return _grey("random rows", x, [at * bytes_per_s / 1e9 for at in x], "dot")
 
 

@@ -20,7 +20,8 @@ def figure(data: list[Figure], x: Axis, y: Axis, **layout: Any) -> Figure:
         "xaxis": x,
         "yaxis": y,
         "margin": {"l": 60, "r": 20, "t": 10, "b": 50},
-        "legend": {"orientation": "h", "y": 1.12, "x": 0},
+        # Above the picture, growing upward: rows of names must not hang into it.
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "hovermode": "closest",
     }
     return {"data": data, "layout": common | layout}
