@@ -3,7 +3,8 @@
 Knows no threads, no clock and no tensors: time comes in as `now`, queries are the caller's
 integers. The engine wraps it in a lock; the simulator must obey it query by query.
 
-First come, first served among queries of one priority, and workers *pull*. Static policy: a free
+First come, first served among a client's queries of one priority, equal shares between clients
+(`line`), and workers *pull*. Static policy: a free
 worker takes one slice of `min(batch_size, items left)` items of the query at the head, so a query
 is cut lazily into full slices and a remainder. Adaptive: it takes its share of all that waits,
 coalescing queries when they are many. Queries of at least `offload_threshold` items go whole to the
@@ -16,43 +17,23 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from deeprecsys.core import Policy, UserError
+from deeprecsys.rules.line import Entry, Line
 
 Slice = tuple[int, int, int]  # (query, lo, hi): items lo .. hi - 1
+# A priority of a lower number than this puts a client's query before its own others, not before
+# those of other clients: none may push itself forward. A higher one lets everybody go first.
+USUAL_PRIORITY = 5
+# A client may hold so many times what is left of the bound on queued items: never all of it.
+_SHARE_OF_REST = 3
+# Deadlines of finished queries, and levels of priority where nobody waits, that may lie about.
+_SWEEP = 64
 
 
 class QueueFull(RuntimeError):
     """The bound on queued items would be passed; the query was not taken."""
-
-
-class _Query:
-    """What the dispatcher remembers of one query it has not finished."""
-
-    __slots__ = (
-        "accelerator", "dropped", "id", "item_cost", "left", "next", "policy", "priority", "size",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        id: int,
-        size: int,
-        policy: Policy,
-        accelerator: int | None,
-        priority: int,
-        item_cost: float,
-    ) -> None:
-        self.id = id
-        self.priority = priority
-        self.item_cost = item_cost
-        self.size = size
-        self.policy = policy
-        self.accelerator = accelerator
-        self.next = 0  # first item that no worker has taken
-        self.left = size  # items not yet executed
-        self.dropped = False
 
 
 def request_items(policy: Policy, queued_items: int, idle: int) -> int:
@@ -77,21 +58,28 @@ class Dispatcher:
     """Queue and splitting rule of one machine. Not thread-safe: its owner holds a lock.
 
     queued_items wait for the cores; offloaded_items [accelerators] wait for, or execute on, each
-    accelerator.
+    accelerator. most_items [accelerators]: of a request that it can hold (None: any).
     """
 
-    def __init__(self, max_queued_items: int | None = None, accelerators: int = 0) -> None:
+    def __init__(
+        self,
+        max_queued_items: int | None = None,
+        accelerators: int = 0,
+        most_items: Sequence[int | None] = (),
+    ) -> None:
         if max_queued_items is not None and max_queued_items < 1:
             raise UserError(f"the bound on queued items must be positive, not {max_queued_items}")
         self.max_queued_items = max_queued_items
         self.queued_items = 0
-        self._open_cost = 0.0  # of the items that wait for the cores or are executed by them
         self.offloaded_items = [0] * accelerators
-        # By priority, in its order; nearly always there is one.
-        self._waiting: dict[int, deque[_Query]] = {0: deque()}
-        self._queues: list[deque[_Query]] = [deque() for _ in range(accelerators)]
+        # Of what waits for, or is executed by, the cores, and each accelerator.
+        self._open_cost, self._offloaded_cost = 0.0, [0.0] * accelerators
+        self._most_items = list(most_items) or [None] * accelerators
+        self._lines: dict[int, Line] = {0: Line()}  # by priority, in its order; nearly always one
+        self._queues = [Line() for _ in range(accelerators)]
         self._present = list(range(accelerators))
-        self._open: dict[int, _Query] = {}
+        self._open: dict[int, Entry] = {}
+        self._held: dict[str, int] = {}  # items that wait or are offloaded, by client
         self._deadlines: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
@@ -109,31 +97,61 @@ class Dispatcher:
         deadline_s: float = math.inf,
         priority: int = 0,
         cost: float = 0.0,
+        client: str = "",
     ) -> int | None:
         """Queues a query of `size >= 1` items: for which accelerator, None for the cores.
 
-        priority: on the cores, queries of a lower number go first, begun or not. cost: what it
-        adds to `ahead`, in whatever unit.
+        priority: queries of a lower number go first, begun or not; client: who
+        asks, with an equal share beside others (none: whoever runs this machine, whose priorities
+        hold against everybody). cost: what it adds to `ahead`, in whatever unit.
         Raises QueueFull, and then takes none of it.
         A query larger than the whole bound is taken when nothing else waits: otherwise it
         could never be answered.
         """
-        bound = self.max_queued_items
-        waiting = self.queued_items + sum(self.offloaded_items)
-        if bound is not None and waiting and waiting + size > bound:
-            raise QueueFull(f"{waiting} items wait already, the bound is {bound}")
-        chosen = self._accelerator(size, policy)
-        entry = self._open[query] = _Query(query, size, policy, chosen, priority, cost / size)
+        self._check_room(size, client)
+        chosen = self.choice(size, policy)
         if chosen is None:
-            self._line(priority).append(entry)
-            self.queued_items += size
+            line = self._line(priority, client)
             self._open_cost += cost
         else:
-            self._queues[chosen].append(entry)
-            self.offloaded_items[chosen] += size
+            line = self._queues[chosen]
+            self._offloaded_cost[chosen] += cost
+        entry = self._open[query] = Entry(
+            query, size, policy, line, chosen, priority, client, cost / size
+        )
+        line.add(entry)
+        self._wait(entry, size)
         if deadline_s < math.inf:
-            heapq.heappush(self._deadlines, (deadline_s, query))
+            self._remember(deadline_s, query)
         return chosen
+
+    def _check_room(self, size: int, client: str) -> None:
+        bound = self.max_queued_items
+        waiting = self.queued_items + sum(self.offloaded_items)
+        if bound is None or not waiting:
+            return
+        if waiting + size > bound:
+            raise QueueFull(f"{waiting} items wait already, the bound is {bound}")
+        if client and self._held.get(client, 0) + size > _SHARE_OF_REST * (bound - waiting):
+            raise QueueFull(f"{self._held[client]} items of this client wait already")
+
+    def _wait(self, entry: Entry, items: int) -> None:
+        """So many of its items more (or fewer) wait for the cores, or for its accelerator."""
+        if entry.accelerator is None:
+            self.queued_items += items
+        else:
+            self.offloaded_items[entry.accelerator] += items
+        if entry.client:
+            held = self._held.get(entry.client, 0) + items
+            self._held[entry.client] = held
+            if not held:
+                del self._held[entry.client]
+
+    def _remember(self, deadline_s: float, query: int) -> None:
+        if len(self._deadlines) > _SWEEP + 2 * len(self._open):
+            self._deadlines = [due for due in self._deadlines if due[1] in self._open]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (deadline_s, query))
 
     def pull(self, worker: int, now: float, idle: int = 1) -> list[Slice]:
         """The slices that `worker` executes next as one request; empty: nothing waits.
@@ -156,30 +174,29 @@ class Dispatcher:
             wanted -= hi - lo
         return slices
 
-    def _head(self) -> _Query | None:
+    def _head(self) -> Entry | None:
         """The first query with items that wait."""
-        for queue in self._waiting.values():
-            while queue:
-                if not queue[0].dropped:
-                    return queue[0]
-                queue.popleft()
+        for line in self._lines.values():
+            if line.items and (entry := line.head()) is not None:
+                return entry
         return None
 
-    def _line(self, priority: int) -> deque[_Query]:
-        """Where queries of a priority wait."""
-        if priority not in self._waiting:
-            lines = {**self._waiting, priority: deque[_Query]()}
-            self._waiting = dict(sorted(lines.items()))
-        return self._waiting[priority]
+    def _line(self, priority: int, client: str) -> Line:
+        """Where such queries wait for the cores."""
+        level = _level(priority, client)
+        if level not in self._lines:
+            kept = {level: line for level, line in self._lines.items() if line.items}
+            lines = self._lines if len(self._lines) < _SWEEP else kept
+            self._lines = dict(sorted({**lines, level: Line()}.items()))
+        return self._lines[level]
 
-    def _cut(self, entry: _Query, items: int) -> Slice:
+    def _cut(self, entry: Entry, items: int) -> Slice:
         """The next items of the query at the head, at most so many."""
         lo = entry.next
-        hi = entry.next = min(lo + items, entry.size)
-        if hi == entry.size:
-            self._waiting[entry.priority].popleft()
-        self.queued_items -= hi - lo
-        return entry.id, lo, hi
+        items = min(items, entry.size - lo)
+        entry.line.take(entry, items)
+        self._wait(entry, -items)
+        return entry.id, lo, lo + items
 
     def pull_offloaded(self, accelerator: int, now: float) -> list[Slice]:
         """The whole queries that an accelerator executes next as one request; empty: none waits.
@@ -187,56 +204,80 @@ class Dispatcher:
         The first is taken whatever its size, the next ones of its policy while all of them have
         at most `most_items`.
         """
-        queue = self._queues[accelerator]
-        taken: list[_Query] = []
+        line = self._queues[accelerator]
+        taken: list[Entry] = []
         left = 0
-        while queue:
-            entry = queue[0]
-            unfit = taken and (entry.size > left or entry.policy != taken[0].policy)
-            if unfit and not entry.dropped:
-                break
-            queue.popleft()
-            if entry.dropped:
-                continue
+        while line.items and (entry := line.head()) is not None:
             if not taken:
-                left = entry.policy.most_items
+                left = self._together(accelerator, entry.policy)
+            elif entry.size > left or entry.policy != taken[0].policy:
+                break
             left -= entry.size
-            entry.next = entry.size
+            line.take(entry, entry.size)
             taken.append(entry)
         return [(entry.id, 0, entry.size) for entry in taken]
 
-    def _accelerator(self, size: int, policy: Policy) -> int | None:
-        """The one with the fewest items to do, of equals the first; None: the cores."""
+    def _together(self, accelerator: int, policy: Policy) -> int:
+        """Items of a request of several queries."""
+        most = self._most_items[accelerator]
+        return policy.most_items if most is None else min(policy.most_items, most)
+
+    def choice(self, size: int, policy: Policy) -> int | None:
+        """Which accelerator such a query would go to: of those that can hold it the one with the
+        fewest items to do, of equals the first; None: the cores."""
         if not self._present or not offloads(policy, size):
             return None
-        least = min(self._present, key=self.offloaded_items.__getitem__)
+        most = self._most_items
+        able = [a for a in self._present if (bound := most[a]) is None or size <= bound]
+        if not able:
+            return None
+        least = min(able, key=self.offloaded_items.__getitem__)
         backlog = policy.offload_backlog
         return None if backlog is not None and self.offloaded_items[least] > backlog else least
 
-    def ahead(self, priority: int) -> float:
-        """The cost on the cores that a new query of this priority would wait for."""
+    def ahead(self, priority: int = 0, client: str = "", size: int = 1) -> float:
+        """The cost on the cores that a new query of `size` would wait for."""
         if not self._open:
             self._open_cost = 0.0  # sums of fractions do not return to nothing by themselves
-        behind = sum(
-            (entry.size - entry.next) * entry.item_cost
-            for level, queue in self._waiting.items()
-            if level > priority
-            for entry in queue
-            if not entry.dropped
-        )
-        return max(0.0, self._open_cost - behind)
+        cost, level = self._open_cost, _level(priority, client)
+        for other, line in self._lines.items():
+            if other > level:
+                cost -= line.cost
+            elif other == level:
+                cost -= line.cost - line.ahead(client, priority, size)
+        return max(0.0, cost)
 
-    def retire(self, accelerator: int) -> None:
-        """It is lost: all that it had, begun or not, is the cores' and next in line."""
+    def ahead_offloaded(
+        self, accelerator: int, priority: int = 0, client: str = "", size: int = 1
+    ) -> float:
+        """The same, on an accelerator."""
+        line = self._queues[accelerator]
+        if not self.offloaded_items[accelerator]:
+            self._offloaded_cost[accelerator] = 0.0
+        cost = self._offloaded_cost[accelerator] - line.cost
+        return max(0.0, cost + line.ahead(client, priority, size))
+
+    def retire(
+        self, accelerator: int, cost: Callable[[int, Policy], float] = lambda *_: 0.0
+    ) -> None:
+        """It is lost: all that it had, begun or not, is the cores' and next in line.
+
+        cost: of a query of so many items on the cores."""
         self._present.remove(accelerator)
-        self._queues[accelerator].clear()
-        self.offloaded_items[accelerator] = 0
         back = [entry for entry in self._open.values() if entry.accelerator == accelerator]
         for entry in reversed(back):
+            self._wait(entry, -entry.size)
             entry.accelerator, entry.next = None, 0
-            self._line(entry.priority).appendleft(entry)
-            self.queued_items += entry.size
-            self._open_cost += entry.left * entry.item_cost
+            entry.item_cost = cost(entry.size, entry.policy) / entry.size
+            entry.line = self._line(entry.priority, entry.client)
+            entry.line.add(entry, first=True)
+            self._wait(entry, entry.size)
+            self._open_cost += entry.size * entry.item_cost
+        self._queues[accelerator], self._offloaded_cost[accelerator] = Line(), 0.0
+
+    def restore(self, accelerator: int) -> None:
+        """It is back."""
+        self._present = sorted({*self._present, accelerator})
 
     def finish(self, query: int, items: int) -> bool:
         """`items` of it were executed; True once, when that was the last of the query."""
@@ -244,13 +285,12 @@ class Dispatcher:
         if entry is None:  # dropped while this request was executing
             return False
         entry.left -= items
-        if entry.accelerator is None:
-            self._open_cost -= items * entry.item_cost
+        self._spend(entry, items)
         if entry.left:
             return False
         del self._open[query]
         if entry.accelerator is not None:
-            self.offloaded_items[entry.accelerator] -= entry.size
+            self._wait(entry, -entry.size)
         return True
 
     def drop(self, query: int) -> bool:
@@ -259,12 +299,22 @@ class Dispatcher:
         if entry is None:
             return False
         entry.dropped = True
+        self._spend(entry, entry.left)
         if entry.accelerator is None:
-            self.queued_items -= entry.size - entry.next
-            self._open_cost -= entry.left * entry.item_cost
+            self._wait(entry, entry.next - entry.size)
         else:
-            self.offloaded_items[entry.accelerator] -= entry.size
+            self._wait(entry, -entry.size)
+        if entry.next < entry.size:
+            entry.line.forget(entry)
         return True
+
+    def _spend(self, entry: Entry, items: int) -> None:
+        """So many items are open no longer."""
+        cost = items * entry.item_cost
+        if entry.accelerator is None:
+            self._open_cost -= cost
+        else:
+            self._offloaded_cost[entry.accelerator] -= cost
 
     def expire(self, now: float) -> list[int]:
         """Drops and returns the open queries whose deadline is at or before `now`."""
@@ -284,3 +334,8 @@ class Dispatcher:
         while self._deadlines and self._deadlines[0][1] not in self._open:
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf
+
+
+def _level(priority: int, client: str) -> int:
+    """Of those that wait, which go before or after everybody else's."""
+    return max(priority, USUAL_PRIORITY) if client else priority
