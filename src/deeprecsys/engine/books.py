@@ -17,10 +17,18 @@ from deeprecsys.rules.dispatch import Dispatcher, Slice
 
 
 class Books:
-    """closing: no more is taken. is_quiet: whoever executes says whether it has nothing to do."""
+    """closing: no more is taken. is_quiet: whoever executes says whether it has nothing to do.
 
-    def __init__(self, rules: Dispatcher, admission: Admission | None) -> None:
-        self.rules, self.admission = rules, admission
+    admission: of the cores, and of each accelerator; None: nothing is predicted.
+    """
+
+    def __init__(
+        self,
+        rules: Dispatcher,
+        admission: Admission | None,
+        of_devices: Sequence[Admission] = (),
+    ) -> None:
+        self.rules, self.admission, self._of_devices = rules, admission, of_devices
         self.lock = threading.Lock()
         self.queries: dict[int, Query] = {}
         self.closing = False
@@ -29,31 +37,54 @@ class Books:
         self._quiet = threading.Condition(self.lock)  # notified when no query is open
         self._waiting_for_quiet = 0
 
+    def admission_of(self, lane: int | None) -> Admission | None:
+        """That of an accelerator; None: of the cores."""
+        return self.admission if lane is None or not self._of_devices else self._of_devices[lane]
+
+    def work_s(self, size: int, policy: Policy, lane: int | None = None) -> float:
+        """What such a query adds to what is ahead of others there."""
+        admission = self.admission_of(lane)
+        return admission.work_s(size, policy) if admission else 0.0
+
     def take(
-        self, query: Query, size: int, policy: Policy, deadline_s: float, priority: int
+        self,
+        query: Query,
+        size: int,
+        policy: Policy,
+        deadline_s: float,
+        priority: int,
+        client: str,
     ) -> tuple[int, int | None]:
         """Its id, and for which accelerator. Raises QueueFull or EngineClosed."""
         if self.closing:
             raise EngineClosed("the engine is closed; open a new one")
         id = self._next_id
         query.policy = policy
-        cost = self.admission.work_s(size, policy) if self.admission else 0.0
-        lane = self.rules.add(id, size, policy, deadline_s, priority, cost)
+        cost = self.work_s(size, policy, self.rules.choice(size, policy))
+        lane = self.rules.add(id, size, policy, deadline_s, priority, cost, client)
         self._next_id = id + 1
         self.queries[id] = query
         return id, lane
 
-    def promise(self, size: int, policy: Policy, deadline_s: float, priority: int) -> Promise:
+    def promise(
+        self, size: int, policy: Policy, deadline_s: float, priority: int, client: str
+    ) -> Promise | None:
         """What can be promised to such a query; TooLate if that is not enough. Takes the lock."""
-        assert self.admission is not None
         with self.lock:
-            now, ahead_s = clock(), self.rules.ahead(priority)
-            predicted_s = self.admission.predict_s(ahead_s, size, policy)
+            now, lane = clock(), self.rules.choice(size, policy)
+            admission = self.admission_of(lane)
+            if admission is None:
+                return None
+            if lane is None:
+                ahead_s = self.rules.ahead(priority, client, size)
+            else:
+                ahead_s = self.rules.ahead_offloaded(lane, priority, client, size)
+            predicted_s = admission.predict_s(ahead_s, size, policy, priority)
         # With nothing before it, it is taken whatever is predicted: how else would a wrong
         # prediction ever be mended?
         if ahead_s > 0 and predicted_s > deadline_s - now:
             raise TooLate(predicted_s, deadline_s - now)
-        return Promise(now, predicted_s, deadline_s - now)
+        return Promise(now, predicted_s, deadline_s - now, priority, lane)
 
     def kept(self, pull: Callable[[], list[Slice]]) -> list[Slice]:
         """The next slices; a query that its owner cancelled before it began is forgotten.
@@ -84,8 +115,10 @@ class Books:
     def learn(self, queries: Sequence[Query], now: float) -> None:
         """What became of those that were admitted by prediction."""
         for query in queries:
-            if (made := query.promise) is not None and self.admission is not None:
-                self.admission.finished(made.predicted_s, now - made.at_s, made.deadline_s)
+            made = query.promise
+            if made is not None and (admission := self.admission_of(made.place)) is not None:
+                took_s = now - made.at_s
+                admission.finished(made.predicted_s, took_s, made.deadline_s, made.priority)
 
     def expire(self, now: float) -> list[Query]:
         """Forgets those whose deadline has passed; their answer is the caller's."""

@@ -98,7 +98,8 @@ class Engine:
 
     workers: default, the cores this process may use. runtime: a name, "auto" (the fastest of
     the known ones, measured on entering), or a `Runtime`. pin: bind each worker to a core.
-    accelerators: as for `--accelerator`, or any `Device`.
+    accelerators: as for `--accelerator`, or any `Device`. percentile: of the queries admitted by
+    prediction (`offer`), so many and a few more shall be in time.
     Entering starts the workers, sets process-wide settings, warms every request size up and
     measures the service time; leaving answers what was taken and restores the settings.
     """
@@ -113,6 +114,7 @@ class Engine:
         pin: bool = True,
         largest: int = 1024,
         accelerators: Sequence[str | Device] = (),
+        percentile: float = 95.0,
     ) -> None:
         cores = topology.usable_cores()
         if workers is None:
@@ -127,7 +129,7 @@ class Engine:
         self._wanted_runtime, self._wanted_devices = runtime, accelerators
         self.devices: list[Device] = []
         self._max_queued_items = max_queued_items
-        self._largest = largest
+        self._largest, self._percentile = largest, percentile
         self._pools: dict[str, InputPool] = {}
         self._facts: Facts | None = None
         self._neighbours, self._disturbance = Neighbours(len(cores)), 0.0
@@ -156,7 +158,11 @@ class Engine:
                 self._cores,
                 self._max_queued_items,
                 self.devices,
-                Admission(self.workers, self._service),
+                Admission(self.workers, self._service, self._percentile),
+                [
+                    Admission(1, device.service_s, self._percentile, whole=True)
+                    for device in self.devices
+                ],
             )
             self._stack = stack.pop_all()
         return self
@@ -199,22 +205,26 @@ class Engine:
         deadline_s: float | None = None,
         *,
         priority: int = 0,
+        client: str = "",
         admit: bool = False,
         done: Callable[[Scores | BaseException], None] | None = None,
     ) -> Ticket:
         """`submit`, and more of what a server asks for.
 
-        priority: queries of a lower number go first. admit: raises TooLate, and takes nothing, if
-        the deadline would most likely pass. done: called with the answer, from any thread and
-        perhaps before this returns, in place of a future.
+        priority: queries of a lower number go first. client: whose it is, any word: clients share
+        equally, and their priorities order their own queries (see `rules.dispatch`). admit: raises
+        TooLate, and takes nothing, if the deadline would most likely pass. done: called with the
+        answer, from any thread and perhaps before this returns, in place of a future.
         """
         group, policy = self._open_group(), policy or Policy()
         deadline = math.inf if deadline_s is None else clock() + deadline_s
         promise = None
         if admit:  # before anything is spent on it
-            promise = group.admit(self._items(inputs), policy, deadline, priority)
+            promise = group.admit(self._items(inputs), policy, deadline, priority, client)
         reply = Reply(done) if done else None
-        query, id = self._submit(inputs, policy, deadline, Row(), 0, reply, priority, promise)
+        query, id = self._submit(
+            inputs, policy, deadline, Row(), 0, reply, priority, client, promise
+        )
         return Ticket(query, id, group)
 
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
@@ -388,6 +398,7 @@ class Engine:
         row: int,
         reply: Reply | None = None,
         priority: int = 0,
+        client: str = "",
         promise: Promise | None = None,
     ) -> tuple[Query, int]:
         """The one way in, for `submit` and `run` alike."""
@@ -400,7 +411,7 @@ class Engine:
         if n == 0:
             return query, group.answer_empty(query)
         query.promise = promise
-        return query, group.submit(query, n, policy, deadline, priority)
+        return query, group.submit(query, n, policy, deadline, priority, client)
 
     def _items(self, inputs: Inputs) -> int:
         """How many candidates unchecked inputs seem to have."""

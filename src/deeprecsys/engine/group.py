@@ -33,8 +33,10 @@ class Group:
         max_queued_items: int | None,
         devices: Sequence[Device] = (),
         admission: Admission | None = None,
+        of_devices: Sequence[Admission] = (),
     ) -> None:
-        self.books = Books(Dispatcher(max_queued_items, len(devices)), admission)
+        rules = Dispatcher(max_queued_items, len(devices))
+        self.books = Books(rules, admission, of_devices)
         self.workers = Workers(self.books, runtime, cores)
         self.lanes = Lanes(self.books, devices, len(cores), self.workers.wake)
         self.books.is_quiet = self._is_quiet
@@ -61,6 +63,7 @@ class Group:
         policy: Policy,
         deadline_s: float,
         priority: int = 0,
+        client: str = "",
     ) -> int:
         """Queues it and wakes an idle worker; its id.
 
@@ -68,7 +71,7 @@ class Group:
         """
         woken: threading.Lock | threading.Semaphore | None
         with self.books.lock:
-            id, lane = self.books.take(query, size, policy, deadline_s, priority)
+            id, lane = self.books.take(query, size, policy, deadline_s, priority, client)
             woken = self.workers.wake() if lane is None else self.lanes.wake(lane)
         if woken is not None:
             woken.release()
@@ -76,13 +79,14 @@ class Group:
             self._reaper.watch(deadline_s)
         return id
 
-    def admit(self, size: int, policy: Policy, deadline_s: float, priority: int) -> Promise | None:
+    def admit(
+        self, size: int, policy: Policy, deadline_s: float, priority: int, client: str = ""
+    ) -> Promise | None:
         """Raises TooLate if such a query would most likely be. None: nothing is predicted, since
-        there is no deadline, or it goes to an accelerator, whose queue is not looked at."""
-        unpredicted = deadline_s == math.inf or self.offloads(policy, size)
-        if self.admission is None or unpredicted:
+        there is no deadline."""
+        if self.admission is None or deadline_s == math.inf or not size:
             return None
-        return self.books.promise(size, policy, deadline_s, priority)
+        return self.books.promise(size, policy, deadline_s, priority, client)
 
     def offloads(self, policy: Policy, size: int) -> bool:
         """May a query of so many items go to an accelerator?"""

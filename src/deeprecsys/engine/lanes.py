@@ -34,6 +34,7 @@ class Lanes:
         self._books, self._first_number, self._wake_core = books, first_number, wake_core
         self._lanes = [Lane(self, number, device) for number, device in enumerate(devices)]
         self._sleeps = [False] * len(devices)
+        self._done_s = [0.0] * len(devices)  # when each finished its last request
         self._begun = [0] * len(devices)  # requests with each
         self.lost: dict[int, BaseException] = {}
 
@@ -89,7 +90,9 @@ class Lanes:
         with books.lock:
             if lane in self.lost:  # the cores have these queries now
                 return
+            self._learn(lane, work, now)
             finished = books.finish([(id, 0, len(query.scores)) for id, query in work])
+            books.learn(finished, now)
             self._begun[lane] -= 1
             books.notify_quiet()
         for _, query in work:
@@ -105,11 +108,19 @@ class Lanes:
             if lane in self.lost:
                 return
             self.lost[lane] = error
-            self._books.rules.retire(lane)
+            self._books.rules.retire(lane, self._books.work_s)
             self._begun[lane] = 0
             woken = self._wake_core()
         if woken is not None:
             woken.release()
+
+    def _learn(self, lane: int, work: Work, now: float) -> None:
+        """How long a request took, from when the one before it was done. Under the lock."""
+        if (admission := self._books.admission_of(lane)) is not None:
+            began = max(work[0][1].ledger.start_s[work[0][1].row], self._done_s[lane])
+            expected_s = sum(admission.work_s(len(q.scores), q.policy) for _, q in work)
+            admission.executed(expected_s, now - began)
+        self._done_s[lane] = now
 
     def _trace(self, lane: int, query: Query, now: float) -> None:
         number, began = self._first_number + lane, query.ledger.start_s[query.row]

@@ -125,11 +125,16 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """A query was admitted at a time, to finish in so many seconds, its deadline in so many."""
+    """A query was admitted at a time, to finish in so many seconds, its deadline in so many.
+
+    place: of the accelerator that it was predicted for; None: the cores.
+    """
 
     at_s: float
     predicted_s: float
     deadline_s: float
+    priority: int = 0
+    place: int | None = None
 
 
 class Query:

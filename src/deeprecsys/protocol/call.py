@@ -17,7 +17,8 @@ _UNSUPPORTED = ("shared_memory_region", "classification")
 class Call:
     """outputs: the names asked for (None: all), and what the adapter wants to remember of each.
     arrived_s, parsed_s: when its first byte was here, and when it was read, on the server's
-    clock. until_s: when the client stops waiting, on that clock."""
+    clock. until_s: when the client stops waiting, on that clock. client: who asks, a key or an
+    address, by whatever the adapter tells clients apart."""
 
     model: str
     version: str
@@ -29,6 +30,7 @@ class Call:
     arrived_s: float = math.nan
     parsed_s: float = math.nan
     until_s: float = math.inf
+    client: str = ""
 
 
 def refuse_unsupported(parameters: Mapping[str, Any]) -> None:

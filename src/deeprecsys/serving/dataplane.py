@@ -130,6 +130,7 @@ class DataPlane:
                 served.policy,
                 left_s,
                 priority=priority,
+                client=call.client,
                 admit=served.admit,
                 done=lambda answer: done(self._outcome(answer)),
             )
