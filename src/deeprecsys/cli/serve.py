@@ -139,6 +139,7 @@ def run(
             runtime,
             max_queued_items=max_queued_items,
             accelerators=accelerator or (),
+            percentile=sla.percentile,
         ).__enter__()
 
     deadline_s = sla.latency_s if deadline_ms is None else deadline_ms / 1e3 or None

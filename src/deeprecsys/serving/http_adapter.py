@@ -318,6 +318,7 @@ class Connection(asyncio.BufferedProtocol):
     def _offer(self, head: Head, call: Call) -> Ticket:
         """Hands the query over; from the loop or a thread."""
         call.arrived_s = self._began_s
+        call.client = _client(self.transport)
         loop, done = self.loop, self._done
 
         def answered(outcome: Array | Refusal) -> None:  # in a worker's thread
@@ -517,6 +518,12 @@ class Connection(asyncio.BufferedProtocol):
             return
         if connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] == _TCP_CLOSE:
             self.transport.abort()
+
+
+def _client(transport: asyncio.Transport) -> str:
+    """Who asks, as far as shares between clients go: its address. There is one key for all."""
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if isinstance(peer, tuple) else "local"
 
 
 def _scores(head: Head, call: Call, scores: Array) -> Answer:
