@@ -142,6 +142,12 @@ class Calls:
         asked.body = body
 
 
+def _client(peer: str) -> str:
+    """The address in "ipv4:10.0.0.1:4711" or "ipv6:%5B::1%5D:4711", as HTTP has it."""
+    address = peer.partition(":")[2].rpartition(":")[0] or "local"
+    return address.removeprefix("%5B").removesuffix("%5D")
+
+
 def _encoding(body: bytes) -> str:
     """How gRPC compressed it: no request's first field looks like either header."""
     if body[:2] == b"\x1f\x8b":
@@ -318,6 +324,7 @@ class _Methods:
         call = grpc_request.call_of(body)
         plane.check_model(call.model, call.version)
         call.arrived_s, call.until_s = asked.arrived_s, asked.until_s
+        call.client = _client(asked.context.peer())
         query.offer(call)
 
 
