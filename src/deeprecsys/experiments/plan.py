@@ -1,35 +1,47 @@
 """How many machines of which kind a traffic needs: single machines tuned, then fleets of them.
 
-For each kind: the best policy of one simulated machine; the rate a machine of a fleet behind a
-balancer can bear, found on a sample of the fleet; machines, cost and power from that. Joins
-simulation and tuning, which know nothing of each other.
+For each kind the best policy of one simulated machine; behind each balancer the rate that a machine
+of a fleet bears; counts by the pure rule of `counts.py`. Whatever is answered is then simulated as
+it is stated (`stated.py`), under seeds that nothing was chosen by.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from deeprecsys.analysis.usage import Watts
 from deeprecsys.core import SLA, Policy, UserError
-from deeprecsys.fleet.fleet import Fleet, FleetDay, Kind
+from deeprecsys.experiments.counts import Supply, cheapest, cost_of
+from deeprecsys.experiments.result import Result, origin, target_dict
+from deeprecsys.experiments.stated import (
+    SAMPLE,
+    SHORT,
+    Check,
+    Stated,
+    Traffic,
+    holds,
+    judged,
+    sampled,
+)
+from deeprecsys.fleet.fleet import Kind
+from deeprecsys.report.text import ms
 from deeprecsys.simulation import Simulator
-from deeprecsys.tuning import find_capacity, tune
+from deeprecsys.tuning import Capacity, find_capacity, tune
 from deeprecsys.tuning.binds import what_binds
 from deeprecsys.workload import Workload
-from deeprecsys.workload.mix import Mix, Share
 
-# A fleet is judged by a sample of so many of its machines, and a run of so many targets' length (so
-# that a queue can build up), in which the last quarter must hold the target as well.
-_SAMPLE, _TARGETS, _STRETCHES = 24, 50, 4
+BALANCERS = ("two-choices", "least-queries", "random")
 # Of a machine's own capacity, what one in a fleet may bear: the first that holds.
-_LEAST_QUERIES = 50_000
 _SHARES = (1.02, 1.0, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5, 0.35, 0.2)
-# Cores busier than this fall behind sooner or later, even if this run's queue stayed short.
-_FULL = 0.99
+# Of what its kinds bear among their own, what they may bear in a mix.
+_MIXED = (1.0, 0.99, 0.98, 0.96, 0.93, 0.9, 0.85, 0.8, 0.7, 0.6, 0.5)
+# Seeds of the simulations that are believed, from the one of the search.
+_FRESH = (1001, 1002)
 
 
 @dataclass(frozen=True)
@@ -53,10 +65,15 @@ class Demand:
     def planned_qps(self) -> float:
         return self.peak_qps * (1 + self.growth)
 
+    @property
+    def traffic(self) -> Traffic:
+        return Traffic(self.model, self.planned_qps, self.sla, self.sizes)
+
 
 @dataclass(frozen=True)
 class Offer:
-    """A kind as the user states it; its `count` is ignored. policy None: to be tuned."""
+    """A kind as the user states it; its `count` is ignored. watts: of a machine, all idle and all
+    at work. most: that can be had. policy None: to be tuned."""
 
     kind: Kind
     cost: float | None = None
@@ -64,11 +81,19 @@ class Offer:
     most: int | None = None
     policy: Policy | None = None
 
+    def __post_init__(self) -> None:
+        if self.most is not None and self.most < 0:
+            raise UserError(f"kind {self.kind.name}: most must not be negative, not {self.most}")
+
 
 @dataclass(frozen=True)
 class Answer:
-    """One kind behind one balancer. fleet_qps: of one machine in a fleet; None: the target is out
-    of reach, and idle_s is what an idle machine gives."""
+    """So many machines of a kind, alone or in a mix, behind a balancer.
+
+    fleet_qps: of one machine in a fleet; None: the target is out of reach, and idle_s is what an
+    idle machine gives. machines: spares among them; of a kind alone, even more than can be had.
+    busy, devices_busy: share of the cores' and of the accelerators' time at the peak.
+    """
 
     offer: Offer
     balancer: str
@@ -79,6 +104,8 @@ class Answer:
     busy: float | None
     binds: str
     idle_s: float | None = None
+    devices_busy: float | None = None
+    check: Check | None = None
 
     @property
     def cost(self) -> float | None:
@@ -88,11 +115,47 @@ class Answer:
 
     @property
     def watts(self) -> float | None:
-        """At the peak: between idle and at work by how busy the cores are."""
+        """At the peak: between idle and at work by how busy the machine is."""
         if self.machines is None or self.offer.watts is None or self.busy is None:
             return None
         idle, work = self.offer.watts
-        return self.machines * (idle + min(self.busy, 1.0) * (work - idle))
+        return self.machines * (idle + min(self._at_work(), 1.0) * (work - idle))
+
+    def _at_work(self) -> float:
+        """Cores and accelerators, weighed by what `Watts` takes each to draw more when at work."""
+        assumed = Watts()
+        cores = self.offer.kind.workers * (assumed.core_busy - assumed.core_idle)
+        each = assumed.accelerator_busy - assumed.accelerator_idle
+        devices = each * max(map(len, self.offer.kind.accelerators.values()), default=0)
+        busy, devices_busy = self.busy or 0.0, self.devices_busy or 0.0
+        return (cores * busy + devices * devices_busy) / (cores + devices)
+
+    @property
+    def supply(self) -> Supply:
+        """As the rule of counts takes it; without a cost each machine counts one."""
+        cost = 1.0 if self.offer.cost is None else self.offer.cost
+        return Supply(self.fleet_qps or 0.0, cost, self.offer.most)
+
+    @property
+    def stated(self) -> Stated:
+        """ValueError where the target is out of reach."""
+        if self.machines is None or self.fleet_qps is None:
+            raise ValueError(f"no machines of {self.offer.kind.name} are stated")
+        return Stated(self.offer.kind, self.machines, self.fleet_qps)
+
+    def bearing(self, share: float) -> Answer:
+        """That share of what it bore alone; not simulated yet."""
+        return replace(self, fleet_qps=share * (self.fleet_qps or 0.0), check=None)
+
+    def with_check(self, check: Check) -> Answer:
+        """As busy as it was in that simulation."""
+        name = self.offer.kind.name
+        return replace(
+            self,
+            check=check,
+            busy=check.busy[name],
+            devices_busy=check.devices_busy.get(name),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -103,129 +166,239 @@ class Answer:
             "fleet_qps": self.fleet_qps,
             "machines": self.machines,
             "busy": self.busy,
+            "devices_busy": self.devices_busy,
             "cost": self.cost,
             "watts": self.watts,
             "binds": self.binds,
             "idle_s": self.idle_s,
+            "simulated": self.check and self.check.to_dict(),
         }
 
 
-@dataclass(frozen=True)
-class Plan:
-    """answers: every kind behind every balancer. chosen: machines of each kind, by its best
-    balancer; empty where no kind can. peak: the chosen fleet's sample at the peak."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(Result):
+    """answers: every kind alone behind every balancer. chosen: the machines to have, all behind one
+    balancer; empty where none can. file: what the user's file said."""
 
     demand: Demand
     answers: Sequence[Answer]
     chosen: Sequence[Answer]
     elapsed_s: float
+    seed: int = 0
+    file: Mapping[str, Any] = field(default_factory=dict)
+    assumptions: Sequence[str] = ()
+
+    @property
+    def verdict(self) -> str:
+        return _verdict(self)
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "model": self.demand.model,
+            "seed": self.seed,
+            "sla": target_dict(self.demand.sla),
+            "peak_qps": self.demand.peak_qps,
+            "planned_qps": self.demand.planned_qps,
+            "spare": self.demand.spare,
+            "file": dict(self.file),
+            "answers": [a.to_dict() for a in self.answers],
+            "chosen": [a.to_dict() for a in self.chosen],
+            "elapsed_s": self.elapsed_s,
+            "verdict": self.verdict,
+            "assumptions": list(self.assumptions),
+        }
+
+    def files(self) -> dict[str, Any]:
+        """What `serve --policy` takes, for each kind."""
+        return {f"policy-{a.offer.kind.name}.json": self._policy(a) for a in self.chosen}
+
+    def _policy(self, chosen: Answer) -> dict[str, Any]:
+        return {
+            "policy": chosen.policy and chosen.policy.to_dict(),
+            "model": {"model": self.demand.model},
+            "sla": target_dict(self.demand.sla),
+            "machine": {"kind": chosen.offer.kind.name},
+            "runtime": None,
+        }
 
 
 def plan(
     demand: Demand,
     offers: Sequence[Offer],
-    balancers: Sequence[str] = ("two-choices", "least-queries", "random"),
+    balancers: Sequence[str] = BALANCERS,
     *,
     seed: int = 0,
+    file: Mapping[str, Any] | None = None,
     on_answer: Callable[[Answer], None] = lambda _: None,
 ) -> Plan:
     """Tries each kind behind each balancer; UserError for contradictions.
 
-    The cheapest kinds are taken first, by cost (else by number of machines) for each query/s;
-    another one only where `most` of the first do not suffice.
+    The cheapest machines are chosen, by cost (else by number); of several kinds only where `most`
+    of one do not suffice, or where that is cheaper.
     """
+    _check(offers)
+    began = time.monotonic()
+    answers: list[Answer] = []
+    # The kernels hold no GIL, so threads suffice to use every core.
+    with ThreadPoolExecutor(len(offers)) as pool:
+        for found in pool.map(lambda o: list(_answers(o, demand, balancers, seed)), offers):
+            for answer in found:
+                answers.append(answer)
+                on_answer(answer)
+    chosen = choose(demand, answers, seed)
+    return Plan(
+        origin=origin("plan"),
+        demand=demand,
+        answers=answers,
+        chosen=chosen,
+        elapsed_s=time.monotonic() - began,
+        seed=seed,
+        file=file or {},
+        assumptions=_assumptions(offers, demand.model),
+    )
+
+
+def choose(demand: Demand, answers: Sequence[Answer], seed: int = 0) -> list[Answer]:
+    """The cheapest machines that hold the target when they are simulated together."""
+    steps = {a.balancer: 0 for a in answers if a.fleet_qps}  # of `_MIXED`, by balancer
+    while True:
+        found = {b: mix for b, step in steps.items() if (mix := _mixed(demand, answers, b, step))}
+        if not found:
+            return []
+        balancer = min(found, key=lambda b: _price(found[b]))
+        chosen = _simulated(demand, found[balancer], seed)
+        if all(a.check is not None and a.check.holds for a in chosen):
+            return chosen
+        steps[balancer] += 1
+
+
+def _mixed(demand: Demand, answers: Sequence[Answer], balancer: str, step: int) -> list[Answer]:
+    """The cheapest machines by what each kind bears; empty where there are not enough."""
+    if step == len(_MIXED):
+        return []
+    able = [a for a in answers if a.fleet_qps and a.balancer == balancer]
+    if step:
+        able = [a.bearing(_MIXED[step]) for a in able]
+    counts = cheapest([a.supply for a in able], demand.planned_qps, demand.spare)
+    return [replace(a, machines=n) for a, n in zip(able, counts or [], strict=False) if n]
+
+
+def _price(mix: Sequence[Answer]) -> tuple[float, int]:
+    """Cost, then number of machines."""
+    counts = [a.machines or 0 for a in mix]
+    return cost_of([a.supply for a in mix], counts), sum(counts)
+
+
+def _simulated(demand: Demand, mix: Sequence[Answer], seed: int) -> list[Answer]:
+    """With what came out of it; of a kind alone that is known."""
+    if len(mix) == 1 and mix[0].check is not None:
+        return list(mix)
+    seeds = (seed + _FRESH[0], seed + _FRESH[1])
+    stated = [a.stated for a in mix]
+    found = judged(stated, demand.spare, mix[0].balancer, demand.traffic, seeds)
+    return [a.with_check(found) for a in mix]
+
+
+def _answers(offer: Offer, demand: Demand, balancers: Sequence[str], seed: int) -> list[Answer]:
+    kind = offer.kind
+    devices = kind.accelerators.get(demand.model, ())
+    machine = Simulator(kind.service[demand.model], kind.workers, accelerators=devices, seed=seed)
+    workload = Workload(sizes=demand.sizes, seed=seed)
+    policy, capacity, idle_s = _tuned(machine, workload, demand.sla, offer.policy)
+    if not capacity.rate_qps:
+        return [Answer(offer, "–", None, 0.0, None, None, None, "latency", idle_s)]
+    runs, sizes = list(capacity.runs), workload.sample_sizes(4096)
+    binds = what_binds(machine.facts(), policy, capacity.rate_qps, sizes, demand.sla, runs).kind
+    alone = replace(offer, kind=replace(kind, policy={demand.model: policy}))
+    begun = Answer(alone, "", policy, capacity.rate_qps, None, None, None, binds)
+    return [_behind(replace(begun, balancer=balancer), demand, seed) for balancer in balancers]
+
+
+def _tuned(
+    machine: Simulator, workload: Workload, sla: SLA, stated: Policy | None
+) -> tuple[Policy, Capacity, float | None]:
+    """The policy, stated or the best; its capacity alone; what an idle machine gives, if known."""
+    if stated is not None:
+        capacity = find_capacity(machine, workload, sla, stated)
+        return stated, capacity, capacity.idle_p95_s
+    study = tune(machine, workload, sla, "hill-climb")
+    best = study.best or study.baseline
+    return best.policy, best.capacity, study.idle_p95_s
+
+
+def _behind(alone: Answer, demand: Demand, seed: int) -> Answer:
+    """With the highest rate of one machine of a fleet that holds, first in a short run, then in
+    the fleet as it is stated."""
+    for share in _SHARES:
+        rate = share * alone.single_qps
+        sample = Stated(alone.offer.kind, SAMPLE, rate)
+        traffic = replace(demand.traffic, qps=SAMPLE * rate)
+        if not holds(sampled([sample], alone.balancer, traffic, seed, SHORT), demand.sla):
+            continue
+        counts = cheapest([Supply(rate, 1.0)], demand.planned_qps, demand.spare)
+        assert counts is not None  # as many as are needed
+        stated = replace(alone, fleet_qps=rate, machines=counts[0])
+        (found,) = _simulated(demand, [stated], seed)
+        if found.check is not None and found.check.holds:
+            return found
+    return replace(alone, binds="balancer")
+
+
+def _check(offers: Sequence[Offer]) -> None:
+    """UserError for offers that cannot be compared."""
     if not offers:
         raise UserError("a plan needs at least one kind of machine")
     costs = [offer.cost is None for offer in offers]
     if any(costs) and not all(costs):
         raise UserError("state the cost of every kind, or of none: else they cannot be compared")
-    began = time.monotonic()
-    answers: list[Answer] = []
-    # The kernels hold no GIL, so threads suffice to use every core.
-    with ThreadPoolExecutor(len(offers)) as pool:
-        for found in pool.map(lambda o: _answers(o, demand, balancers, seed), offers):
-            for answer in found:
-                answers.append(answer)
-                on_answer(answer)
-    return Plan(demand, answers, _choose(demand, answers), time.monotonic() - began)
+    if len({offer.kind.name for offer in offers}) < len(offers):
+        raise UserError("two kinds have one name: give each its own")
 
 
-def _answers(offer: Offer, demand: Demand, balancers: Sequence[str], seed: int) -> Sequence[Answer]:
-    kind = offer.kind
-    devices = kind.accelerators.get(demand.model, ())
-    machine = Simulator(kind.service[demand.model], kind.workers, accelerators=devices, seed=seed)
-    workload = Workload(sizes=demand.sizes, seed=seed)
-    policy = offer.policy
-    if policy is None:
-        study = tune(machine, workload, demand.sla, "hill-climb")
-        best = study.best or study.baseline
-        policy, capacity, idle_s = best.policy, best.capacity, study.idle_p95_s
-    else:
-        capacity = find_capacity(machine, workload, demand.sla, policy)
-        idle_s = capacity.idle_p95_s
-    if not capacity.rate_qps:
-        return [Answer(offer, "–", None, 0.0, None, None, None, "latency", idle_s)]
-    runs, sizes = list(capacity.runs), workload.sample_sizes(4096)
-    binds = what_binds(machine.facts(), policy, capacity.rate_qps, sizes, demand.sla, runs).kind
-    return [_behind(balancer, offer, demand, policy, capacity.rate_qps, binds, seed)
-            for balancer in balancers]  # fmt: skip
+def _assumptions(offers: Sequence[Offer], model: str) -> list[str]:
+    said = []
+    for kind in (offer.kind for offer in offers):
+        said += [f"{kind.name}: {s}" for s in kind.service[model].assumptions(kind.workers)]
+        for device in kind.accelerators.get(model, ()):
+            said.append(f"{kind.name}: {device.name} is emulated: {device.text}")
+    return list(dict.fromkeys(said))
 
 
-def _behind(
-    balancer: str,
-    offer: Offer,
-    demand: Demand,
-    policy: Policy,
-    single: float,
-    binds: str,
-    seed: int,
-) -> Answer:
-    """The highest rate of one machine of a fleet."""
-    sample = replace(offer.kind, count=_SAMPLE, policy={demand.model: policy})
-    fleet = Fleet([sample], balancer, seed=seed)
-    for share in _SHARES:
-        rate = share * single
-        day = at_rate(fleet, demand, rate, seed)
-        worst_s = max(day.percentile_s(demand.sla.percentile),
-                      day.percentiles_s(demand.sla.percentile)[-1])  # fmt: skip
-        busy = float(day.busy()[sample.name].mean())
-        if not day.overloaded and busy <= _FULL and worst_s <= demand.sla.latency_s:
-            needed = math.ceil(demand.planned_qps / rate) + demand.spare
-            busy *= demand.planned_qps / (rate * needed)
-            return Answer(offer, balancer, policy, single, rate, needed, busy, binds)
-    return Answer(offer, balancer, policy, single, None, None, None, "balancer")
+def _verdict(found: Plan) -> str:
+    demand, chosen = found.demand, found.chosen
+    asked = f"{demand.planned_qps:,.0f} queries/s"
+    if not chosen:
+        return f"no plan serves {asked} at {demand.sla}{_why_not(found)}"
+    parts = [f"{a.machines:,} × {a.offer.kind.name} ({a.policy}, {a.balancer}, bound by {a.binds})"
+             for a in chosen]  # fmt: skip
+    said = f"simulated: {' and '.join(parts)} for {asked}"
+    if demand.spare:
+        said += f", {demand.spare} of them to spare"
+    if all(a.cost is not None for a in chosen):
+        said += f"; cost {sum(a.cost or 0.0 for a in chosen):,.0f}"
+    if all(a.watts is not None for a in chosen):
+        kilowatts = sum(a.watts or 0.0 for a in chosen) / 1e3
+        said += f"; {kilowatts:,.1f} kW at the peak, as stated"
+    return f"{said}; {_came_out(found)}"
 
 
-def at_rate(fleet: Fleet, demand: Demand, machine_qps: float, seed: int = 0) -> FleetDay:
-    """A run of a fleet at so many queries/s for each machine."""
-    rate = machine_qps * fleet.machines
-    seconds = max(_TARGETS * demand.sla.latency_s, _LEAST_QUERIES / rate)
-    mix = Mix([Share(demand.model, rate, demand.sizes)], seed=seed)
-    return fleet.stream(mix.pieces(seconds), seconds, _STRETCHES)
+def _came_out(found: Plan) -> str:
+    """Of the simulation of what was chosen."""
+    check = found.chosen[0].check
+    assert check is not None
+    total = sum(a.machines or 0 for a in found.chosen)
+    which = "all" if check.machines == total else f"{check.machines} of the {total:,}"
+    without = f", also without the {found.demand.spare} ablest" if found.demand.spare else ""
+    return (
+        f"under other seeds p{found.demand.sla.percentile:g} was at most {ms(check.reached_s)} ms "
+        f"({which} machines, {check.seconds:,.0f} s{without})"
+    )
 
 
-def _choose(demand: Demand, answers: Sequence[Answer]) -> list[Answer]:
-    """Cheapest first until the peak is served; spare machines with the first kind."""
-    able = [a for a in answers if a.fleet_qps]
-    best: dict[str, Answer] = {}
-    for answer in able:
-        name = answer.offer.kind.name
-        if name not in best or (answer.fleet_qps or 0) > (best[name].fleet_qps or 0):
-            best[name] = answer
-
-    def price(answer: Answer) -> float:
-        cost = answer.offer.cost
-        return (1.0 if cost is None else cost) / (answer.fleet_qps or math.inf)
-
-    left, spare, chosen = demand.planned_qps, demand.spare, []
-    for answer in sorted(best.values(), key=price):
-        if left <= 0 and not spare:
-            break
-        qps, most = answer.fleet_qps or 0.0, answer.offer.most
-        wanted = math.ceil(left / qps) + spare
-        machines = wanted if most is None else min(wanted, most)
-        if machines:
-            chosen.append(replace(answer, machines=machines))
-            spare = max(0, spare - max(0, machines - math.ceil(left / qps)))
-            left -= machines * qps
-    return chosen if left <= 0 else []
+def _why_not(found: Plan) -> str:
+    if not any(a.fleet_qps for a in found.answers):
+        idle = [a.idle_s for a in found.answers if a.idle_s]
+        return f"; an idle machine gives {ms(min(idle))} ms" if idle else ""
+    if not any(_mixed(found.demand, found.answers, a.balancer, 0) for a in found.answers):
+        return "; with more machines than can be had: raise `most`"
+    return "; the machines that can be had miss it when they are simulated together"
