@@ -9,6 +9,7 @@ import pytest
 
 from deeprecsys.core import UserError
 from deeprecsys.engine import calibrate, topology
+from deeprecsys.engine import pool as pools
 from deeprecsys.engine.driver import drive
 from deeprecsys.engine.pool import draw_pool
 from deeprecsys.engine.process import Neighbours, generator_priority
@@ -88,8 +89,7 @@ def test_the_calibrated_service_time_is_the_runtimes():
     found = calibrate.service_time(FixedTime(law), StubModel(), [None, None], 64)
     for items in (1.0, 16.0, 64.0):
         expected = law(np.array([items]))[0]
-        assert found(np.array([items]))[0] == pytest.approx(expected, rel=0.5)
-        assert found(np.array([items]))[0] >= expected
+        assert expected <= found(np.array([items]))[0] < 10 * expected
 
 
 def test_an_error_on_one_core_is_raised_and_the_others_do_not_wait_for_it():
@@ -123,6 +123,49 @@ def test_the_pool_touches_ten_caches_or_every_row_and_says_so():
     assert small.items >= 1400
 
 
+def test_the_pool_keeps_its_bounds_whatever_the_cache_and_says_what_it_touches(monkeypatch):
+    """Drawing for a cache of 480 MB took longer than the profile that it was for."""
+    drawn = []
+    monkeypatch.setattr(pools, "MOST_IDS", 3 * pools._CHUNK)
+    draw = pools._Strip.draw
+    monkeypatch.setattr(
+        pools._Strip, "draw", lambda self, *key: drawn.append(self.rows) or draw(self, *key)
+    )
+    model = load_model("wnd", scale=0.02)
+    pool = draw_pool(model, "zipf:0.92", 700, cache_bytes=480 << 20)
+    assert 0 < pool.touched_bytes < 4800 << 20
+    assert not pool.every_row
+    assert drawn.count(20_000) == 3
+    assert len(drawn) * 4 * pools._CHUNK <= pool.held_bytes <= 32 << 20
+    assert pool.facts()["cache_bytes"] == 480 << 20
+
+
+def test_what_the_pool_says_it_touches_is_what_a_round_of_its_windows_touches():
+    model = load_model("dlrm-rmc3", scale=0.01)
+    pool = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 18)
+    windows = [pool.window(at, 700) for at in range(0, pool.items, 700)]
+    ids = [spec.name for spec in model.inputs if spec.rows is not None]
+    rows = sum(len(set(np.concatenate([w[name].ravel() for w in windows]))) for name in ids)
+    assert rows * model.spec.width * 4 == pytest.approx(pool.touched_bytes, rel=0.01)
+
+
+def test_tables_of_equally_many_rows_see_different_ids():
+    model = load_model("dlrm-rmc1", scale=0.01)
+    window = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 18).window(0, 64)
+    ids = [window[spec.name].tobytes() for spec in model.inputs if spec.rows is not None]
+    assert len(set(ids)) == len(ids) == 8
+
+
+def test_a_process_draws_a_pool_once_for_all_its_engines():
+    pool, other = (
+        draw_pool(load_model("ncf", scale=1e-3), "uniform", 700, cache_bytes=1 << 16)
+        for _ in range(2)
+    )
+    assert pool is other
+    another = load_model("ncf", scale=1e-3, seed=1)
+    assert draw_pool(another, "uniform", 700, cache_bytes=1 << 16) is not pool
+
+
 def test_windows_of_the_pool_are_views_within_it():
     model = load_model("ncf", scale=1e-3)
     pool = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 16)
@@ -138,11 +181,14 @@ def test_windows_of_the_pool_are_views_within_it():
     windows = [pool.window(int(offset), 64) for offset in pool.offsets(sizes)]
     assert {shared.check(window) for window in windows} == {64}
     assert {len(window["user"]) for window in windows} == {1}
-    assert len({window["behaviour_items"].tobytes() for window in windows}) > pool.users / 3
+    assert len({window["behaviour_items"].tobytes() for window in windows}) > 300
 
 
 def test_the_same_seed_gives_the_same_pool():
     model = load_model("ncf", scale=1e-3)
     pool = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 16)
+    pools._pools.clear()
     same = draw_pool(model, "zipf:0.92", 700, cache_bytes=1 << 16)
-    np.testing.assert_array_equal(pool.inputs["user"], same.inputs["user"])
+    assert pool is not same
+    for name, column in pool.window(0, 700).items():
+        np.testing.assert_array_equal(column, same.window(0, 700)[name])

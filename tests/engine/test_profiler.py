@@ -56,6 +56,15 @@ def test_the_budget_ends_it_and_every_point_is_visited_before_any_twice():
     assert max(rounds) - min(rounds) <= 1 or len(rounds) < len(GRID.points)
 
 
+def test_every_point_is_visited_once_whatever_the_budget_and_the_time_that_its_inputs_take():
+    found = profiled(budget_s=1e-9)
+    assert {point: samples.rounds for point, samples in found.points.items()} == dict.fromkeys(
+        GRID.points, 1
+    )
+    again = profiled(found, budget_s=1e-9)
+    assert again.points.keys() == found.points.keys()
+
+
 def test_all_busy_workers_execute_at_the_same_time():
     inside, most, lock = [0], [0], threading.Lock()
 

@@ -18,7 +18,6 @@ from deeprecsys.engine.pool import draw
 from deeprecsys.engine.process import enter_worker
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.runtimes import RUNTIMES, Runtime, make_runtime
-from deeprecsys.workload import parse_indices
 
 # Candidates to draw windows from: enough rows that repeats do not come from the cache.
 _EXAMPLE_ITEMS = 4096
@@ -106,9 +105,8 @@ def _request_seconds(
     runtime: Runtime, model: Any, cores: Cores, sizes: Sequence[int]
 ) -> dict[int, float]:
     """Median seconds of a request by its items, in windows of one large example."""
-    items = max(_EXAMPLE_ITEMS, 2 * max(sizes))
-    pool = draw(model, items, np.random.default_rng(0), parse_indices(DEFAULT_INDICES))
-    prepared = pool.prepared(runtime, model.tasks)
+    pool = draw(model, max(_EXAMPLE_ITEMS, 2 * max(sizes)), DEFAULT_INDICES)
+    prepared, items = pool.prepared(runtime, model.tasks), pool.span
 
     def measure(worker: int) -> list[float]:
         offset = worker * items // len(cores)

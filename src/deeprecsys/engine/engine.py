@@ -429,7 +429,7 @@ class Engine:
     def _pool(self, schedule: Schedule) -> InputPool:
         law, largest = schedule.indices, int(schedule.size.max(initial=1))
         pool = self._pools.get(law)
-        if pool is None or pool.items < 2 * largest:
+        if pool is None or pool.span < largest:
             cache = topology.last_level_cache_bytes()
             pool = self._pools[law] = draw_pool(self.model, law, largest, cache)
         return pool

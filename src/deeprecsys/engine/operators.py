@@ -138,8 +138,7 @@ def _windows(model: Any, batch_size: int) -> Iterator[Callable[[], Any]]:
 
     eager = Eager(model)
     scores = np.empty((batch_size, model.tasks), np.float32)
-    items = max(4096, 2 * batch_size)
-    pool = draw(model, items, np.random.default_rng(0))
+    pool = draw(model, max(4096, 2 * batch_size), "uniform")
     lo = 0
     while True:
         inputs = pool.window(lo, batch_size)
@@ -148,7 +147,7 @@ def _windows(model: Any, batch_size: int) -> Iterator[Callable[[], Any]]:
         else:
             tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
             yield partial(model.module, tensors)
-        lo = (lo + batch_size) % (items - batch_size + 1)
+        lo += batch_size
 
 
 @contextmanager

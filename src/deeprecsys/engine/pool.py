@@ -1,113 +1,232 @@
 """Inputs for a run: drawn once, from a pool too large to flatter the cache.
 
-A run that looked the same few rows up again and again would measure the cache. The pool touches
-at least ten times the last-level cache, or every row of every table; what it touches is
-counted, not assumed.
+A run that looked the same few rows up again and again would measure the cache. What matters is how
+many table rows the pool touches, and drawing that many ids for every table would take longer than
+many a run. So tables of equally many rows share one strip of ids, each from another place on: each
+table sees ids by the law, and none sees what its neighbour does at the same time. What the strips
+touch is counted, not assumed.
+
+Bounds: `MOST_IDS` ids (100 MB) and `DENSE_FLOATS` dense values (17 MB), beside what one window
+takes; a second or two, on any machine. Dense values are few because a server's are new: they
+come from the cache, where whoever received the query has just put them.
 """
 
 from __future__ import annotations
 
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import Inputs, IntArray
-from deeprecsys.models.check import TouchedRows
+from deeprecsys.engine.topology import usable_cores
 from deeprecsys.runtimes import Runtime
-from deeprecsys.workload import parse_indices
+from deeprecsys.workload import IndexLaw, parse_indices
 
-CACHES = 10
-_FIRST_ITEMS = 4096
-_MOST_BYTES = 1 << 30
-# Where candidates share their user's inputs: about a production query's median.
-_ITEMS_A_USER = 64
+CACHES = 10  # what the rows touched should exceed the last-level cache by
+MOST_IDS = 24 << 20
+DENSE_FLOATS = 4 << 20
+# More draws than this for a row, and what is still untouched hardly ever will be.
+_MOST_A_ROW = 16
+_LEAST_SPAN = 2048
+# Drawn as one, with a generator of its own.
+_CHUNK = 1 << 16
+_KEY = 0x9001
+# Of what a runtime may copy on preparing the pool.
+_PREPARED_BYTES = 1 << 27
+_MOST_PREPARED = 4096
+_KEPT = 2  # pools that a process keeps
+
+Values = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """An input's part of a pool: `rows` [period + span, ..] of its strip, begun at `start`."""
+
+    name: str
+    rows: NDArray[Any]
+    period: int
+    start: int
+    shared: bool
+
+    def window(self, at: int, size: int) -> NDArray[Any]:
+        lo = (self.start + at) % self.period
+        return self.rows[lo : lo + size]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InputPool:
-    """`items` candidates' inputs; a query is a window of consecutive ones.
+    """`items` candidates' inputs; a query is a window of at most `span` consecutive ones.
 
-    shared: names of the query-scoped inputs. users: their rows, one of which goes with a window; 1
-    where there are no such inputs. touched_bytes: distinct table rows plus the inputs themselves.
+    users: rows of the query-scoped inputs, one of which goes with a window; 1 where there are no
+    such inputs. touched_bytes: of distinct table rows, in one round of the pool; cache_bytes: of
+    the cache that it should exceed. held_bytes: its own memory.
     """
 
-    inputs: dict[str, NDArray[Any]]
+    columns: tuple[Column, ...]
     items: int
-    shared: tuple[str, ...] = ()
-    users: int = 1
-    touched_bytes: int = 0
-    every_row: bool = False
-
-    def of_user(self, user: int) -> Inputs:
-        """Views of every candidate, with this user's row of what they share."""
-        return self.inputs | {name: self.inputs[name][user : user + 1] for name in self.shared}
+    span: int
+    users: int
+    touched_bytes: int
+    cache_bytes: int
+    held_bytes: int
+    every_row: bool
 
     def window(self, offset: int, size: int) -> Inputs:
         """Views of `size` candidates from `offset`, of a user that the offset chooses.
 
         By Fibonacci hashing: by the remainder, queries of equal size would share few users.
         """
-        end = offset + size
-        rows = {name: column[offset:end] for name, column in self.inputs.items()}
         user = (offset * 0x9E3779B1 & 0xFFFFFFFF) * self.users >> 32
-        for name in self.shared:
-            rows[name] = self.inputs[name][user : user + 1]
-        return rows
+        return {
+            column.name: column.window(user, 1) if column.shared else column.window(offset, size)
+            for column in self.columns
+        }
 
     def prepared(self, runtime: Runtime, tasks: int) -> list[Any]:
-        """Every candidate as one query, of each user: to execute slices of."""
-        scores = np.empty((self.items, tasks), np.float32)
-        return [runtime.prepare(self.of_user(user), scores) for user in range(self.users)]
+        """Queries of `span` candidates each, from all over the pool: to execute slices of."""
+        scores = np.empty((self.span, tasks), np.float32)
+        single = sum(column.rows[0].nbytes for column in self.columns if column.rows[0].size == 1)
+        room = _PREPARED_BYTES // max(1, self.span * single)
+        wanted = max(self.items // self.span, self.users)
+        count = max(2, min(wanted, room, _MOST_PREPARED))
+        offsets = (k * self.items // count for k in range(count))
+        return [runtime.prepare(self.window(at, self.span), scores) for at in offsets]
 
     def offsets(self, sizes: IntArray) -> IntArray:
         """Where each query of a schedule starts: consecutive windows, around and around."""
-        starts = np.cumsum(sizes) - sizes
-        return np.asarray(starts % max(1, self.items - int(sizes.max(initial=0))))
+        return np.asarray((np.cumsum(sizes) - sizes) % self.items)
 
     def facts(self) -> dict[str, Any]:
         return {
             "items": self.items,
             "users": self.users,
             "touched_bytes": self.touched_bytes,
+            "cache_bytes": self.cache_bytes,
+            "held_bytes": self.held_bytes,
             "every_row": self.every_row,
         }
 
 
 def draw_pool(model: Any, law: str, largest: int, cache_bytes: int) -> InputPool:
-    """Grows until it touches `CACHES * cache_bytes`, or every row, or holds 1 GiB of inputs.
+    """Touches `CACHES * cache_bytes` of rows, or every row, or what the bounds above allow.
 
-    The same model seed and law give the same pool. `largest` is the largest query to be served.
+    `largest` is the largest query to be served. The same inputs, model seed and law give the same
+    pool: the very same to all engines of a process.
     """
-    index_law = parse_indices(law)
-    rng = np.random.default_rng([model.seed, 0x9001])
-    touched = TouchedRows(model.spec, model.scale)
-    chunks: list[InputPool] = []
-    items = 0
-    while True:
-        chunks.append(draw(model, max(items, _FIRST_ITEMS, 2 * largest - items), rng, index_law))
-        items += chunks[-1].items
-        touched.add(chunks[-1].inputs)
-        held = sum(column.nbytes for chunk in chunks for column in chunk.inputs.values())
-        total = touched.bytes + held
-        enough = total >= CACHES * cache_bytes or touched.every_row
-        if enough or 2 * held > _MOST_BYTES:
-            names = chunks[0].inputs
-            columns = {name: np.concatenate([c.inputs[name] for c in chunks]) for name in names}
-            shared = chunks[0].shared
-            users = sum(chunk.users for chunk in chunks) if shared else 1
-            return InputPool(columns, items, shared, users, total, touched.every_row)
+    span = max(_LEAST_SPAN, 1 << (2 * largest - 1).bit_length())
+    variant = getattr(model, "variant", None)
+    key = (model.name, variant, model.inputs, model.scale, model.seed, law, span, cache_bytes)
+    with _lock:
+        if key not in _pools:
+            while len(_pools) >= _KEPT:
+                del _pools[next(iter(_pools))]
+            _pools[key] = draw(model, span, law, cache_bytes)
+        return _pools[key]
 
 
-def draw(model: Any, items: int, rng: np.random.Generator, index_law: Any = None) -> InputPool:
-    """So many candidates, and users for them where they share theirs; what it touches, uncounted.
+_pools: dict[Any, InputPool] = {}
+_lock = threading.Lock()
 
-    At least two users: of one, there would be nobody else to be cold for.
-    """
-    shared = tuple(spec.name for spec in model.inputs if spec.scope == "query")
-    if not shared:
-        return InputPool(model.example(items, rng, index_law), items)
-    users = max(2, items // _ITEMS_A_USER)
-    inputs = model.example(items, rng, index_law, users=users)
-    return InputPool(inputs, items, shared, users)
+
+def draw(model: Any, span: int, law: str, cache_bytes: int = 0) -> InputPool:
+    """The same, not kept; without a cache as little as two windows need."""
+    strips = {rows: _Strip(rows, span, model) for rows in {spec.rows for spec in model.inputs}}
+    every = list(strips.values())
+    tables = [(table.scaled_rows(model.scale), model.spec.width * 4) for table in model.spec.tables]
+
+    def touched_bytes() -> int:
+        return sum(strips[rows].distinct * size for rows, size in tables if rows in strips)
+
+    for draws_a_row in _steps(every):
+        for strip in every:
+            strip.lengthen(draws_a_row)
+        _draw(every, model.seed, parse_indices(law))
+        if touched_bytes() >= CACHES * cache_bytes:
+            break
+    columns = tuple(column for strip in every for column in strip.columns())
+    return InputPool(
+        columns,
+        items=max((column.period for column in columns if not column.shared), default=1),
+        span=span,
+        users=max((column.period for column in columns if column.shared), default=1),
+        touched_bytes=touched_bytes(),
+        cache_bytes=cache_bytes,
+        held_bytes=sum(strip.values.nbytes for strip in every),
+        every_row=all(strip.distinct == strip.rows for strip in every if strip.rows),
+    )
+
+
+class _Strip:
+    """Ids of tables of so many rows, or dense values (rows 0), which their inputs share."""
+
+    def __init__(self, rows: int | None, span: int, model: Any) -> None:
+        self.rows, self._span = rows or 0, span
+        self._inputs = [spec for spec in model.inputs if spec.rows == rows]
+        self._window = span * max(math.prod(spec.shape) for spec in self._inputs)
+        self._wanted = 2 * self._window if rows else max(self._window, DENSE_FLOATS)
+        self._chunks: list[Values] = []
+        self._seen = np.zeros(self.rows, bool)
+
+    @property
+    def distinct(self) -> int:
+        return int(np.count_nonzero(self._seen))
+
+    def lengthen(self, draws_a_row: float) -> None:
+        self._wanted = max(self._wanted, int(draws_a_row * self.rows))
+
+    def missing(self) -> range:
+        """Chunks that are to be drawn."""
+        return range(len(self._chunks), -(-self._wanted // _CHUNK))
+
+    def draw(self, key: tuple[int, ...], law: IndexLaw) -> Values:
+        """A chunk, in any thread."""
+        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+        if not self.rows:
+            return rng.standard_normal(_CHUNK, np.float32)
+        return np.asarray(law(rng, self.rows, (_CHUNK,)), np.int32)
+
+    def add(self, chunk: Values) -> None:
+        self._chunks.append(chunk)
+        if self.rows:
+            self._seen[chunk] = True
+
+    @cached_property
+    def values(self) -> Values:
+        """All of them, and the beginning once more, so that every window is one view."""
+        return np.concatenate([*self._chunks, *self._chunks[: -(-self._window // _CHUNK)]])
+
+    def columns(self) -> Iterator[Column]:
+        """Of its inputs: each begins where the others do not."""
+        drawn = _CHUNK * len(self._chunks)
+        for number, spec in enumerate(self._inputs):
+            row = math.prod(spec.shape)
+            period = drawn // row
+            rows = self.values[: (period + self._span) * row].reshape(-1, *spec.shape)
+            start = number * period // len(self._inputs)
+            yield Column(spec.name, rows, period, start, spec.scope == "query")
+
+
+def _steps(strips: Sequence[_Strip]) -> list[float]:
+    """Ids drawn for each row of a table: doubled, to `_MOST_A_ROW` or `MOST_IDS` in all."""
+    most = min(_MOST_A_ROW, MOST_IDS / max(1, sum(strip.rows for strip in strips)))
+    return [0.0, *(most / 2**halved for halved in range(5, -1, -1))]
+
+
+def _draw(strips: Sequence[_Strip], seed: int, law: IndexLaw) -> None:
+    """What they lack. A chunk's values are by its key, so it does not matter who draws it."""
+    with ThreadPoolExecutor(len(usable_cores())) as threads:
+        jobs = [
+            (strip, threads.submit(strip.draw, (seed, _KEY, strip.rows, chunk), law))
+            for strip in strips
+            for chunk in strip.missing()
+        ]
+        for strip, job in jobs:
+            strip.add(job.result())

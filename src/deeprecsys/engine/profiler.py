@@ -65,17 +65,19 @@ def measure(
 ) -> Profile:
     """Goes on where `profile` ends, until the grid is done, `budget_s` is over, or `stop`.
 
+    The budget begins once the inputs are drawn, and every point is visited once whatever it is.
     on_visit is told of every visit, with the profile so far: to show it and to keep it.
     """
-    began = time.monotonic()
     pool = draw_pool(model, indices, max(grid.batch_sizes), topology.last_level_cache_bytes())
     prepared = pool.prepared(runtime, model.tasks)
+    began = time.monotonic()
     remaining = max(1.0, (1 - grid.share_done(profile)) * ROUNDS * len(grid.points))
     visit_s = max(_SHORTEST_VISIT_S, 0.9 * budget_s / remaining)
     while (point := grid.next(profile)) is not None:
-        if stop() or time.monotonic() - began > budget_s:
+        over = point in profile.points and time.monotonic() - began > budget_s
+        if over or stop():
             break
-        seconds = _visit(runtime, prepared, pool.items, cores[: point[1]], point[0], visit_s)
+        seconds = _visit(runtime, prepared, pool.span, cores[: point[1]], point[0], visit_s)
         profile = profile.with_visit(point, seconds)
         on_visit(profile, point)
     return profile
@@ -84,23 +86,23 @@ def measure(
 def _visit(
     runtime: Runtime,
     prepared: Sequence[Any],
-    items: int,
+    span: int,
     cores: Cores,
     batch: int,
     seconds: float,
 ) -> FloatArray:
     """Seconds of the requests that all `cores` execute side by side for `seconds`.
 
-    Each reads the next `batch` candidates of its worker's part of the pool, and the next of its
-    users in `prepared`. What was begun in time counts to its end: leaving it out would leave out
-    slow requests more often than others.
+    Each reads the next `batch` candidates, of `span`, of the next query in `prepared`, and begins
+    with its own part of them. What was begun in time counts to its end: leaving it out would leave
+    out slow requests more often than others.
     """
 
     def work(worker: int) -> list[float]:
         times: list[float] = []
         until, turn = math.inf, 0
         while True:
-            lo = (worker * items // len(cores) + turn * batch) % max(1, items - batch + 1)
+            lo = (worker * span // len(cores) + turn * batch) % (span - batch + 1)
             query = prepared[(worker * len(prepared) // len(cores) + turn) % len(prepared)]
             began = time.perf_counter()
             if turn == _WARM_REPEATS:

@@ -102,27 +102,3 @@ def _wrong_id(specs: Sequence[InputSpec], arrays: Sequence[NDArray[Any]]) -> str
         if wrong.size:
             return f"input {spec.name} has id {wrong[0]}; its table's ids are 0 to {rows - 1}"
     raise AssertionError("unreachable: the caller found one")
-
-
-class TouchedRows:
-    """Counts the distinct table rows that inputs look up."""
-
-    def __init__(self, specs: Any, scale: float) -> None:
-        self._features = specs.features
-        self._row_bytes = specs.width * 4
-        self._seen = {t.name: np.zeros(t.scaled_rows(scale), bool) for t in specs.tables}
-
-    def add(self, inputs: Inputs) -> None:
-        for feature in self._features:
-            ids = np.asarray(inputs[feature.name]).reshape(-1)
-            for table in feature.tables:
-                self._seen[table][ids] = True
-
-    @property
-    def bytes(self) -> int:
-        rows = sum(np.count_nonzero(seen) for seen in self._seen.values())
-        return int(rows * self._row_bytes)
-
-    @property
-    def every_row(self) -> bool:
-        return all(bool(rows.all()) for rows in self._seen.values())
