@@ -7,7 +7,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from deeprecsys.client import pools
+from deeprecsys.client import pools, server
 from deeprecsys.client.access import Access
 from deeprecsys.client.client import Client
 from deeprecsys.client.http import HttpLoad
@@ -159,6 +159,14 @@ def test_tls_where_none_is_spoken_is_said(either):
     with either() as stub:
         url = stub.url.replace("://", "s://")
         with pytest.raises(UserError, match="speaks no TLS on this port"):
+            Client(url, "m").__enter__()
+
+
+def test_a_port_that_answers_no_handshake_is_said(monkeypatch):
+    monkeypatch.setattr(server, "_PATIENCE_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(UserError, match=r"does not answer a TLS handshake: .* write http://"):
             Client(url, "m").__enter__()
 
 

@@ -22,6 +22,7 @@ _SECRET = ("--key", "--header")
 _CERTIFICATE = "its certificate is not trusted ({}): name who signed it with --ca-file"
 _NAME = "its certificate is not for this name ({}): write the URL as the certificate says"
 _PLAIN = "it speaks no TLS on this port: write http:// or grpc://"
+NO_HANDSHAKE = "it does not answer a TLS handshake: if it speaks none on this port, write http://"
 
 
 @dataclass(frozen=True, slots=True)

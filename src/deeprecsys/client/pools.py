@@ -104,14 +104,25 @@ class Pool:
     items: int
     bounds: Mapping[str, IntArray]
     _layouts: dict[int, Layout] = field(default_factory=dict)  # by size, where nothing is ragged
+    _plain: list[tuple[memoryview, int, int | None]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        plain = [
+            (data, c.row_bytes, c.rows) for data, c in zip(self.data, self.columns, strict=True)
+        ]
+        object.__setattr__(self, "_plain", plain)
 
     def window(self, offset: int, size: int) -> list[memoryview]:
         """The tensors of `size` candidates from `offset`, without those that are empty."""
-        views = [
-            self._tensor(i, column, offset, column.rows_of(size))
-            for i, column in enumerate(self.columns)
-        ]
-        return [view for view in views if len(view)]
+        if self.bounds:
+            views = [self._tensor(i, offset, size) for i in range(len(self.columns))]
+            return [view for view in views if len(view)]
+        views = []
+        for data, width, rows in self._plain:  # every query passes here: no calls in it
+            if length := (size if rows is None else rows) * width:
+                start = offset * width
+                views.append(data[start : start + length])
+        return views
 
     def layout(self, offset: int, size: int) -> Layout:
         if self.bounds:
@@ -135,7 +146,9 @@ class Pool:
         bounds = self.bounds[column.ragged]
         return int(bounds[offset]), int(bounds[offset + rows])
 
-    def _tensor(self, i: int, column: Column, offset: int, rows: int) -> memoryview:
+    def _tensor(self, i: int, offset: int, size: int) -> memoryview:
+        column = self.columns[i]
+        rows = column.rows_of(size)
         if column.counts in ("ends", "starts"):
             bounds = self.bounds[column.name]
             first = offset + (column.counts == "ends")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
 from urllib.parse import quote, urlsplit
 
-from deeprecsys.client.access import Access, tls_reason, tls_trouble
+from deeprecsys.client.access import NO_HANDSHAKE, Access, tls_reason, tls_trouble
 from deeprecsys.core import UserError
 
 _PATIENCE_S = 10.0
@@ -183,6 +184,8 @@ def _metadata(asker: Asker, model: str) -> dict[str, Any]:
 
 
 def grpc_channel(address: Address, access: Access) -> Any:
+    # Or it writes on standard error, beside the line that a user gets.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         import grpc
     except ModuleNotFoundError as error:
@@ -258,11 +261,24 @@ class _Http:
 
     def _ask(self, path: str) -> None:
         named = any(name.lower() == "host" for name, _ in self._headers)
+        self._connect()
         self._http.putrequest("GET", path, skip_host=named)
         for name, value in self._headers:  # which may come more than once
             self._http.putheader(name, value)
         self._http.endheaders()
-        self.peer = str(self._http.sock.getpeername()[0])
+
+    def _connect(self) -> None:
+        """At once, so that whoever waits for a handshake is told from who waits for an answer."""
+        if self._http.sock is not None:
+            return
+        try:
+            self._http.connect()
+        except TimeoutError as error:
+            if "handshake" in str(error):
+                raise NotTrusted(NO_HANDSHAKE) from error
+            raise
+        connected: Any = self._http.sock
+        self.peer = str(connected.getpeername()[0])
 
 
 class _Grpc:
