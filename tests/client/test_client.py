@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import deeprecsys
+from deeprecsys.client import client as client_module
 from deeprecsys.client import pools
 from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
@@ -200,6 +201,22 @@ def test_an_error_in_a_watch_ends_the_run():
         with pytest.raises(RuntimeError, match="in the watch"):
             client.run(schedule(2000), Policy(), watch=watch)
         assert set(statuses(client.run(schedule(10)))) == {"OK"}
+
+
+def test_what_a_run_needs_can_be_drawn_before_it(monkeypatch):
+    with HttpStub() as stub, Client(stub.url, "m") as client:
+        client.prepare(700, "uniform")
+        told = []
+        monkeypatch.setattr(client_module, "pool_items", lambda *_: told.append("drawn again"))
+        client.run(schedule(3, size=700))
+        assert told == []
+        assert client.last_run()["by_status"] == {"200": 3}
+
+
+def test_a_process_that_cannot_start_is_told(monkeypatch):
+    monkeypatch.setattr(client_module.sys, "executable", "/bin/false")
+    with HttpStub() as stub, pytest.raises(RuntimeError, match="did not start"):
+        Client(stub.url, "m").__enter__()
 
 
 def test_processes_are_kept_and_share_the_rows():

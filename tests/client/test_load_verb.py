@@ -181,7 +181,7 @@ def test_a_capacity_is_found_and_reported(tmp_path, capsys):
     folder = tmp_path / "run"
     with HttpStub() as stub:
         code = call(["load", stub.url, "--model", "m", "--find-capacity", "--sla-ms", "50",
-                     "--budget-s", "6", "--out", str(folder), "--sizes", "fixed:2"])  # fmt: skip
+                     "--budget-s", "4", "--out", str(folder), "--sizes", "fixed:2"])  # fmt: skip
     assert code == 0
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["capacity"]["rate_qps"] > 0

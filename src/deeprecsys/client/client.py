@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import selectors
 import subprocess
 import sys
@@ -30,7 +31,16 @@ from deeprecsys.client.recorded import Recorded, read_queries
 from deeprecsys.client.server import Address, Description, Tensor, describe
 from deeprecsys.client.sheet import Sheet, Tally, new_file
 from deeprecsys.client.values import known_inputs, plan, ragged_inputs
-from deeprecsys.core import Facts, Policy, Records, Schedule, Status, UserError, Watch
+from deeprecsys.core import (
+    DEFAULT_INDICES,
+    Facts,
+    Policy,
+    Records,
+    Schedule,
+    Status,
+    UserError,
+    Watch,
+)
 from deeprecsys.workload import parse_indices
 
 clock = time.perf_counter
@@ -106,7 +116,11 @@ class Client:
         self.described: Description = describe(self.address, self.model, self._access)
         self._choose_inputs()
         self._fd = new_file()
-        self._start_missing(self._fd)
+        try:
+            self._start_missing(self._fd)
+        except BaseException:  # Ctrl-C, too
+            self.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -146,6 +160,13 @@ class Client:
             # The watching is the client's work, too.
             self._tally.cpu_s += time.thread_time() - before_s
             self._wall_s = run.wall_s
+
+    def prepare(self, largest: int, indices: str = DEFAULT_INDICES) -> None:
+        """Draws what queries of up to `largest` candidates are cut from: what a run would do
+        before it begins, and a budget should not pay for."""
+        if not self.recorded:
+            self._items[indices] = pool_items(self.columns, largest)
+        self.run(Schedule(np.zeros(0), np.zeros(0, np.int64), indices))
 
     def facts(self) -> Facts:
         """Workers as the server's configuration says, or 1."""
@@ -191,6 +212,9 @@ class Client:
             alive.get(number) or _Child(self._setup(number, fd))
             for number in range(self._processes)
         ]
+        for child in self._children:  # at the same time
+            if child.number not in alive:
+                child.wait_started()
 
     def _setup(self, number: int, fd: int) -> Setup:
         timeout_us = None if self._timeout_s is None else max(1, round(self._timeout_s * 1e6))
@@ -372,6 +396,15 @@ class _Child:
         line, end, rest = (self._heard + found).partition(b"\n")
         self._heard = rest if end else line
         return line if end else None
+
+    def wait_started(self) -> None:
+        """RuntimeError if it does not."""
+        line: bytes | None = None
+        while line is None and select.select([self.stdout], [], [], _PREPARED_S)[0]:
+            line = self.line()
+        if not line:
+            self.kill()
+            raise RuntimeError(f"a process of the client did not start ({self.why()})")
 
     def why(self) -> str:
         code = self._process.wait()

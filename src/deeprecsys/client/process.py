@@ -1,8 +1,8 @@
 """A process of the load client: draws its pool, then sends its rows of one run after another.
 
-Speaks lines of JSON with its parent: a `Setup` first; then, for each run, a `Plan`, answered by
-"ready", and when the run began, answered by a `Tally`. Ends when its parent does. Must start
-quickly and import little: neither torch nor, for HTTP, grpc.
+Speaks lines of JSON with its parent: a `Setup` first, answered by "started"; then, for each run, a
+`Plan`, answered by "ready", and when the run began, answered by a `Tally`. Ends when its parent
+does. Must start quickly and import little: neither torch nor, for HTTP, grpc.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def main() -> None:
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     _many_files()
     process = _Process(msgspec.json.decode(lines.get(), type=Setup))
+    print('"started"', file=answers, flush=True)
     while True:
         plan = msgspec.json.decode(lines.get(), type=Plan)
         process.prepare(plan)

@@ -169,7 +169,9 @@ def load_capacity(
     budget_s: float = BUDGET_S,
     observer: Observer | None = None,
 ) -> LoadCapacity:
-    """The highest rate that the server answers within the target, in about this time."""
+    """The highest rate that the server answers within the target, in about this time (set-up
+    aside)."""
+    client.prepare(workload.size_law.largest, workload.indices)
     watched = observer or Observer()
     costs: list[tuple[Run, Told]] = []
 
