@@ -13,6 +13,7 @@ import deeprecsys
 from deeprecsys.client import client as client_module
 from deeprecsys.client import pools
 from deeprecsys.client.client import Client
+from deeprecsys.client.server import Address
 from deeprecsys.core import SLA, Policy, Schedule, Status, UserError
 from deeprecsys.tuning import Effort, Observer, find_capacity
 from deeprecsys.workload import Workload
@@ -341,6 +342,7 @@ def free_port():
         ("ftp://host:1", "write http://HOST:PORT"),
         ("https://127.0.0.1:{free}", "start the server"),
         ("grpc://host:1/path", "no path"),
+        ("http://me:secret@host:1", "Authorization"),
         ("http://127.0.0.1:{free}", "start the server"),
         ("grpc://127.0.0.1:{free}", "start the server"),
     ],
@@ -349,6 +351,20 @@ def test_a_wrong_url_is_told_in_one_line(url, says):
     with pytest.raises(UserError, match=says) as told, Client(url.format(free=free_port()), "m"):
         pass
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "field"),
+    [
+        ("http://a", "a"),
+        ("https://a:443/x", "a"),
+        ("http://a:443", "a:443"),
+        ("https://[::1]", "[::1]"),
+        ("http://[::1]:8000", "[::1]:8000"),
+    ],
+)
+def test_the_usual_port_is_not_named(url, field):
+    assert Address.parse(url).host_field == field
 
 
 def test_an_unknown_model_or_one_that_is_not_ready_is_told(either):

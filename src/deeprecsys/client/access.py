@@ -18,6 +18,8 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 _METADATA = re.compile(r"[0-9a-z_.-]+")  # of gRPC, which sends them in small letters
 _OURS = ("content-length", "content-type", "transfer-encoding", "connection",
          "inference-header-content-length", "te", "expect")  # fmt: skip
+# Where Debian and its like, and Red Hat's, keep in one file whom they trust.
+_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt")
 _SECRET = ("--key", "--header")
 _CERTIFICATE = "its certificate is not trusted ({}): name who signed it with --ca-file"
 _NAME = "its certificate is not for this name ({}): write the URL as the certificate says"
@@ -85,8 +87,10 @@ class Access:
 
     def roots(self) -> bytes | None:
         """PEM, for gRPC, which does not look where the system keeps its own. None: gRPC's own."""
-        trusted = self.ca_file or ssl.get_default_verify_paths().cafile
-        return Path(trusted).read_bytes() if trusted else None
+        for file in (self.ca_file, ssl.get_default_verify_paths().cafile, *_BUNDLES):
+            if file and Path(file).is_file():
+                return Path(file).read_bytes()
+        return None
 
 
 def parse_header(text: str) -> tuple[str, str]:

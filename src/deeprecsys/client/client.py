@@ -180,8 +180,9 @@ class Client:
 
     def last_run(self) -> dict[str, Any]:
         """Of the last run: `by_status` (answers, by the protocol's own status), `unanswered`,
-        `resent`, `bytes_sent`, `cpu_s` (of all the client's processes), `core_share` (of one
-        core), `examples` (an error's text by status), `processes`."""
+        `unreached` (of those, for lack of a connection), `resent`, `bytes_sent`, `cpu_s` (of all
+        the client's processes), `core_share` (of one core), `examples` (an error's text by
+        status), `processes`."""
         share = self._tally.cpu_s / self._wall_s if self._wall_s else 0.0
         told: dict[str, Any] = msgspec.to_builtins(self._tally)
         return told | {"core_share": share, "processes": self._processes}

@@ -144,7 +144,7 @@ def _messages(
                 before(queries.layout(offset, size)), queries.window(offset, size)
             )
         )
-    fields = [("Host", setup.access.host or setup.address.netloc), *setup.access.fields]
+    fields = [("Host", setup.access.host or setup.address.host_field), *setup.access.fields]
     start = f"POST {setup.address.path(setup.model)}/infer HTTP/1.1\r\n"
     start += "".join(f"{name}: {value}\r\n" for name, value in fields)
     head = binary_head(start, inputs, setup.timeout_us)

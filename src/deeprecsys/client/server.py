@@ -57,6 +57,8 @@ class Address:
             raise UserError(f"cannot read the URL {url!r}: {error}; {usage}") from error
         if parts.scheme not in _USUAL_PORT or not host or parts.query:
             raise UserError(f"cannot read the URL {url!r}: {usage}")
+        if parts.username is not None:
+            raise UserError("a URL with a user is not read: give --header 'Authorization: Basic …'")
         prefix = parts.path.rstrip("/")
         if prefix and not parts.scheme.startswith("http"):
             raise UserError(f"a gRPC address has no path: leave {prefix} out of {url!r}")
@@ -74,6 +76,12 @@ class Address:
     def netloc(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    @property
+    def host_field(self) -> str:
+        """For a header: gateways compare names, and the usual port is not named."""
+        usual = _USUAL_PORT[self.scheme] == self.port
+        return self.netloc.rpartition(":")[0] if usual else self.netloc
 
     def path(self, model: str) -> str:
         return f"{self.prefix}/v2/models/{quote(model, safe='')}"
