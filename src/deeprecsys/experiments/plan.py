@@ -254,7 +254,7 @@ def plan(
         elapsed_s=time.monotonic() - began,
         seed=seed,
         file=file or {},
-        assumptions=_assumptions(offers, demand.model),
+        assumptions=[s for o in offers for s in o.kind.assumptions(demand.model)],
     )
 
 
@@ -353,15 +353,6 @@ def _check(offers: Sequence[Offer]) -> None:
         raise UserError("state the cost of every kind, or of none: else they cannot be compared")
     if len({offer.kind.name for offer in offers}) < len(offers):
         raise UserError("two kinds have one name: give each its own")
-
-
-def _assumptions(offers: Sequence[Offer], model: str) -> list[str]:
-    said = []
-    for kind in (offer.kind for offer in offers):
-        said += [f"{kind.name}: {s}" for s in kind.service[model].assumptions(kind.workers)]
-        for device in kind.accelerators.get(model, ()):
-            said.append(f"{kind.name}: {device.name} is emulated: {device.text}")
-    return list(dict.fromkeys(said))
 
 
 def _verdict(found: Plan) -> str:

@@ -64,6 +64,12 @@ class Kind:
             if policy.offload_threshold is not None and not self.accelerators.get(model):
                 raise UserError(f"kind {self.name} offloads {model} but has no accelerator")
 
+    def assumptions(self, model: str) -> list[str]:
+        """What a simulation of it takes for granted, in words."""
+        said = [f"{self.name}: {s}" for s in self.service[model].assumptions(self.workers)]
+        devices = self.accelerators.get(model, ())
+        return said + [f"{self.name}: {d.name} is emulated: {d.text}" for d in devices]
+
 
 @dataclass(frozen=True)
 class Event:
