@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from deeprecsys.engine import DeadlineExceeded as DeadlineExceeded
     from deeprecsys.engine import Engine as Engine
     from deeprecsys.engine import EngineClosed as EngineClosed
+    from deeprecsys.experiments.benching import bench as bench
+    from deeprecsys.experiments.profiling import profile as profile
     from deeprecsys.experiments.tuning import tune as tune
     from deeprecsys.machines.service_time import Profile as Profile
     from deeprecsys.machines.service_time import ServiceTime as ServiceTime
@@ -39,6 +41,8 @@ _HOMES = {
     "models": ("load_model",),
     "report": ("write_report",),
     "machines.service_time": ("Profile", "ServiceTime"),
+    "experiments.benching": ("bench",),
+    "experiments.profiling": ("profile",),
     "experiments.tuning": ("tune",),
     "client.client": ("Client",),
     "simulation": ("Simulator",),

@@ -9,7 +9,7 @@ import pytest
 import deeprecsys as drs
 from deeprecsys.cli.main import call
 from deeprecsys.cli.serve import Tuned
-from deeprecsys.experiments.benching import bench, simulate
+from deeprecsys.experiments.benching import bench
 from deeprecsys.experiments.profiling import profile
 from deeprecsys.experiments.tuning import CHECKED_AT, Check
 from deeprecsys.report import read_run
@@ -96,7 +96,7 @@ def names(folder):
     [
         lambda engine: bench(engine, drs.Workload(), rate_qps=50, duration_s=0.5),
         lambda engine: profile(engine, batch_sizes=[1, 16], budget_s=1),
-        lambda _: simulate(drs.Simulator(SERVICE, 4), drs.Workload(), rate_qps=300, queries=2000),
+        lambda _: bench(drs.Simulator(SERVICE, 4), drs.Workload(), rate_qps=300, queries=2000),
         lambda _: drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static"),
     ],
     ids=["bench", "profile", "simulate", "tune"],

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deeprecsys.analysis.metrics import percentile
-from deeprecsys.core import SLA, Facts, Policy, Records
+from deeprecsys.core import SLA, Policy, Records
 from deeprecsys.report.text import interval, ms, rate
 from deeprecsys.report.text import policy as policy_text
 
@@ -124,23 +124,6 @@ class Progress:
         return f"{passed:.0f} s, at most {max(0.0, self._seconds - passed):.0f} s left"
 
 
-def accelerators(facts: Facts) -> dict[str, Any] | None:
-    """For summaries: the first one, and how many there are."""
-    devices = facts.detail["accelerators"]
-    return {**devices[0], "count": len(devices)} if devices else None
-
-
-def emulation(summary: dict[str, Any]) -> str:
-    """What goes before a sentence that rests on an accelerator which is not here."""
-    device = summary.get("accelerator")
-    return f"with an emulated {device['name']}: " if device and device["emulated"] else ""
-
-
-def losses(engine: Engine) -> list[str]:
-    return [f"{name} failed ({why}): its queries went to the cores"
-            for name, why in engine.lost().items()]  # fmt: skip
-
-
 def trials_table(summary: dict[str, Any]) -> Table:
     """The trials of a tuning, by batch size; the best is marked."""
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -167,14 +150,11 @@ def trials_table(summary: dict[str, Any]) -> Table:
 
 __all__ = [
     "Progress",
-    "accelerators",
     "console",
-    "emulation",
     "interruptible",
     "interval",
     "loaded",
     "loading",
-    "losses",
     "ms",
     "rate",
     "trials_table",

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deeprecsys.cli import bench, show
+from deeprecsys.cli import bench as bench_verb
 from deeprecsys.cli import fleet as fleets
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
+from deeprecsys.cli import show
 from deeprecsys.cli import tune as tune_verb
 from deeprecsys.cli.profile import FILE, profiling
 from deeprecsys.core import Policy, UserError
@@ -67,7 +68,7 @@ class Wanted:
         bool, typer.Option("--extrapolate", help="Allow requests beyond the profile's largest.")
     ] = False
     batch_size: Annotated[int, typer.Option(help="Most items of a request.")] = 128
-    adaptive: bench.Adaptive = False
+    adaptive: bench_verb.Adaptive = False
     offload_threshold: opt.OffloadThreshold = None
     offload_backlog: opt.OffloadBacklog = None
     duration_s: opt.DurationS = None
@@ -135,15 +136,15 @@ class _OneRate:
     queries: int | None
 
     def __call__(self, task: _Task) -> int:
-        from deeprecsys.experiments.benching import simulate
+        from deeprecsys.experiments.benching import bench
 
         request = task.request
-        found = simulate(
+        found = bench(
             task.simulator(), request.workload, self.policy, rate_qps=self.rate_qps,
             duration_s=self.duration_s, queries=self.queries, sla=request.target,
             watts=request.power, asked=request.asked,
         )  # fmt: skip
-        bench.shown(found, request.json_file, task.write(found))
+        bench_verb.shown(found, request.json_file, task.write(found))
         return 1 if request.sla_ms is not None and found.found.meets_sla is False else 0
 
 

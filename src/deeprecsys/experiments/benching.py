@@ -8,26 +8,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deeprecsys.analysis.metrics import Summary, summarize
-from deeprecsys.analysis.usage import Watts, usage
-from deeprecsys.core import SLA, Policy, Records, Schedule, Status, UserError, Watch
-from deeprecsys.experiments.result import (
-    Asked,
-    Result,
-    accelerators,
-    emulation,
-    losses,
-    origin,
-)
+from deeprecsys.analysis.usage import Watts
+from deeprecsys.core import SLA, Policy, Schedule, System, UserError, Watch
+from deeprecsys.experiments import evidence
+from deeprecsys.experiments.result import Asked, Result, emulation, origin
 from deeprecsys.report import text
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
     from deeprecsys.machines.service_time import ServiceTime
-    from deeprecsys.simulation import Simulator
 
-# Queries at the beginning of a simulated run, of which every request is kept.
-TRACED = 5_000
 _KEYS = (
     "queries", "warm_up_queries", "duration_s", "throughput_qps", "items_per_s", "mean_s",
     "p50_s", "p95_s", "p99_s", "p50_interval_s", "p95_interval_s", "p99_interval_s", "by_size",
@@ -65,7 +56,7 @@ class Bench(Result):
 
 
 def bench(
-    engine: Engine,
+    system: System | Engine,
     workload: Workload,
     policy: Policy | None = None,
     *,
@@ -77,83 +68,31 @@ def bench(
     watts: Watts | None = None,
     asked: Asked | None = None,
 ) -> Bench:
-    """One live run at one rate (default: a trace's own) for 10 s, or as long as is asked for.
+    """One run at one rate (default: a trace's own) for 10 s, or as long as is asked for.
 
     watch may stop it: then what was answered counts. UserError for what cannot be scheduled.
     """
-    policy = policy or Policy()
-    schedule = scheduled(workload, rate_qps, duration_s, queries)
-    stopped = False
-
-    def watching(so_far: Records, now_s: float) -> bool:
-        nonlocal stopped
-        stopped = watch is not None and watch(so_far, now_s)
-        return stopped
-
-    records, requests = engine.traced_run(schedule, policy, watch=watching)
-    if stopped:  # what was under way says nothing of the machine
-        finished = records.status != Status.CANCELLED
-        records, requests = records[finished], requests.of(finished)
-    facts = engine.facts()
-    return Bench(
-        origin=origin("bench"),
-        found=summarize(records, sla),
-        asked=asked or Asked.of(engine, workload, sla),
-        rate_qps=rate_of(schedule, rate_qps),
-        policy=policy,
-        system={
-            "workers": facts.workers,
-            "accelerator": accelerators(facts),
-            "lost": losses(engine),
-            "input_pools": engine.pool_facts(),
-            "runtime": engine.runtime.name,
-            "accelerators": [dict(device.detail) for device in engine.devices],
-        },
-        used=usage(
-            records, requests, facts.workers, facts.detail["accelerators"],
-            watts=watts, measured=engine.joules(),
-        ),
-        interrupted=stopped,
-        records=records,
-        requests=requests,
-    )  # fmt: skip
-
-
-def simulate(
-    simulator: Simulator,
-    workload: Workload,
-    policy: Policy | None = None,
-    *,
-    rate_qps: float | None = None,
-    duration_s: float | None = None,
-    queries: int | None = None,
-    sla: SLA | None = None,
-    watts: Watts | None = None,
-    asked: Asked | None = None,
-) -> Bench:
-    """The same on a simulated machine; beside theory, where there is one for it."""
     began, policy = time.monotonic(), policy or Policy()
     schedule = scheduled(workload, rate_qps, duration_s, queries)
-    records = simulator.run(schedule, policy)
-    first, requests = simulator.traced_run(beginning(schedule), policy)
-    facts = simulator.facts()
-    devices = facts.detail["accelerators"]
+    made = evidence.run(system, schedule, policy, watch=watch, watts=watts)
+    facts = system.facts()
+    said = evidence.described(system, facts)
+    if facts.virtual:
+        said |= {"theory": theory(system, facts.workers, workload, rate_qps, policy),
+                 "elapsed_s": time.monotonic() - began}  # fmt: skip
+    else:
+        said |= {name: facts.detail.get(name) for name in ("runtime", "accelerators")}
     return Bench(
-        origin=origin("simulate"),
-        found=summarize(records, sla),
-        asked=asked or Asked.of(simulator, workload, sla),
+        origin=origin("simulate" if facts.virtual else "bench"),
+        found=summarize(made.records, sla),
+        asked=asked or Asked.of(system, workload, sla),
         rate_qps=rate_of(schedule, rate_qps),
         policy=policy,
-        system={
-            "workers": facts.workers,
-            "accelerator": accelerators(facts),
-            "simulated": dict(facts.detail),
-            "theory": theory(simulator.service, facts.workers, workload, rate_qps, policy),
-            "elapsed_s": time.monotonic() - began,
-        },
-        used=usage(first, requests, facts.workers, devices, watts=watts),
-        records=records,
-        requests=requests,
+        system=said,
+        used=made.used,
+        interrupted=made.stopped,
+        records=made.records,
+        requests=made.requests,
     )
 
 
@@ -177,10 +116,6 @@ def rate_of(schedule: Schedule, rate_qps: float | None) -> float:
     return rate_qps or len(schedule) / max(schedule.duration_s, 1e-9)
 
 
-def beginning(schedule: Schedule) -> Schedule:
-    return Schedule(schedule.arrival_s[:TRACED], schedule.size[:TRACED], schedule.indices)
-
-
 def measured(found: Summary) -> dict[str, Any]:
     """The part of a summary that a run's records say."""
     return {name: value for name, value in found.to_dict().items() if name in _KEYS}
@@ -200,16 +135,17 @@ def sentence(found: Summary, sla: SLA | None) -> str:
 
 
 def theory(
-    law: ServiceTime, workers: int, workload: Workload, rate_qps: float | None, policy: Policy
+    system: Any, workers: int, workload: Workload, rate_qps: float | None, policy: Policy
 ) -> dict[str, Any] | None:
     """What queueing theory says, where a query is one request of an exponential time."""
     from deeprecsys.simulation.theory import mmc_mean_s, mmc_percentile_s
 
+    law: ServiceTime | None = getattr(system, "service", None)
     one = workload.size_law.largest <= policy.batch_size and not policy.adaptive
-    if law.law != "exponential" or not one or workload.arrivals != "poisson" or rate_qps is None:
+    if law is None or law.law != "exponential" or not one:
         return None
     mean_s = float(law(1.0))  # type: ignore[arg-type]
-    if rate_qps * mean_s >= workers:
+    if workload.arrivals != "poisson" or rate_qps is None or rate_qps * mean_s >= workers:
         return None
     return {
         "name": f"M/M/{workers}, Erlang C",

@@ -130,19 +130,7 @@ def command() -> str:
     return shlex.join([program, *sys.argv[1:]])
 
 
-def accelerators(facts: Any) -> dict[str, Any] | None:
-    """For summaries: the first one, and how many there are."""
-    devices = facts.detail.get("accelerators") or ()
-    return {**devices[0], "count": len(devices)} if devices else None
-
-
 def emulation(summary: Mapping[str, Any]) -> str:
     """What goes before a sentence that rests on an accelerator which is not here."""
     device = summary.get("accelerator")
     return f"with an emulated {device['name']}: " if device and device["emulated"] else ""
-
-
-def losses(system: Any) -> list[str]:
-    """Accelerators that an engine lost, in words."""
-    lost = system.lost() if hasattr(system, "lost") else {}
-    return [f"{name} failed ({why}): its queries went to the cores" for name, why in lost.items()]

@@ -9,23 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from deeprecsys import tuning
 from deeprecsys.analysis.metrics import summarize
-from deeprecsys.analysis.usage import Watts, usage
-from deeprecsys.core import SLA, Facts, Policy, Records, Requests, Schedule, System, UserError
-from deeprecsys.experiments import guided, verdicts
-from deeprecsys.experiments.result import (
-    Asked,
-    Result,
-    accelerators,
-    emulation,
-    losses,
-    origin,
-    target_dict,
-)
+from deeprecsys.analysis.usage import Watts
+from deeprecsys.core import SLA, Facts, Records, System, UserError
+from deeprecsys.experiments import evidence, guided, verdicts
+from deeprecsys.experiments.evidence import Evidence
+from deeprecsys.experiments.result import Asked, Result, emulation, origin, target_dict
 from deeprecsys.machines.service_time import ABOUT_MODEL
 from deeprecsys.tuning import Comparison, Observer, Study, Trial
 from deeprecsys.tuning.binds import Binds
@@ -43,8 +36,8 @@ _MORE_S = 1.5  # with a threshold to be found as well
 # Fresh runs at the end, at this share of the capacity: so many, in this share of the time.
 CHECKED_AT, CHECKS = 0.95, 3
 _CHECKS_SHARE, _CHECK_S, _CHECK_TURN = 0.12, 10.0, 900
-# Of a simulated machine: queries of a check, and those whose every request is kept.
-_CHECKED, _TRACED = 200_000, 5_000
+# Of a simulated machine: queries of a check.
+_CHECKED = 200_000
 
 OnProfile = Callable[[Any, Any], None]
 
@@ -185,15 +178,14 @@ def tune(
         system, workload, sla, method,
         budget_s=left_s, run_s=run_s, surrogate=surrogate, observer=observer,
     )  # fmt: skip
-    evidence = _evidence(system, workload, study, check_s, observer)
+    made = _checks(system, workload, study, check_s, observer, watts)
     return Tuning(
         origin=origin("simulate" if facts.virtual else "tune"),
         study=study,
         asked=asked or Asked.of(system, workload, sla),
-        system=_described(system, facts),
+        system=evidence.described(system, facts),
         virtual=facts.virtual,
-        **evidence.parts(),
-        used=evidence.used(system, facts, watts),
+        **_shown(made, study),
     )
 
 
@@ -223,29 +215,6 @@ def study_dict(study: Study) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Evidence:
-    """The checks of an answer, and the run that is shown of them."""
-
-    checks: tuple[Check, ...] = ()
-    shown: Check | None = None
-    records: Records | None = None
-    requests: Requests | None = None
-    joules: Mapping[str, float] = field(default_factory=dict)
-
-    def parts(self) -> dict[str, Any]:
-        names = ("checks", "shown", "records", "requests")
-        return {name: getattr(self, name) for name in names}
-
-    def used(self, system: System | Engine, facts: Facts, watts: Watts | None) -> dict[str, Any]:
-        if self.records is None or self.requests is None:
-            return {}
-        devices = facts.detail.get("accelerators") or ()
-        return usage(
-            self.records, self.requests, facts.workers, devices, watts=watts, measured=self.joules
-        )
-
-
 def _check_seconds(budget_s: float | None, facts: Facts) -> float:
     """Of one check; none of a simulated machine's time, which is computed."""
     if facts.virtual:
@@ -253,49 +222,45 @@ def _check_seconds(budget_s: float | None, facts: Facts) -> float:
     return _CHECK_S if budget_s is None else min(_CHECK_S, _CHECKS_SHARE / CHECKS * budget_s)
 
 
-def _evidence(
-    system: System | Engine, workload: Workload, study: Study, check_s: float, observer: Observer
-) -> _Evidence:
-    """Fresh runs below the capacity; shown is the first that held, else the first."""
+def _checks(
+    system: System | Engine, workload: Workload, study: Study, check_s: float,
+    observer: Observer, watts: Watts | None,
+) -> list[tuple[Check, Evidence]]:  # fmt: skip
+    """Fresh runs below the capacity; those that were not interrupted."""
+    made: list[tuple[Check, Evidence]] = []
     if study.best is None or observer.stop():
-        return _Evidence(records=_records(study))
+        return made
     observer.on_phase("check")
     rate_qps, policy = CHECKED_AT * study.best.capacity.rate_qps, study.best.policy
-    made: list[_Evidence] = []
-    for seed in range(workload.seed + _CHECK_TURN, workload.seed + _CHECK_TURN + CHECKS):
-        duration_s, queries = (check_s, None) if check_s else (None, _CHECKED)
-        schedule = workload.reseed(seed).schedule(rate_qps, duration_s, queries)
-        if not len(schedule):
-            continue
-        records, first, requests = _run(system, schedule, policy, observer, rate_qps)
-        if observer.stop():
-            break
-        check = _judged(records, study.sla, rate_qps, seed)
-        joules = system.joules() if hasattr(system, "joules") else {}
-        made.append(_Evidence((), check, first, requests, joules))
-    if not made:
-        return _Evidence(records=_records(study))
-    shown = next((one for one in made if one.shown and one.shown.held), made[0])
-    return replace(shown, checks=tuple(one.shown for one in made if one.shown))
-
-
-def _run(
-    system: Any, schedule: Schedule, policy: Policy, observer: Observer, rate_qps: float
-) -> tuple[Records, Records, Requests | None]:
-    """A run to be judged; what is shown of it, and its requests where the system can tell."""
 
     def watch(so_far: Records, now_s: float) -> bool:
         observer.on_progress(policy, rate_qps, so_far, now_s)
         return observer.stop()
 
-    if not hasattr(system, "traced_run"):
-        records = system.run(schedule, policy, watch=watch)
-        return records, records, None
-    if system.facts().virtual:
-        first = Schedule(schedule.arrival_s[:_TRACED], schedule.size[:_TRACED], schedule.indices)
-        return system.run(schedule, policy, watch=watch), *system.traced_run(first, policy)
-    records, requests = system.traced_run(schedule, policy, watch=watch)
-    return records, records, requests
+    for seed in range(workload.seed + _CHECK_TURN, workload.seed + _CHECK_TURN + CHECKS):
+        duration_s, queries = (check_s, None) if check_s else (None, _CHECKED)
+        schedule = workload.reseed(seed).schedule(rate_qps, duration_s, queries)
+        if not len(schedule):
+            continue
+        found = evidence.run(system, schedule, policy, watch=watch, watts=watts)
+        if observer.stop():
+            break
+        made.append((_judged(found.records, study.sla, rate_qps, seed), found))
+    return made
+
+
+def _shown(made: list[tuple[Check, Evidence]], study: Study) -> dict[str, Any]:
+    """Of a result: the first check that held, of none the first; without any, the search's run."""
+    if not made:
+        return {"records": _records(study)}
+    check, found = next((one for one in made if one[0].held), made[0])
+    return {
+        "shown": check,
+        "checks": tuple(check for check, _ in made),
+        "records": found.records,
+        "requests": found.requests,
+        "used": found.used,
+    }
 
 
 def _judged(records: Records, sla: SLA, rate_qps: float, seed: int) -> Check:
@@ -315,15 +280,6 @@ def _surrogate(
         budget_s=seconds, indices=workload.indices, stop=observer.stop, on_visit=on_profile
     )
     return guided.surrogate(engine, profile)
-
-
-def _described(system: Any, facts: Facts) -> dict[str, Any]:
-    """What the system says of itself."""
-    said: dict[str, Any] = {"workers": facts.workers, "accelerator": accelerators(facts)}
-    if facts.virtual:
-        return said | {"simulated": dict(facts.detail)}
-    pools = system.pool_facts() if hasattr(system, "pool_facts") else {}
-    return said | {"lost": losses(system), "engine": dict(facts.detail), "input_pools": pools}
 
 
 def _records(study: Study) -> Records | None:
