@@ -11,6 +11,7 @@ class StubDevice:
     """Answers twice the sum, so that scores say who made them; `gate` holds requests back."""
 
     name, emulated, depth, detail = "stub-device", False, 1, {"name": "stub-device"}
+    most_items = None
     service_s = staticmethod(lambda items: 1e-6 * items)
 
     def __init__(self, depth=1):

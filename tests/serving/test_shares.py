@@ -6,6 +6,8 @@ import threading
 import numpy as np
 from serving_fixture import WAIT_S, Client, serving
 
+from deeprecsys.core import Policy
+from stub_device import StubDevice
 from stub_model import StubModel, StubRuntime
 from waiting import until
 
@@ -51,3 +53,21 @@ def test_a_client_with_long_deadlines_and_the_first_priority_does_not_go_before_
             thread.join(WAIT_S)
         assert answers == [200] * 21
         assert runtime.executed.index(3) <= 4
+
+
+def test_an_accelerator_that_fails_is_said_in_log_and_metrics():
+    device, said = StubDevice(), []
+    device.fails_at = {"begin": 0}
+    policy = Policy(8, offload_threshold=10)
+    with serving(
+        StubModel(), StubRuntime(), policy=policy, engine={"accelerators": [device]},
+        log=lambda event, **about: said.append((event, about)),
+    ) as server:  # fmt: skip
+        with Client(server) as client:
+            assert client.infer(query(20))[0] == 200
+            until(lambda: any(event == "accelerator failed" for event, _ in said))
+            lines = client.ask("GET", "/metrics")[2].decode().splitlines()
+        failures = next(x for x in lines if x.startswith("deeprecsys_device_failures{"))
+        assert float(failures.split()[-1]) >= 1
+        present = next(x for x in lines if x.startswith("deeprecsys_device_present{"))
+        assert present.endswith(" 0.0")

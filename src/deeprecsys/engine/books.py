@@ -39,7 +39,9 @@ class Books:
 
     def admission_of(self, lane: int | None) -> Admission | None:
         """That of an accelerator; None: of the cores."""
-        return self.admission if lane is None or not self._of_devices else self._of_devices[lane]
+        if lane is None:
+            return self.admission
+        return self._of_devices[lane] if self._of_devices else None
 
     def work_s(self, size: int, policy: Policy, lane: int | None = None) -> float:
         """What such a query adds to what is ahead of others there."""
@@ -119,6 +121,11 @@ class Books:
             if made is not None and (admission := self.admission_of(made.place)) is not None:
                 took_s = now - made.at_s
                 admission.finished(made.predicted_s, took_s, made.deadline_s, made.priority)
+
+    def retire(self, lane: int) -> None:
+        """An accelerator is lost; what was promised for it teaches nothing."""
+        for id in self.rules.retire(lane, self.work_s):
+            self.queries[id].promise = None
 
     def expire(self, now: float) -> list[Query]:
         """Forgets those whose deadline has passed; their answer is the caller's."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from deeprecsys.engine.calibrate import Cores
 from deeprecsys.engine.profiler import Grid, measure, powers_of_two
@@ -14,6 +16,7 @@ from deeprecsys.runtimes.emulated import Emulated
 
 # For the times of one core, over which speed-ups were published.
 ONE_CORE_S = 4.0
+_PROBED = 8  # candidates, to see whether a device is back
 
 
 def open_devices(
@@ -35,6 +38,18 @@ def open_devices(
             one_core = _one_core(model, runtime, cores)
         devices.append(Emulated(accelerator(text, model.name, one_core), largest))
     return devices
+
+
+def probing(model: Any) -> Callable[[Device], None]:
+    """Executes a small request on a device, which raises where it still cannot."""
+
+    def probe(device: Device) -> None:
+        device.enter_thread()
+        inputs = model.example(_PROBED, np.random.default_rng(0))
+        scores = np.empty((_PROBED, model.tasks), np.float32)
+        device.end(device.begin([(inputs, scores)]))
+
+    return probe
 
 
 def _one_core(model: Any, runtime: Runtime, cores: Cores) -> Profile:

@@ -31,9 +31,10 @@ from deeprecsys.core import (
 )
 from deeprecsys.engine import calibrate, topology
 from deeprecsys.engine.answers import EngineClosed
-from deeprecsys.engine.devices import open_devices
+from deeprecsys.engine.devices import open_devices, probing
 from deeprecsys.engine.driver import drive, watching
 from deeprecsys.engine.group import Group
+from deeprecsys.engine.lanes import HANG_S
 from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
@@ -50,6 +51,8 @@ from deeprecsys.runtimes import Device, Runtime, Scores
 # Items that may wait: far beyond what any target lets through, far below what memory holds.
 MAX_QUEUED_ITEMS = 4_000_000
 PROFILE_S = 60.0
+# On closing: for what was taken.
+DRAIN_S = 60.0
 # Of that, for the runs that say what a request costs beside its execution.
 OVERHEAD_SHARE, OVERHEAD_S = 0.25, 6.0
 # A run begins a moment ahead, so that its first arrivals are not late for the set-up.
@@ -80,6 +83,20 @@ class Ticket:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceLoad:
+    """present: it takes queries. items: that wait for it, or that it executes. requests: that it
+    has executed. failures: how often
+    it failed or hung, or failed when it was tried again; why: the last time."""
+
+    name: str
+    present: bool
+    items: int
+    requests: int
+    failures: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """executed, busy_s: requests and seconds in them, by worker; executing: how many do so now.
     alive: it can answer."""
@@ -91,6 +108,12 @@ class Load:
     executing: int
     lost_workers: tuple[str, ...]
     alive: bool
+    devices: tuple[DeviceLoad, ...] = ()
+
+    @property
+    def requests(self) -> int:
+        """Executed since entering, by workers and accelerators."""
+        return sum(self.executed) + sum(device.requests for device in self.devices)
 
 
 class Engine:
@@ -99,7 +122,9 @@ class Engine:
     workers: default, the cores this process may use. runtime: a name, "auto" (the fastest of
     the known ones, measured on entering), or a `Runtime`. pin: bind each worker to a core.
     accelerators: as for `--accelerator`, or any `Device`. percentile: of the queries admitted by
-    prediction (`offer`), so many and a few more shall be in time.
+    prediction (`offer`), so many and a few more shall be in time. device_hang_s: an accelerator's
+    request that takes longer, and ten times as long as such requests do, has its queries given to
+    the cores.
     Entering starts the workers, sets process-wide settings, warms every request size up and
     measures the service time; leaving answers what was taken and restores the settings.
     """
@@ -115,6 +140,7 @@ class Engine:
         largest: int = 1024,
         accelerators: Sequence[str | Device] = (),
         percentile: float = 95.0,
+        device_hang_s: float = HANG_S,
     ) -> None:
         cores = topology.usable_cores()
         if workers is None:
@@ -130,6 +156,7 @@ class Engine:
         self.devices: list[Device] = []
         self._max_queued_items = max_queued_items
         self._largest, self._percentile = largest, percentile
+        self._device_hang_s = device_hang_s
         self._pools: dict[str, InputPool] = {}
         self._facts: Facts | None = None
         self._neighbours, self._disturbance = Neighbours(len(cores)), 0.0
@@ -163,6 +190,8 @@ class Engine:
                     Admission(1, device.service_s, self._percentile, whole=True)
                     for device in self.devices
                 ],
+                probing(self.model),
+                self._device_hang_s,
             )
             self._stack = stack.pop_all()
         return self
@@ -170,12 +199,17 @@ class Engine:
     def __exit__(self, *exc: object) -> None:
         self.close(drain=exc[0] is None)
 
-    def close(self, drain: bool = True) -> None:
-        """Answers what was taken, or (`drain=False`) fails it; then ends workers. Idempotent."""
+    def close(self, drain: bool = True, within_s: float = DRAIN_S) -> bool:
+        """Answers what was taken, or (`drain=False`) fails it; then ends workers. Idempotent.
+
+        What is not answered within so long fails with EngineClosed, and threads that hang in a
+        model or a device are left behind: then it answers False.
+        """
         group, self._group = self._group, None
+        ended = group is None or group.close(drain, within_s)
         if group is not None:
-            group.close(drain)
             self._stack.close()
+        return ended
 
     @property
     def workers(self) -> int:
@@ -358,11 +392,9 @@ class Engine:
         return self._joules
 
     def lost(self) -> dict[str, str]:
-        """Accelerators that failed since entering, and why; their queries went to the cores."""
-        return {
-            self.devices[number].name: f"{type(error).__name__}: {error}".splitlines()[0]
-            for number, error in self._open_group().lanes.lost.items()
-        }
+        """Accelerators that failed since entering, and why they did last; what they had then went
+        to the cores."""
+        return {device.name: device.why for device in self.load().devices if device.failures}
 
     def load(self) -> Load:
         """What it has to do now, and what its workers did since entering."""
@@ -375,6 +407,14 @@ class Engine:
             executing=group.workers.executing(),
             lost_workers=tuple(group.workers.lost),
             alive=group.is_alive(),
+            devices=self._device_loads(group),
+        )
+
+    def _device_loads(self, group: Group) -> tuple[DeviceLoad, ...]:
+        items, records = group.books.rules.offloaded_items, group.lanes.records
+        return tuple(
+            DeviceLoad(device.name, r.lost is None, n, r.requests, r.failures, r.why)
+            for device, n, r in zip(self.devices, items, records, strict=True)
         )
 
     def replace_hung(self, longest_s: float) -> int:

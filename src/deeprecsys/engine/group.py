@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from deeprecsys.core import Policy, Status
 from deeprecsys.engine.answers import EngineClosed, answer, answer_expired
 from deeprecsys.engine.books import Books
-from deeprecsys.engine.lanes import Lanes
+from deeprecsys.engine.lanes import HANG_S, Lanes
 from deeprecsys.engine.ledger import Promise, Query, clock
 from deeprecsys.engine.reaper import Reaper
 from deeprecsys.engine.workers import Workers
 from deeprecsys.rules.admission import Admission
 from deeprecsys.rules.dispatch import Dispatcher
 from deeprecsys.runtimes import Device, Runtime
+
+# Threads that have nothing left to do need no longer than this to end.
+_LEAVE_S = 0.3
 
 
 class Group:
@@ -34,13 +37,20 @@ class Group:
         devices: Sequence[Device] = (),
         admission: Admission | None = None,
         of_devices: Sequence[Admission] = (),
+        probe: Callable[[Device], None] = lambda device: None,
+        hang_s: float = HANG_S,
     ) -> None:
-        rules = Dispatcher(max_queued_items, len(devices))
+        """of_devices: their admission. probe: executes a small request on a device. hang_s: of
+        theirs, the least that counts as hanging."""
+        most_items = [device.most_items for device in devices]
+        rules = Dispatcher(max_queued_items, len(devices), most_items)
         self.books = Books(rules, admission, of_devices)
         self.workers = Workers(self.books, runtime, cores)
-        self.lanes = Lanes(self.books, devices, len(cores), self.workers.wake)
+        self._reaper = Reaper(self._due)
+        self.lanes = Lanes(
+            self.books, devices, len(cores), self.workers.wake, self._reaper.watch, probe, hang_s
+        )
         self.books.is_quiet = self._is_quiet
-        self._reaper = Reaper(self.expire)
         self.workers.start()
         self.lanes.start()
 
@@ -109,11 +119,13 @@ class Group:
     def replace_hung(self, longest_s: float) -> int:
         return self.workers.replace_hung(longest_s)
 
-    def expire(self, now: float) -> float:
-        """Answers the queries whose deadline has passed; when the next one is due."""
+    def _due(self, now: float) -> float:
+        """Answers the queries whose deadline has passed, gives up devices that hang; when there
+        will be something to do again."""
+        following = self.lanes.overdue(now)
         with self.books.lock:
             expired = self.books.expire(now)
-            following = self.books.rules.next_deadline_s()
+            following = min(following, self.books.rules.next_deadline_s())
         answer_expired(expired)
         return following
 
@@ -126,16 +138,20 @@ class Group:
         with self.books.lock:
             self.workers.sleepers.use(workers)
 
-    def close(self, drain: bool) -> None:
-        """Takes no more; finishes what it has, or fails it with EngineClosed; ends the threads."""
+    def close(self, drain: bool, within_s: float) -> bool:
+        """Takes no more; finishes what it has, or fails it with EngineClosed, as it does with what
+        is left after `within_s`; ends the threads. False: some hang, and were left."""
+        until_s = clock() + within_s
         with self.books.lock:
             self.books.closing = True
-        if not drain:
-            self.books.drop_all(Status.CANCELLED, EngineClosed("the engine was closed"))
-        # The cores last: a device that fails until its end leaves them its queries.
-        self.lanes.end()
-        self.workers.end()
-        self._reaper.stop()
+        if drain:
+            self.books.wait_quiet(within_s)
+        self.books.drop_all(Status.CANCELLED, EngineClosed("the engine was closed"))
+        until_s = max(until_s, clock() + _LEAVE_S)
+        ended = self.lanes.end(until_s)
+        ended &= self.workers.end(until_s)
+        self._reaper.stop(until_s - clock())
+        return ended
 
     def _is_quiet(self) -> bool:
         """Under the lock."""

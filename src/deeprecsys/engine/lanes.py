@@ -1,13 +1,19 @@
 """Accelerators beside the cores: what each lane's device executes next, and what became of it.
 
-A device that fails leaves its queries, begun or not, to the cores.
+A device that fails, or takes far longer than it should, leaves its queries, begun or not, to the
+cores; it comes back once it has answered a request of ours.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from deeprecsys.core import Policy, Status
 from deeprecsys.engine.answers import answer, answer_expired
@@ -15,14 +21,41 @@ from deeprecsys.engine.books import Books
 from deeprecsys.engine.lane import Lane
 from deeprecsys.engine.ledger import Query, clock
 from deeprecsys.rules.dispatch import offloads
-from deeprecsys.runtimes import Device
+from deeprecsys.runtimes import Device, Scores
 
-Work = list[tuple[int, Query]]  # by id: what an accelerator executes as one request
+# A request hangs once it takes so many times as long as such requests do, and at least so long.
+HANG_TIMES, HANG_S = 10.0, 0.5
+
+
+class DeviceHung(RuntimeError):
+    """An accelerator's request took far longer than it should; the cores have its queries."""
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """What an accelerator executes as one request. work: by id. scores: its own, of each query,
+    for a device that is given up may still write them."""
+
+    work: list[tuple[int, Query]]
+    scores: list[Scores]
+    began_s: float = math.inf
+    limit_s: float = math.inf
+
+
+@dataclass(slots=True)
+class Record:
+    """lost: why the device is, now. requests: that it executed. failures: how often it was lost;
+    why: the last time."""
+
+    lost: BaseException | None = None
+    requests: int = 0
+    failures: int = 0
+    why: str = ""
 
 
 class Lanes:
-    """Of `devices`, in their order. lost: devices that failed, and why. wake_core: opens the gate
-    of a worker of the cores, if need be; under the lock."""
+    """Of `devices`, in their order. wake_core: opens the gate of a worker of the cores, if need
+    be; under the lock. watch: asks for `overdue` at a time. hang_s: see HANG_S."""
 
     def __init__(
         self,
@@ -30,33 +63,35 @@ class Lanes:
         devices: Sequence[Device],
         first_number: int,
         wake_core: Callable[[], threading.Lock | None],
+        watch: Callable[[float], None],
+        probe: Callable[[Device], None],
+        hang_s: float = HANG_S,
     ) -> None:
-        self._books, self._first_number, self._wake_core = books, first_number, wake_core
-        self._lanes = [Lane(self, number, device) for number, device in enumerate(devices)]
+        self._books, self._first_number = books, first_number
+        self._wake_core, self._watch, self._hang_s = wake_core, watch, hang_s
+        self._lanes = [Lane(self, k, device, probe) for k, device in enumerate(devices)]
         self._sleeps = [False] * len(devices)
+        self._flying: list[deque[Flight]] = [deque() for _ in devices]
         self._done_s = [0.0] * len(devices)  # when each finished its last request
-        self._begun = [0] * len(devices)  # requests with each
-        self.lost: dict[int, BaseException] = {}
+        self.records = [Record() for _ in devices]
 
     def start(self) -> None:
         for lane in self._lanes:
             lane.start()
 
-    def end(self) -> None:
-        """Lets them finish what waits, and closes the devices that are left."""
-        for number, lane in enumerate(self._lanes):
-            lane.gate.release()
-            lane.join()
-            if number not in self.lost:
-                lane.device.close()
+    def end(self, until_s: float) -> bool:
+        """Lets them go home, and close their devices; False: some hang."""
+        for lane in self._lanes:
+            lane.end()
+        return all([lane.join(until_s - clock()) for lane in self._lanes])
 
     @property
     def are_quiet(self) -> bool:
-        return not any(self._begun)
+        return not any(self._flying)
 
     def take(self, policy: Policy, size: int) -> bool:
         """May a query of so many items go to one of them?"""
-        return len(self.lost) < len(self._lanes) and offloads(policy, size)
+        return offloads(policy, size) and any(record.lost is None for record in self.records)
 
     def wake(self, lane: int) -> threading.Semaphore | None:
         """The gate to open, if it sleeps. Under the lock."""
@@ -65,35 +100,44 @@ class Lanes:
         self._sleeps[lane] = False
         return self._lanes[lane].gate
 
-    def next_offloaded(self, lane: int) -> Work | None:
+    def next_offloaded(self, lane: int) -> Flight | tuple[()] | None:
         now, books = clock(), self._books
         with books.lock:
-            if lane in self.lost:
+            if self.records[lane].lost is not None:
                 return None
             expired = books.expire(now)
             slices = books.kept(lambda: books.rules.pull_offloaded(lane, now))
-            self._begun[lane] += bool(slices)
-            self._sleeps[lane] = not slices
-            ends = books.closing and not slices
             work = [(id, books.queries[id]) for id, _, _ in slices]
+            flight = Flight(work, [np.empty_like(query.scores) for _, query in work])
+            if work:
+                self._flying[lane].append(flight)
+            self._sleeps[lane] = not work
+            ends = books.closing and not work
         answer_expired(expired)
-        return None if ends else work
+        return None if ends else flight if work else ()
 
-    def begin_offloaded(self, lane: int, work: Work) -> Any:
+    def begin_offloaded(self, lane: int, flight: Flight) -> Any:
         began = clock()
-        for _, query in work:
+        for _, query in flight.work:
             query.ledger.start_s[query.row] = began
-        return self._lanes[lane].device.begin([(q.inputs, q.scores) for _, q in work])
+        expected_s = self._expected_s(lane, flight)
+        flight.began_s, flight.limit_s = began, max(self._hang_s, HANG_TIMES * expected_s)
+        self._watch(began + flight.limit_s)
+        pieces = zip((query.inputs for _, query in flight.work), flight.scores, strict=True)
+        return self._lanes[lane].device.begin(list(pieces))
 
-    def done_offloaded(self, lane: int, work: Work) -> None:
-        now, books = clock(), self._books
+    def done_offloaded(self, lane: int, flight: Flight) -> None:
+        now, books, work = clock(), self._books, flight.work
         with books.lock:
-            if lane in self.lost:  # the cores have these queries now
-                return
-            self._learn(lane, work, now)
+            if not self._flying[lane] or self._flying[lane][0] is not flight:
+                return  # the cores have these queries now
+            self._flying[lane].popleft()
+            for (_, query), scores in zip(work, flight.scores, strict=True):
+                query.scores[:] = scores
+            self.records[lane].requests += 1
+            self._learn(lane, flight, now)
             finished = books.finish([(id, 0, len(query.scores)) for id, query in work])
             books.learn(finished, now)
-            self._begun[lane] -= 1
             books.notify_quiet()
         for _, query in work:
             if query.ledger.trace is not None:
@@ -104,22 +148,63 @@ class Lanes:
             answer(query, Status.OK)
 
     def lose(self, lane: int, error: BaseException) -> None:
+        """It failed: what it had is the cores'. Or it was lost already, and failed again."""
+        record, woken = self.records[lane], None
         with self._books.lock:
-            if lane in self.lost:
-                return
-            self.lost[lane] = error
-            self._books.rules.retire(lane, self._books.work_s)
-            self._begun[lane] = 0
-            woken = self._wake_core()
+            record.why = f"{type(error).__name__}: {error}".splitlines()[0]
+            record.failures += 1
+            if record.lost is None:
+                record.lost = error
+                self._flying[lane].clear()
+                self._books.retire(lane)
+                woken = self._wake_core()
+                self._books.notify_quiet()
         if woken is not None:
             woken.release()
 
-    def _learn(self, lane: int, work: Work, now: float) -> None:
+    def is_lost(self, lane: int) -> bool:
+        return self.records[lane].lost is not None
+
+    def found(self, lane: int) -> None:
+        with self._books.lock:
+            self.records[lane].lost = None
+            self._books.rules.restore(lane)
+            self._sleeps[lane] = False
+
+    def overdue(self, now: float) -> float:
+        """Gives up the devices whose request hangs; when the next one will."""
+        following = math.inf
+        for lane, flying in enumerate(self._flying):
+            due_s = self._due_s(lane, flying)
+            if due_s <= now:
+                self._give_up(lane)
+            else:
+                following = min(following, due_s)
+        return following
+
+    def _give_up(self, lane: int) -> None:
+        self.lose(lane, DeviceHung(f"a request took more than {self._hang_s:g} s"))
+        self._lanes[lane].interrupt()
+
+    def _due_s(self, lane: int, flying: deque[Flight]) -> float:
+        """When the oldest request counts as hung: those before it held it up."""
+        with self._books.lock:
+            if not flying:
+                return math.inf
+            return max(flying[0].began_s, self._done_s[lane]) + flying[0].limit_s
+
+    def _expected_s(self, lane: int, flight: Flight) -> float:
+        admission = self._books.admission_of(lane)
+        if admission is None:
+            return 0.0
+        sizes = ((len(query.scores), query.policy) for _, query in flight.work)
+        return admission.pace * sum(admission.work_s(size, policy) for size, policy in sizes)
+
+    def _learn(self, lane: int, flight: Flight, now: float) -> None:
         """How long a request took, from when the one before it was done. Under the lock."""
         if (admission := self._books.admission_of(lane)) is not None:
-            began = max(work[0][1].ledger.start_s[work[0][1].row], self._done_s[lane])
-            expected_s = sum(admission.work_s(len(q.scores), q.policy) for _, q in work)
-            admission.executed(expected_s, now - began)
+            took_s = now - max(flight.began_s, self._done_s[lane])
+            admission.executed(self._expected_s(lane, flight) / admission.pace, took_s)
         self._done_s[lane] = now
 
     def _trace(self, lane: int, query: Query, now: float) -> None:

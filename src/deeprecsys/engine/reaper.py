@@ -1,4 +1,5 @@
-"""Deadlines that pass while every worker is busy: one thread that sleeps until the next is due."""
+"""What is due while every worker is busy (deadlines, devices that hang): one thread that sleeps
+until the next is."""
 
 from __future__ import annotations
 
@@ -33,11 +34,11 @@ class Reaper:
                 self._thread = threading.Thread(target=self._run, name="reaper", daemon=True)
                 self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, within_s: float) -> None:
         self._stopped = True
         self._wake.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(max(0.0, within_s))
         # Group and reaper know each other; a closed engine's model should be freed at once.
         self._expire = lambda now: math.inf
 

@@ -91,15 +91,16 @@ class Workers:
         """Whose gate to open, if anybody's. Under the lock."""
         return self.sleepers.wake() if self._books.rules.queued_items else None
 
-    def end(self) -> None:
-        """Lets them finish what waits, and go home."""
+    def end(self, until_s: float) -> bool:
+        """Lets them finish what waits, and go home; False: some hang."""
         with self._books.lock:
             self.ending = True
             gates = self.sleepers.everybody_up()
         for gate in gates:
             gate.release()
         for worker in self._at:
-            worker.thread.join()
+            worker.thread.join(max(0.0, until_s - clock()))
+        return not any(worker.thread.is_alive() for worker in self._at)
 
     def replace_hung(self, longest_s: float) -> int:
         """Replaces those that have been executing one request for longer; how many."""

@@ -259,7 +259,7 @@ class Dispatcher:
 
     def retire(
         self, accelerator: int, cost: Callable[[int, Policy], float] = lambda *_: 0.0
-    ) -> None:
+    ) -> list[int]:
         """It is lost: all that it had, begun or not, is the cores' and next in line.
 
         cost: of a query of so many items on the cores."""
@@ -274,6 +274,7 @@ class Dispatcher:
             self._wait(entry, entry.size)
             self._open_cost += entry.size * entry.item_cost
         self._queues[accelerator], self._offloaded_cost[accelerator] = Line(), 0.0
+        return [entry.id for entry in back]
 
     def restore(self, accelerator: int) -> None:
         """It is back."""

@@ -58,7 +58,8 @@ class Device(Protocol):
     """An accelerator: executes whole queries of one model, several as one request.
 
     `begin` is called from one thread and `end` from another, both in the same order; at most
-    `depth` requests are between the two. Whatever either raises means that the device is lost.
+    `depth` requests are between the two. Whatever either raises means that the device is lost
+    until a request of the engine's own succeeds; what was begun before that is never ended.
     """
 
     @property
@@ -67,6 +68,11 @@ class Device(Protocol):
     def emulated(self) -> bool: ...
     @property
     def depth(self) -> int: ...
+    @property
+    def most_items(self) -> int | None:
+        """Of a request, that its memory holds; None: any. Larger queries stay on the cores."""
+        ...
+
     @property
     def service_s(self) -> ServiceTime:
         """Seconds of one request by its items."""

@@ -106,6 +106,7 @@ class Cuda:
 
     emulated = False
     depth = 2
+    most_items: int | None = None
 
     def __init__(
         self, model: Any, number: int = 0, largest: int = 1024, streams: Streams | None = None

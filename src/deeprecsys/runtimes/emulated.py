@@ -22,6 +22,7 @@ class Emulated:
 
     emulated = True
     depth = 1
+    most_items = None
 
     def __init__(self, accelerator: Accelerator, largest: int = 1024, seed: int = 0) -> None:
         """UserError where its figures do not cover requests of `largest` items."""

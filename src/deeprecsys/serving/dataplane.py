@@ -251,7 +251,7 @@ class DataPlane:
         }
 
     def statistics(self) -> dict[str, Any]:
-        executed = sum(self.engine.load().executed) if self.engine else 0
+        executed = self.engine.load().requests if self.engine else 0
         about = {"name": self.served.name, "version": VERSION}
         return {"model_stats": [about | self.observed.statistics(executed)]}
 

@@ -58,7 +58,7 @@ class _Collector:
             bounds.add_sample(bounds.name, {**model, "bound": option}, count)
         yield bounds
         yield one("nv_inference_count", "Items scored.", seen.items, triton)
-        executed = sum(load.executed) if load else 0
+        executed = load.requests if load else 0
         yield one("nv_inference_exec_count", "Requests executed.", executed, triton)
         pending = "nv_inference_pending_request_count"
         yield one(pending, "Queries taken and not answered.", plane.pending)
@@ -94,6 +94,14 @@ class _Collector:
             for worker, seconds in enumerate(load.busy_s):
                 busy.add_sample(busy.name, {**model, "worker": str(worker)}, seconds)
             yield busy
+            present = Metric("deeprecsys_device_present", "1 if it takes queries.", "gauge")
+            failures = Metric("deeprecsys_device_failures", "Failed, or hung.", triton)
+            for number, device in enumerate(load.devices):
+                labels = {**model, "device": device.name, "number": str(number)}
+                present.add_sample(present.name, labels, float(device.present))
+                failures.add_sample(failures.name, labels, device.failures)
+            yield present
+            yield failures
 
 
 def _histograms(name: str, what: str, rows: list[tuple[dict[str, Any], Histogram]]) -> Metric:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from deeprecsys.core import Policy, UserError
-from deeprecsys.engine import Engine, topology
+from deeprecsys.engine import Engine, Load, topology
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.serving import metrics, page
 from deeprecsys.serving.bounds import Bounds
@@ -70,6 +70,7 @@ class Server:
         self.address = address or Address()
         self.plane = DataPlane(served, bounds, log)
         self.site = Site(self.plane, self._pages(), self.address.key)
+        self._failures: dict[int, int] = {}  # of each accelerator, as they were logged
         self.http_port = 0
         self.grpc_port: int | None = None
         self.started, self.ready = threading.Event(), threading.Event()
@@ -186,7 +187,16 @@ class Server:
                 if engine.replace_hung(self.served.longest_s):
                     self.log("worker replaced", why=engine.load().lost_workers[-1])
                 load = engine.load()
+                self._say_failures(load)
                 self.plane.observed.tick(now_s, load.queued_items, load.busy_s)
+
+    def _say_failures(self, load: Load) -> None:
+        """Of accelerators, since the last look."""
+        for number, device in enumerate(load.devices):
+            if device.failures > self._failures.get(number, 0):
+                self._failures[number] = device.failures
+                about = {"number": number, "present": device.present, "why": device.why}
+                self.log("accelerator failed", name=device.name, **about)
 
     async def _drain(self, site: Site, listener: asyncio.Server, grpc_server: Any) -> None:
         """Says that it is not ready and goes on for a while, for load balancers see it late; then
@@ -215,7 +225,10 @@ class Server:
             await stopping
         plane.threads.close()
         if plane.engine is not None:
-            self.left_behind = not await _ends(plane.engine.close, until + 0.5 - clock())
+            self.left_behind = not await _ends(
+                partial(plane.engine.close, within_s=max(0.0, until - clock())),
+                until + 0.5 - clock(),
+            )
         else:
             self.left_behind = loading and self.failure is None
 
@@ -334,15 +347,14 @@ def _in_thread(
     threading.Thread(target=run, name=name, daemon=True).start()
 
 
-async def _ends(act: Callable[[], Any], within_s: float) -> bool:
-    """Does it, in a thread, end in time?"""
-    ended = asyncio.Event()
-    _in_thread(act, "ending", lambda *_: ended.set())
+async def _ends(act: Callable[[], bool], within_s: float) -> bool:
+    """Does it, in a thread, end in time, and say that it left nothing behind?"""
+    ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    _in_thread(act, "ending", lambda clean, _: ended.set_result(bool(clean)))
     try:
-        await asyncio.wait_for(ended.wait(), max(within_s, 0.5))
+        return await asyncio.wait_for(asyncio.shield(ended), max(within_s, 0.5))
     except TimeoutError:
         return False
-    return True
 
 
 def _tls(address: Address) -> ssl.SSLContext | None:
