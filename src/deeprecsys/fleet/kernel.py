@@ -17,9 +17,9 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from deeprecsys.core import FloatArray
+from deeprecsys.simulation.compiled import compiled
 from deeprecsys.simulation.kernels import _busy, _cost_s, _device_s, _occupy
 
 RANDOM, ROUND_ROBIN, TWO_CHOICES, LEAST_QUERIES, LEAST_ITEMS, SIZE_AWARE = range(6)
@@ -28,7 +28,7 @@ DOWN, UP, SLOW = range(3)
 LEAST_S, STEP, BINS = 1e-6, 1e-2, 2304
 DONE, GROW = 0, 1
 # Of what only compiled code calls: wrappers for Python of forty arrays take longer to compile.
-INNER = {"cache": True, "nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 class State(NamedTuple):
@@ -111,7 +111,7 @@ class Kept(NamedTuple):
     machine: Any
 
 
-@njit(cache=True, nogil=True, no_cfunc_wrapper=True)  # type: ignore[untyped-decorator]
+@compiled(no_cfunc_wrapper=True)
 def serve_fleet(
     first: int,
     first_event: int,
@@ -162,7 +162,7 @@ def serve_fleet(
     return arrival_s.size, e, DONE
 
 
-@njit(cache=True, nogil=True, no_cfunc_wrapper=True)  # type: ignore[untyped-decorator]
+@compiled(no_cfunc_wrapper=True)
 def finish_fleet(
     first_event: int,
     event_s: FloatArray,
@@ -190,13 +190,13 @@ def finish_fleet(
     return event_s.size, DONE
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _tight(state: State, room: int) -> bool:
     """Half full: a failing machine may hand all it has to another."""
     return bool(2 * state.fullest[0] >= room - 2 or state.spares[0] < 1)
 
 
-@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
+@compiled(**INNER, _nrt=False)
 def _hand_over(
     slot: int, now: float, state: State, rules: Rules, tables: Any, device_tables: Any,
     counts: Counts, kept: Kept, rng: Any, device_rng: Any, balancer_rng: Any,
@@ -240,7 +240,7 @@ def _hand_over(
              counts, kept, rng)  # fmt: skip
 
 
-@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
+@compiled(**INNER, _nrt=False)
 def _execute(
     m: int, slot: int, arrived: float, state: State, batch: int, tables: Any, counts: Counts,
     kept: Kept, rng: Any,
@@ -271,7 +271,7 @@ def _execute(
           finish, slot)  # fmt: skip
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _waiting(m: int, state: State) -> int:
     """Open queries of a machine that wait for its accelerators: in no heap yet."""
     count = 0
@@ -280,7 +280,7 @@ def _waiting(m: int, state: State) -> int:
     return count
 
 
-@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
+@compiled(**INNER, _nrt=False)
 def _settle(
     m: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts, kept: Kept
 ) -> None:
@@ -306,7 +306,7 @@ def _settle(
         state.spares[0] += 1
 
 
-@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
+@compiled(**INNER, _nrt=False)
 def _advance(
     m: int, d: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts,
     kept: Kept,
@@ -349,7 +349,7 @@ def _advance(
         state.executing[d] = 0
 
 
-@njit(**INNER, _nrt=False)  # type: ignore[untyped-decorator]
+@compiled(**INNER, _nrt=False)
 def _choose(
     size: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts,
     kept: Kept, rng: Any,
@@ -388,7 +388,7 @@ def _choose(
     return int(best)
 
 
-@njit(**INNER)  # type: ignore[untyped-decorator]
+@compiled(**INNER)
 def _happen(
     e: int, event_s: FloatArray, event: Any, event_machine: Any, event_value: FloatArray,
     state: State, rules: Rules, tables: Any, device_tables: Any, counts: Counts, kept: Kept,
@@ -435,12 +435,12 @@ def _happen(
                    balancer_rng)  # fmt: skip
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _stretch(now: float, counts: Counts) -> int:
     return int(min(int(now / counts.stretch_s), counts.busy_s.shape[0] - 1))
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _push(times: FloatArray, slots: Any, n: int, time: float, slot: int) -> None:
     """Into a heap of n."""
     while n > 0:
@@ -452,7 +452,7 @@ def _push(times: FloatArray, slots: Any, n: int, time: float, slot: int) -> None
     times[n], slots[n] = time, slot
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _pop(times: FloatArray, slots: Any, n: int) -> None:
     """The first of a heap of n goes."""
     time, slot = times[n - 1], slots[n - 1]

@@ -17,12 +17,12 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from deeprecsys.core import FloatArray
+from deeprecsys.simulation.compiled import compiled
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled()
 def serve(
     arrival_s: FloatArray,
     size: Any,
@@ -64,7 +64,7 @@ def serve(
     return requests
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled()
 def serve_adaptive(
     arrival_s: FloatArray,
     size: Any,
@@ -139,7 +139,7 @@ def serve_adaptive(
     return requests, head, left
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled()
 def serve_offloaded(
     arrival_s: FloatArray,
     size: Any,
@@ -208,7 +208,7 @@ def serve_offloaded(
             last[k] = q
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _device_s(tables: Any, items: int, draw: float) -> float:
     """Seconds of a request on an accelerator."""
     quantiles = tables.spread.shape[2]
@@ -218,7 +218,7 @@ def _device_s(tables: Any, items: int, draw: float) -> float:
     return float(seconds)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _busy(free_s: FloatArray, now: float) -> int:
     """Workers that execute once one more has begun."""
     busy = 1
@@ -227,7 +227,7 @@ def _busy(free_s: FloatArray, now: float) -> int:
     return busy
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _cost_s(
     tables: Any, items: int, begun: int, busy: int, now: float, idle: float, shift: int, rng: Any
 ) -> float:
@@ -255,7 +255,7 @@ def _cost_s(
     return float(seconds)
 
 
-@njit(cache=True, nogil=True, inline="always")  # type: ignore[untyped-decorator]
+@compiled(inline="always")
 def _occupy(free_s: FloatArray, who: Any, until: float) -> int:
     """The first free worker is busy until then; its number. Sifts the heap's top down."""
     mine = who[0]

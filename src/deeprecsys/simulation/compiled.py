@@ -1,0 +1,50 @@
+"""The one place where kernels are compiled: by numba, without the GIL, kept for the next process.
+
+What is kept is a convenience and no more: where nothing can be written (read-only code and home),
+and where what was written cannot be read (damaged, or of a version whose classes have moved),
+kernels are compiled anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from numba import njit
+from numba.core.caching import FunctionCache
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[Kernel], Kernel]:
+    """A decorator; options are numba's. Of a kernel that is inlined nothing is kept."""
+
+    def decorate(function: Kernel) -> Kernel:
+        kernel = njit(nogil=True, **options)(function)
+        if options.get("inline") != "always":
+            with suppress(RuntimeError):  # no folder for it can be written
+                kernel._cache = _Kept(function)
+        return kernel  # type: ignore[no-any-return]
+
+    return decorate
+
+
+class _Kept(FunctionCache):  # type: ignore[misc]
+    """numba's own cache, but trouble with it is no trouble of whoever calls a kernel.
+
+    numba unpickles an index before it asks whether that is of this source, and an index names
+    classes by their modules: after an upgrade that had moved one, no simulation ran.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:
+            with suppress(OSError):
+                self.flush()  # so that the next process need not stumble over it
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        with suppress(Exception):
+            super().save_overload(sig, data)
