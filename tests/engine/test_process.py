@@ -30,12 +30,6 @@ def test_usable_cores_are_those_of_the_affinity_mask_and_the_quota(monkeypatch):
     assert topology.usable_cores() == allowed[:1]
 
 
-@pytest.mark.parametrize(("text", "quota"), [("150000 100000", 1.5), ("max 100000", None)])
-def test_a_container_quota_is_read(monkeypatch, text, quota):
-    monkeypatch.setattr(topology, "_read", lambda path: text if path.endswith("cpu.max") else None)
-    assert topology.cpu_quota() == quota
-
-
 def test_the_machine_is_described_for_results():
     machine = topology.machine()
     assert machine["cores"] >= 1

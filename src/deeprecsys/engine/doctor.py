@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 
-from deeprecsys.engine import topology
+from deeprecsys.engine import quotas, topology
 from deeprecsys.engine.process import Neighbours, generator_priority, pin_thread
 
 Level = Literal["ok", "note", "spoils"]
@@ -59,6 +59,11 @@ def cores(_: Mapping[str, str]) -> Finding:
     value = f"{len(usable)} usable of {present}, " + (
         "no quota" if quota is None else f"quota of {quota:g}"
     )
+    if unread := quotas.tightest().unread:
+        return Finding(
+            "cores", value, "note", f"what {', '.join(unread)} says is not understood, so ignored",
+            "say --workers if the container has less",
+        )  # fmt: skip
     if quota is not None and quota < 1:
         return Finding(
             "cores", value, "spoils",

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from deeprecsys.engine import quotas
+
 
 def usable_cores() -> list[int]:
     """Cores of this process's affinity mask, as many as the container's quota pays for."""
@@ -28,16 +30,8 @@ def usable_cores() -> list[int]:
 
 
 def cpu_quota() -> float | None:
-    """Cores' worth of time that the container may use, or None without a limit."""
-    limit, period = _read("/sys/fs/cgroup/cpu.max"), "100000"
-    if limit:
-        limit, period = [*limit.split(), period][:2]
-    else:
-        limit = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us") or period
-    if not limit or limit == "max" or int(limit) <= 0:
-        return None
-    return int(limit) / int(period)
+    """Cores' worth of time that this process's containers allow it, or None without a limit."""
+    return quotas.tightest().cores
 
 
 @cache

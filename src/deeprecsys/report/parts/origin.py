@@ -52,6 +52,8 @@ def _pool(pool: dict[str, Any]) -> str:
     every = ", every row of the tables" if pool.get("every_row") else ""
     users = f" of {pool['users']:,} users" if pool.get("users", 1) > 1 else ""
     touched = _mib(pool["touched_bytes"])
+    if cache := pool.get("cache_bytes"):
+        touched += f" ({pool['touched_bytes'] / cache:.1f} times the last-level cache)"
     return f"pool of {pool['items']:,} items{users} touching {touched}{every}"
 
 
