@@ -98,8 +98,9 @@ def test_not_one_answer_is_exit_code_1_and_says_why(search, capsys):
     asked = ["--find-capacity", "--sla-ms", "20", "--budget-s", "2"] if search else [
         "--qps", "100", "--queries", "20"]  # fmt: skip
     with HttpStub(act=lambda n: Act(500)) as stub:
-        code = call(["load", stub.url, "--model", "m", "--json", "o.json", *asked])
+        code = call(["load", stub.url, "--model", "m", "--json", "o.json", "--out", "run", *asked])
     assert code == 1
+    assert "not one query was answered" in Path("run/report.html").read_text()
     out = capsys.readouterr().out
     assert "not one query was answered with scores (" in out
     assert "answered 500: because of 500" in out

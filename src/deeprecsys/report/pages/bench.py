@@ -25,6 +25,8 @@ def body(summary: dict[str, Any], records: Records | None, requests: Requests | 
 
 
 def _verdict(summary: dict[str, Any]) -> str:
+    if summary.get("answered") == 0:  # of a remote server's queries: there is nothing to tell
+        return str(summary["verdict"])
     said = (
         f"{text.policy(summary['policy'])} at {text.rate(summary['rate_qps'])} queries/s: "
         f"p95 {text.ms(summary['p95_s'])} ms {text.interval(summary['p95_interval_s'], text.ms)}"
