@@ -1,5 +1,6 @@
 """How the load client reaches a server: every address of its name, TLS, headers; or says why."""
 
+import errno
 import socket
 import time
 from contextlib import closing
@@ -7,13 +8,13 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from deeprecsys.client import pools, server
+from deeprecsys.client import http, pools, server
 from deeprecsys.client.access import Access
 from deeprecsys.client.client import Client
-from deeprecsys.client.http import HttpLoad
+from deeprecsys.client.http import HttpLoad, _rest
 from deeprecsys.client.server import Address
 from deeprecsys.client.sheet import Rows, Sheet, new_file
-from deeprecsys.client.sockets import places
+from deeprecsys.client.sockets import _record, places
 from deeprecsys.core import Schedule, Status, UserError
 from stub_server import Act, GrpcStub, HttpStub
 
@@ -40,9 +41,9 @@ def run(url, n=20, gap_s=0.004, size=5, **options):
         return {Status(value).name for value in records.status}, client.last_run()
 
 
-def rows_of(n):
+def rows_of(n, gap_s=0.01):
     sheet = Sheet(new_file(), n)
-    sheet.fill(Schedule(np.arange(n) * 0.01, np.ones(n, np.int64)), np.zeros(n, np.int64))
+    sheet.fill(Schedule(np.arange(n) * gap_s, np.ones(n, np.int64)), np.zeros(n, np.int64))
     return sheet, Rows(sheet, 0, 1, time.perf_counter())
 
 
@@ -100,6 +101,40 @@ def test_a_name_of_which_no_address_answers_is_not_reached():
     with closing(load):
         tally = load.run(rows_of(5)[1], message)
     assert (tally.unanswered, tally.unreached, tally.refused) == (5, 5, 5)
+
+
+def test_without_more_files_queries_wait_for_the_connections_there_are(monkeypatch):
+    made = []
+
+    class Few(socket.socket):
+        def __init__(self, *arguments, **options):
+            if len(made) == 2:
+                raise OSError(errno.EMFILE, "Too many open files")
+            made.append(self)
+            super().__init__(*arguments, **options)
+
+    with HttpStub(act=lambda n: Act(delay_s=0.05)) as stub:
+        load = HttpLoad(Address.parse(stub.url), 256, 10, ACCESS)
+        _, rows = rows_of(12, gap_s=0.001)
+        with closing(load), monkeypatch.context() as few:
+            few.setattr(http.socket, "socket", Few)
+            tally = load.run(rows, message)
+    assert tally.by_status == {"200": 12}
+    assert tally.unanswered == 0
+    assert len(made) == 2
+
+
+def test_records_of_tls_hold_what_fits_and_lose_nothing():
+    parts = [b"head", bytes(range(200)), b"x" * 40_000, b"tail"]
+    whole, sent, left = b"".join(parts), [], list(parts)
+    while left:
+        record = bytes(_record(left))
+        assert 0 < len(record) <= 16 << 10
+        sent.append(record)
+        left = _rest(left, len(record))
+        left = [part for part in left if len(part)]
+    assert b"".join(sent) == whole
+    assert len(sent) == 3
 
 
 def test_what_is_sent_over_tls_is_what_is_sent_without(either, authority):

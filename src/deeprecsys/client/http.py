@@ -45,6 +45,7 @@ _LONGEST_HEAD = 64 << 10
 _KEPT_BYTES = 2000  # of an error's body, for its text
 _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 _IDLE = -1
+_NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)
 _MOST_PARTS = 1000  # that one `sendmsg` takes
 
 Message = Callable[[int, int], tuple[list[Any], int]]  # offset, size -> parts, bytes
@@ -310,7 +311,11 @@ class HttpLoad:
         for place, *others in _tails(to or self._places):
             try:
                 return self._begin(place, others)
-            except OSError as error:  # of no more files, as well
+            except OSError as error:
+                if error.errno in _NO_MORE_FILES and self._connections:
+                    self._most = len(self._connections)  # as good as no more connections
+                    self._waiting.append(row)
+                    return None
                 why = reason(error)
         self._rows.submit_s[row] = clock()
         self._unanswered(row, why, reached=False)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 from deeprecsys.client.access import tls_reason
 
+_RECORD_BYTES = 16 << 10  # RFC 8446, 5.1
+
 
 class Place(NamedTuple):
     """One address of a name."""
@@ -44,9 +46,9 @@ class Secure:
         self._sock.close()
 
     def sendmsg(self, parts: Sequence[Any]) -> int:
-        """Some of the first part, a record of TLS at most."""
+        """Some of the parts, a record of TLS at most: small ones share one."""
         try:
-            return int(self._secured().send(parts[0]))
+            return int(self._secured().send(_record(parts)))
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as wait:
             raise BlockingIOError from wait
 
@@ -73,6 +75,16 @@ class Secure:
             if error.errno == errno.ENOTCONN:
                 raise BlockingIOError from error
             raise
+
+
+def _record(parts: Sequence[Any]) -> Any:
+    """The same bytes for the same parts: what TLS could not send, it wants to see again."""
+    length = 0
+    for n, part in enumerate(parts):
+        if length + len(part) > _RECORD_BYTES:
+            return b"".join([*parts[:n], memoryview(part)[: _RECORD_BYTES - length]])
+        length += len(part)
+    return b"".join(parts)
 
 
 def reason(error: OSError) -> str:
