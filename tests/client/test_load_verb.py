@@ -93,6 +93,33 @@ def test_a_missed_target_is_exit_code_1(capsys):
     assert "misses p95" in capsys.readouterr().out
 
 
+KEYS = json.loads((Path(__file__).parents[1] / "experiments" / "keys.json").read_text())
+
+
+def has(found, path):
+    """Is there a value at `a.b[].c`? An empty list, or null, has everything."""
+    for name in path.split("."):
+        if not found:
+            return True
+        found = found[0] if isinstance(found, list) else found
+        if name.removesuffix("[]") not in found:
+            return False
+        found = found[name.removesuffix("[]")]
+    return True
+
+
+@pytest.mark.parametrize("verb", ["load", "load --find-capacity"])
+def test_no_key_of_the_json_has_gone(verb):
+    asked = ["--qps", "100", "--queries", "50"]
+    if verb != "load":
+        asked = ["--find-capacity", "--budget-s", "3"]
+    with HttpStub() as stub:
+        call(["load", stub.url, "--model", "m", "--sla-ms", "50", "--json", "o.json", *asked])
+    found = json.loads(Path("o.json").read_text())
+    assert len(KEYS[verb]) > 50
+    assert [path for path in KEYS[verb] if not has(found, path)] == []
+
+
 @pytest.mark.parametrize("search", [False, True])
 def test_not_one_answer_is_exit_code_1_and_says_why(search, capsys):
     asked = ["--find-capacity", "--sla-ms", "20", "--budget-s", "2"] if search else [
