@@ -1,30 +1,48 @@
 # One command each. `make setup` is included in all of them.
 PYTHON ?= python3
-VENV := .venv
+# A folder for each Python that is asked for: `make test PYTHON=python3.12` leaves .venv alone.
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c \
+  'import sys; print("%d.%d" % sys.version_info[:2])'))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# As many as there are cores; a core that is done takes over what another has before it.
+PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
-.PHONY: setup tune test check bench bench-serving bench-reliability bench-gpu characterise validate results clean
+.PHONY: setup tune test check static kernels bench bench-serving bench-reliability bench-gpu \
+  characterise validate results clean
 
 setup: $(READY)
 
-# pip, not uv: the CPU build of torch comes as torch==2.13.0 and nothing else.
+# torch first, by pip and by itself: so its CPU build comes, and nothing else.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(PIP) torch
+	$(PIP) -e '.[all,dev]'
 	touch $@
 
 tune: setup
 	$(BIN)/deeprecsys tune dlrm-rmc1
 
+# What is measured is measured alone, when all else is done.
 test: setup
+	$(MAKE) --no-print-directory --jobs 2 static kernels
+	$(BIN)/pytest -m "not measures" $(PARALLEL)
+	$(BIN)/pytest -m measures
+
+# Before each commit: what needs no engine.
+check: setup
+	$(MAKE) --no-print-directory --jobs 2 static kernels
+	$(BIN)/pytest -m "not measures and not engine" $(PARALLEL)
+
+static: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/pytest
 
-check: test
+# Compiled once, before processes that run at the same time would each do it.
+kernels: setup
+	$(BIN)/python tests/compile_kernels.py
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
@@ -55,4 +73,4 @@ bench-gpu: setup
 	$(BIN)/python benchmarks/gpu.py
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-*

@@ -1,6 +1,18 @@
-"""Shared by all tests: helpers beside this file can be imported by name."""
+"""Shared by all tests: helpers beside this file can be imported by name.
+
+Two markers say what a test needs. `engine`: it opens an engine, a server or a client; `make check`
+leaves it out. `measures`: what it asserts was measured, so it runs alone on the machine; the rest
+runs on every core.
+"""
 
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+# What lands is judged by the same examples each time; `--hypothesis-profile=search` draws others.
+settings.register_profile("suite", derandomize=True, database=None, deadline=None)
+settings.register_profile("search", deadline=None)
+settings.load_profile("suite")

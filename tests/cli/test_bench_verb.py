@@ -3,10 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 from small import SMALL
 
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records
+
+pytestmark = pytest.mark.measures
 
 
 def test_bench_of_queries_that_hold_their_users_inputs_once(tmp_path):

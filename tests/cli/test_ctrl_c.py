@@ -10,6 +10,8 @@ import time
 import pytest
 from small import SMALL
 
+pytestmark = pytest.mark.measures
+
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a process is POSIX")
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from deeprecsys.cli.main import call
 from deeprecsys.engine import doctor
 
 
+@pytest.mark.measures
 def test_report_rebuilds_the_report(bench_folder, capsys):
     target = bench_folder / "report.html"
     before = target.read_bytes()
@@ -16,6 +17,7 @@ def test_report_rebuilds_the_report(bench_folder, capsys):
     assert target.read_bytes() == before
 
 
+@pytest.mark.measures
 def test_a_run_compared_with_itself_is_not_significant(bench_folder, tune_folder, capsys):
     assert call(["compare", str(bench_folder), str(bench_folder)]) == 0
     assert "1.00×" in capsys.readouterr().out
@@ -25,6 +27,7 @@ def test_a_run_compared_with_itself_is_not_significant(bench_folder, tune_folder
 
 
 @pytest.mark.parametrize(("factor", "code"), [(0.5, 1), (2.0, 0)])
+@pytest.mark.measures
 def test_a_clear_difference_is_significant_and_a_worse_second_fails(
     tmp_path, tune_folder, factor, code
 ):

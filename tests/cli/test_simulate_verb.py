@@ -39,6 +39,7 @@ def test_simulate_tunes_a_law(tmp_path, capsys):
     assert "no rate meets" in capsys.readouterr().out
 
 
+@pytest.mark.measures
 def test_simulate_profiles_a_model_and_takes_the_profile_again(tmp_path, capsys):
     arguments = ["simulate", "ncf", "--scale", "0.001", "--qps", "100", "--queries", "2000"]
     assert call([*arguments, "--profile-s", "2", "--out", "first"]) == 0

@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
 from small import SMALL
 
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records
+
+pytestmark = pytest.mark.measures
 
 
 def test_tune_writes_what_the_design_promises(tune_folder):

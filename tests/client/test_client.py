@@ -19,6 +19,8 @@ from deeprecsys.tuning import Effort, Observer, find_capacity
 from deeprecsys.workload import Workload
 from stub_server import Act, GrpcStub, HttpStub
 
+pytestmark = pytest.mark.engine
+
 STUBS = {"http": HttpStub, "grpc": GrpcStub}
 
 

@@ -21,6 +21,8 @@ from deeprecsys.experiments.loading import load, load_capacity
 from deeprecsys.workload import Workload
 from stub_server import Act, HttpStub
 
+pytestmark = pytest.mark.measures
+
 
 @pytest.fixture(autouse=True)
 def in_a_folder_of_its_own(tmp_path, monkeypatch):

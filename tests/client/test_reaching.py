@@ -18,6 +18,8 @@ from deeprecsys.client.sockets import _record, places
 from deeprecsys.core import Schedule, Status, UserError
 from stub_server import Act, GrpcStub, HttpStub
 
+pytestmark = pytest.mark.engine
+
 ACCESS = Access()
 HEAD = b'{"inputs": []}'
 QUERY = b"POST /v2/models/m/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (len(HEAD), HEAD)

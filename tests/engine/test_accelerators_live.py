@@ -18,6 +18,8 @@ from deeprecsys.workload import Workload
 from stub_device import StubDevice
 from stub_model import StubModel, StubRuntime
 
+pytestmark = pytest.mark.engine
+
 WAIT_S = 10
 OFFLOAD = Policy(8, offload_threshold=10, most_items=100)
 

@@ -20,6 +20,8 @@ from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.workload import Workload
 from stub_model import StubModel, StubRuntime
 
+pytestmark = pytest.mark.engine
+
 WAIT_S = 10
 
 

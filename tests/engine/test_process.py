@@ -78,6 +78,7 @@ def test_a_disturbance_is_what_others_used_of_the_cores(monkeypatch, after, shar
     assert Neighbours(2).share() == pytest.approx(share)
 
 
+@pytest.mark.measures
 def test_the_calibrated_service_time_is_the_runtimes():
     law = ServiceTime.linear(2e-3, 1e-5)
     found = calibrate.service_time(FixedTime(law), StubModel(), [None, None], 64)

@@ -28,6 +28,7 @@ def profiled(profile=None, **more):
     )
 
 
+@pytest.mark.measures
 def test_a_profile_is_the_runtimes_law_at_every_point():
     found = profiled()
     assert set(found.points) == set(GRID.points)
@@ -37,6 +38,7 @@ def test_a_profile_is_the_runtimes_law_at_every_point():
         assert samples.median_s == pytest.approx(float(LAW(batch)), rel=0.5)
 
 
+@pytest.mark.measures
 def test_it_goes_on_where_it_was_stopped():
     visits = []
     first = profiled(stop=lambda: len(visits) >= 5, on_visit=lambda p, point: visits.append(point))
@@ -50,6 +52,7 @@ def test_it_goes_on_where_it_was_stopped():
         np.testing.assert_array_equal(kept, samples.seconds)
 
 
+@pytest.mark.measures
 def test_the_budget_ends_it_and_every_point_is_visited_before_any_twice():
     found = profiled(budget_s=0.1)
     rounds = [samples.rounds for samples in found.points.values()]
@@ -65,6 +68,7 @@ def test_every_point_is_visited_once_whatever_the_budget_and_the_time_that_its_i
     assert again.points.keys() == found.points.keys()
 
 
+@pytest.mark.measures
 def test_all_busy_workers_execute_at_the_same_time():
     inside, most, lock = [0], [0], threading.Lock()
 
@@ -87,6 +91,7 @@ def test_busy_levels_end_with_all_workers(workers, levels):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.measures
 def test_the_classes_cover_a_request_and_each_model_has_its_own(name):
     found = measure_operators(load_model(name, scale=0.001), 16, seconds=0.05)
     assert sum(found.shares.values()) == pytest.approx(1.0)
@@ -198,6 +203,7 @@ def test_the_law_of_a_profile_is_its_means_with_all_busy(tmp_path):
         ServiceTime.from_profile(Profile({}))
 
 
+@pytest.mark.measures
 def test_a_profile_survives_its_file(tmp_path):
     profile = profiled()
     profile.save(tmp_path / "p.json")
@@ -238,6 +244,7 @@ def test_a_profile_of_something_else_is_refused():
         before_there_were_any.check(query_inputs=True)
 
 
+@pytest.mark.measures
 def test_requests_of_users_whose_inputs_come_once_are_profiled(monkeypatch):
     monkeypatch.setattr(topology, "last_level_cache_bytes", lambda: 1 << 18)
     model = load_model("din", scale=1e-4, query_inputs=True)

@@ -11,6 +11,8 @@ from deeprecsys.engine.reaper import Reaper
 from stub_model import HeldRuntime, StubModel
 from waiting import WAIT_S, until
 
+pytestmark = pytest.mark.engine
+
 
 @pytest.fixture
 def runtime():

@@ -14,6 +14,8 @@ from deeprecsys.experiments.profiling import profile
 from deeprecsys.experiments.tuning import CHECKED_AT, Check
 from deeprecsys.report import read_run
 
+pytestmark = pytest.mark.measures
+
 # Every path to a value in the JSON of version 0.1's verbs; a later version may add, not take away.
 KEYS = json.loads((Path(__file__).parent / "keys.json").read_text())
 LAW = ["--service", "linear:1e-4,1.5e-5", "--workers", "4", "--sla-ms", "50"]

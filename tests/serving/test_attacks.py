@@ -17,6 +17,8 @@ from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.server import Address
 from stub_model import StubModel, StubRuntime
 
+pytestmark = pytest.mark.engine
+
 INFER = "POST /v2/models/stub/infer HTTP/1.1\r\n"
 LIVE = b"GET /v2/health/live HTTP/1.1\r\n\r\n"
 

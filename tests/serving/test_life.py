@@ -23,6 +23,8 @@ from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
 from stub_model import StubModel, StubRuntime
 
+pytestmark = pytest.mark.engine
+
 SLOW = ServiceTime.linear(base_s=0.02, per_item_s=0.0)
 
 

@@ -11,6 +11,8 @@ import pytest
 from browser import CHROMIUM, Browser
 from deeprecsys.serving.page import CONTENT_SECURITY_POLICY, live_page, plotly_js
 
+pytestmark = pytest.mark.engine
+
 needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium here: install Debian's package chromium"
 )

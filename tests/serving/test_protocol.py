@@ -16,6 +16,8 @@ from tritonclient.utils import InferenceServerException
 from deeprecsys.models import load_model
 from deeprecsys.protocol.grpc_schema import HEALTH, SERVICE, message
 
+pytestmark = pytest.mark.engine
+
 MODEL = load_model("dlrm-rmc1", scale=0.001)
 N = 7
 

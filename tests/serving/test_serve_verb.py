@@ -56,6 +56,7 @@ def test_policies_that_do_not_fit_are_refused(capsys, policy):
     assert "holds no policy" in capsys.readouterr().err
 
 
+@pytest.mark.engine
 def test_a_server_process_from_start_to_sigterm(policy, tmp_path):
     totals = tmp_path / "totals.json"
     process = subprocess.Popen(
