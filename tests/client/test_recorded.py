@@ -15,6 +15,8 @@ from deeprecsys.core import Schedule, Status, UserError
 from deeprecsys.protocol import tensors
 from stub_server import GrpcStub, HttpStub
 
+pytestmark = pytest.mark.engine
+
 INPUTS = (Tensor("dense", "FP32", (-1, 4)), Tensor("ids", "INT32", (-1, 3)))
 SIZES = [2, 1, 3]
 

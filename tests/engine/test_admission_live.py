@@ -9,6 +9,8 @@ from stub_device import StubDevice
 from stub_model import StubModel, StubRuntime
 from waiting import WAIT_S, until
 
+pytestmark = pytest.mark.engine
+
 OFFLOAD = Policy(8, offload_threshold=10, most_items=20)
 
 

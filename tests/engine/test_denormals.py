@@ -16,6 +16,8 @@ from deeprecsys.models import load_model
 from deeprecsys.runtimes.eager import Eager
 from stub_model import StubModel, StubRuntime
 
+pytestmark = pytest.mark.engine
+
 WAIT_S = 10
 TINY = np.full(4, 1e-39, np.float32)
 HALF = np.full(4, 0.5, np.float32)

@@ -12,6 +12,8 @@ from stub_device import StubDevice
 from stub_model import HeldRuntime, StubModel, StubRuntime
 from waiting import WAIT_S, until
 
+pytestmark = pytest.mark.engine
+
 OFFLOAD = Policy(8, offload_threshold=10, most_items=20)
 
 

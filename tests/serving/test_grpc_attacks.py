@@ -16,6 +16,8 @@ from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.server import Address
 from stub_model import StubModel, StubRuntime
 
+pytestmark = pytest.mark.engine
+
 
 @contextlib.contextmanager
 def channel(server):

@@ -4,12 +4,15 @@ import http.client
 import threading
 
 import numpy as np
+import pytest
 from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.core import Policy
 from stub_device import StubDevice
 from stub_model import StubModel, StubRuntime
 from waiting import until
+
+pytestmark = pytest.mark.engine
 
 
 def query(n):
