@@ -73,10 +73,19 @@ def test_a_server_is_reached_at_any_address_of_its_name(either, host):
         assert run(stub.url)[0] == {"OK"}
 
 
+class Late(socket.socket):
+    """Whose connection fails as one to a distant machine does: later."""
+
+    def connect_ex(self, address):
+        super().connect_ex(address)
+        return errno.EINPROGRESS
+
+
 @ipv6
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 @pytest.mark.parametrize("told", [True, False])
-def test_queries_go_where_the_name_answers(monkeypatch, host, told):
+@pytest.mark.parametrize("kind", [socket.socket, Late])
+def test_queries_go_where_the_name_answers(monkeypatch, host, told, kind):
     """Whichever address comes first, and whether or not the questions before said which one."""
     order = [(socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1")]
     with HttpStub(host=host) as stub:
@@ -85,6 +94,7 @@ def test_queries_go_where_the_name_answers(monkeypatch, host, told):
             for family, ip in order
         ]
         monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: found)
+        monkeypatch.setattr(http.socket, "socket", kind)
         peer = host if told else None
         load = HttpLoad(Address("http", "both", stub.port), 8, 5, ACCESS, peer)
         sheet, rows = rows_of(8)
