@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deeprecsys.client import http, pools, server
-from deeprecsys.client.access import Access
+from deeprecsys.client.access import Access, tls_trouble
 from deeprecsys.client.client import Client
 from deeprecsys.client.http import HttpLoad, _rest
 from deeprecsys.client.server import Address
@@ -188,6 +188,26 @@ def test_a_wrong_certificate_is_said_as_such(either, authority, name, trusted, s
         Client(stub.url, "m", ca_file=authority.ca if trusted else None).__enter__()
     assert "\n" not in str(e.value)
     assert "no answer" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("certificate has expired", "out of date (certificate has expired): renew it"),
+        ("x: CERTIFICATE_VERIFY_FAILED: certificate has expired: OK", "(certificate has expired)"),
+        ("certificate is not yet valid", "out of date (certificate is not yet valid): renew it"),
+        ("x: CERTIFICATE_VERIFY_FAILED: self signed certificate: OK", "(self signed certificate)"),
+        ("Hostname mismatch, certificate is not valid for 'a'.", "not for this name"),
+        ("Peer name a is not in peer certificate", "not for this name"),
+        ("SSL routines: WRONG_VERSION_NUMBER: x", "speaks no TLS"),
+    ],
+)
+def test_a_librarys_words_become_ones_that_mend(words, says):
+    assert says in tls_trouble(words)
+
+
+def test_words_of_other_troubles_stay():
+    assert tls_trouble("failed to connect to all addresses; last error: refused") is None
 
 
 def test_a_certificate_that_turns_bad_between_runs_is_said(authority):

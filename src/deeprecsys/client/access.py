@@ -23,6 +23,7 @@ _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.
 _SECRET = ("--key", "--header")
 _CERTIFICATE = "its certificate is not trusted ({}): name who signed it with --ca-file"
 _NAME = "its certificate is not for this name ({}): write the URL as the certificate says"
+_DATE = "its certificate is out of date ({}): renew it, or set this machine's clock"
 _PLAIN = "it speaks no TLS on this port: write http:// or grpc://"
 NO_HANDSHAKE = "it does not answer a TLS handshake: if it speaks none on this port, write http://"
 
@@ -131,6 +132,8 @@ def tls_trouble(text: str) -> str | None:
     """The same of a library's words; None if they are of no trouble with TLS."""
     if re.search("(host ?name|ip address) mismatch|hostname verification|peer name", text, re.I):
         return _NAME.format(text.strip(" .").split(": ")[-1])
+    if found := re.search("[^:]*(has expired|not yet valid)", text):
+        return _DATE.format(found[0].strip())
     if found := re.search("CERTIFICATE_VERIFY_FAILED:? ?([^:\n]*)", text):
         return _CERTIFICATE.format(found[1].strip() or "it cannot be verified")
     if re.search("WRONG_VERSION_NUMBER|HTTP_REQUEST|RECORD_LAYER_FAILURE", text):
