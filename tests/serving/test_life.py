@@ -333,6 +333,42 @@ def test_a_taken_port_is_one_line(runtime):
             second.run()
 
 
+def test_the_true_reason_of_a_failed_bind_is_said(runtime):
+    with serving(StubModel(), runtime) as first:
+        for address, said in (
+            (Address("127.0.0.1", 0, first.grpc_port), "it is taken; choose another --grpc-port"),
+            (Address("192.0.2.1", 0, None), "annot assign requested address"),
+            (Address("no.such.host.invalid", 0, None), "no.such.host.invalid"),
+        ):
+            with pytest.raises(UserError, match=said):
+                Server(first.served, first.open_engine, address).run()
+
+
+def has_ipv6():
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no IPv6 here")
+@pytest.mark.parametrize(("host", "clients"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"])])
+def test_it_listens_at_ipv6(runtime, host, clients):
+    with serving(StubModel(), runtime, address=Address(host, 0, 0)) as server:
+        for client in clients:
+            with socket.create_connection((client, server.http_port), WAIT_S) as raw:
+                raw.sendall(b"GET /v2/health/ready HTTP/1.1\r\n\r\n")
+                assert raw.recv(1000).startswith(b"HTTP/1.1 200")
+            where = f"[{client}]" if ":" in client else client
+            with grpc.insecure_channel(f"{where}:{server.grpc_port}") as channel:
+                assert channel.unary_unary(f"/{SERVICE}/ServerReady")(b"") == b"\x08\x01"
+    with serving(StubModel(), runtime, address=Address(host, 0, None)) as first:
+        second = Server(first.served, first.open_engine, Address(host, first.http_port, None))
+        with pytest.raises(UserError, match="it is taken"):
+            second.run()
+
+
 def test_a_model_that_cannot_be_opened_ends_the_server():
     class Bad(StubModel):
         def example(self, n, rng, index_law=None):

@@ -10,12 +10,13 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Array
+from deeprecsys.serving.window import Percentiles, Window, percentiles
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Ticket
@@ -33,7 +34,6 @@ SIZE_CLASSES = (0, 64, 128, 256, 512)
 STAGES = ("receive", "queue", "compute", "send")
 _SHED = (Reason.OVERLOADED, Reason.UNAVAILABLE)
 HISTORY_S, RECENT_S, SIZES_S = 300, 10, 60
-_MOST_RECENT = 50_000
 
 
 class Histogram:
@@ -76,8 +76,7 @@ class Observed:
         self.stages = {name: Histogram() for name in STAGES}
         self.by_size = [Histogram() for _ in SIZE_CLASSES]
         self.fail_s = 0.0
-        # (finish, latency, size) of the answered, for exact percentiles of the last minute.
-        self._recent: deque[tuple[float, float, int]] = deque(maxlen=_MOST_RECENT)
+        self._recent = Window(len(SIZE_CLASSES), SIZES_S)
         self._ticks: deque[_Tick] = deque(maxlen=HISTORY_S + RECENT_S)
 
     def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) -> None:
@@ -94,8 +93,9 @@ class Observed:
         stages["queue"].add(ticket.start_s - call.parsed_s)
         stages["compute"].add(ticket.finish_s - ticket.start_s)
         stages["send"].add(now_s - ticket.finish_s)
-        self.by_size[size_class(size)].add(took_s)
-        self._recent.append((now_s, took_s, size))
+        number = size_class(size)
+        self.by_size[number].add(took_s)
+        self._recent.add(took_s, number)
 
     def refused(self, refusal: Refusal, *, query: bool) -> None:
         """query: it asked for inference; others are counted apart."""
@@ -118,10 +118,8 @@ class Observed:
 
     def tick(self, now_s: float, queued_items: int, busy_s: Sequence[float]) -> None:
         """Once a second: what the page shows over time."""
-        cut = now_s - SIZES_S
-        while self._recent and self._recent[0][0] < cut:
-            self._recent.popleft()
-        latest = self._since(now_s - 1.0)
+        latency_s = percentiles(self._recent.last(0).sum(axis=0))
+        self._recent.tick()
         self._ticks.append(
             _Tick(
                 at_s=now_s,
@@ -133,7 +131,7 @@ class Observed:
                 failed=self.failures[Reason.INTERNAL],
                 queued_items=queued_items,
                 busy_s=tuple(busy_s),
-                latency_s=_percentiles(latest),
+                latency_s=latency_s,
             )
         )
 
@@ -172,7 +170,7 @@ class Observed:
         rates = _rates(first[0], last[0]) if seconds else dict.fromkeys(_RATES, 0.0)
         busy = _busy(first[0], last[0]) if seconds else [0.0] * self.workers
         each = [_rates(a, b) for a, b in seconds]
-        p50, p95, p99 = _percentiles(self._since(now_s - RECENT_S))
+        p50, p95, p99 = percentiles(self._recent.last(RECENT_S).sum(axis=0))
         return {
             "now": {
                 **rates,
@@ -211,22 +209,15 @@ class Observed:
             },
         }
 
-    def _since(self, at_s: float) -> list[float]:
-        """Latencies of the answers since then; looks at no others."""
-        return [took for _, took, _ in takewhile(lambda r: r[0] >= at_s, reversed(self._recent))]
-
     def _sizes(self) -> list[dict[str, Any]]:
-        classes: list[list[float]] = [[] for _ in SIZE_CLASSES]
-        for _, took_s, size in self._recent:
-            classes[size_class(size)].append(took_s)
         rows = []
-        for number, latencies in enumerate(classes):
-            if latencies:
-                p50, p95, _ = _percentiles(latencies)
+        for number, counts in enumerate(self._recent.last(SIZES_S)):
+            if counts.any():
+                p50, p95, _ = percentiles(counts)
                 last = number + 1 == len(SIZE_CLASSES)
                 hi = None if last else SIZE_CLASSES[number + 1] - 1
                 rows.append(
-                    {"lo": SIZE_CLASSES[number], "hi": hi, "queries": len(latencies),
+                    {"lo": SIZE_CLASSES[number], "hi": hi, "queries": int(counts.sum()),
                      "p50_s": p50, "p95_s": p95}
                 )  # fmt: skip
         return rows
@@ -248,7 +239,7 @@ class _Tick:
     expired: int
     failed: int
     items: int
-    latency_s: tuple[float | None, float | None, float | None]
+    latency_s: Percentiles
     queries: int
     queued_items: int
     shed: int
@@ -285,16 +276,6 @@ def _busy(a: _Tick, b: _Tick) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / max(len(values), 1)
-
-
-def _percentiles(latencies: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """p50, p95, p99 as order statistics of rank ceil(p n / 100)."""
-    if not latencies:
-        return None, None, None
-    ordered = sorted(latencies)
-    n = len(ordered)
-    p50, p95, p99 = (ordered[-(-p * n // 100) - 1] for p in (50, 95, 99))
-    return p50, p95, p99
 
 
 __all__ = ["EDGES_S", "SIZE_CLASSES", "Histogram", "Observed", "size_label"]

@@ -7,9 +7,11 @@ and the tests start it; `Server.run` returns when it was asked to end and has an
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import math
 import signal
+import socket
 import ssl
 import threading
 import time
@@ -107,7 +109,11 @@ class Server:
         _catch_signals(loop, self._asked_to_stop)
         site = self.site
         listener = await self._listen(site)
-        grpc_server = await self._listen_grpc()
+        try:
+            grpc_server = await self._listen_grpc()
+        except UserError:
+            listener.close()
+            raise
         self.log("listening", http_port=self.http_port, grpc_port=self.grpc_port)
         self.started.set()
         ticking = loop.create_task(self._tick(site))
@@ -143,14 +149,13 @@ class Server:
         try:
             server = await loop.create_server(
                 lambda: Connection(site),
-                address.host,
-                address.http_port,
+                sock=_bound(address.host, address.http_port),
                 ssl=tls,
                 backlog=1024,
                 ssl_handshake_timeout=site.plane.bounds.head_s if tls else None,
             )
         except OSError as error:
-            raise _cannot_listen(address.host, address.http_port, "--http-port") from error
+            raise _cannot_listen(address.host, address.http_port, "http", error) from error
         self.http_port = server.sockets[0].getsockname()[1]
         return server
 
@@ -162,6 +167,10 @@ class Server:
 
         from deeprecsys.serving import grpc_adapter
 
+        try:  # gRPC does not say what is wrong with an address
+            _bound(address.host, address.grpc_port).close()
+        except OSError as error:
+            raise _cannot_listen(address.host, address.grpc_port, "grpc", error) from error
         credentials = None
         if address.certificate and address.private_key:
             pair = Path(address.private_key).read_bytes(), Path(address.certificate).read_bytes()
@@ -169,12 +178,12 @@ class Server:
         try:
             server, self.grpc_port = await grpc_adapter.start(
                 self.plane,
-                f"{address.host}:{address.grpc_port}",
+                f"{_bracketed(address.host)}:{address.grpc_port}",
                 address.key,
                 credentials,
             )
         except OSError as error:
-            raise _cannot_listen(address.host, address.grpc_port, "--grpc-port") from error
+            raise _cannot_listen(address.host, address.grpc_port, "grpc", error) from error
         return server
 
     async def _tick(self, site: Site) -> None:
@@ -304,14 +313,24 @@ _machine = cache(topology.machine)
 
 
 def json_log(name: str = "deeprecsys.serving") -> Callable[..., None]:
-    """One JSON object a line, to the logger of that name."""
+    """One JSON object a line, to the logger of that name, at the level of what is said."""
     logger = logging.getLogger(name)
 
     def log(event: str, **about: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        logger.info(_encode({"time": stamp, "event": event, **about}).decode())
+        level = _level(event, about.get("status", 0))
+        logger.log(level, _encode({"time": stamp, "event": event, **about}).decode())
 
     return log
+
+
+def _level(event: str, status: int) -> int:
+    """error: a fault of the server or the model; warning: what an operator may have to see to."""
+    if event == "fault" or status == 500:
+        return logging.ERROR
+    if event == "worker replaced" or status == 503:
+        return logging.WARNING
+    return logging.INFO
 
 
 def _runner() -> asyncio.Runner:
@@ -368,8 +387,24 @@ def _tls(address: Address) -> ssl.SSLContext | None:
     return context
 
 
-def _cannot_listen(host: str, port: int, option: str) -> UserError:
-    return UserError(f"cannot listen at {host}:{port}: it is taken; choose another {option}")
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at that address; `::` takes IPv4 as well, as gRPC's does. Raises OSError."""
+    family, *_, where = socket.getaddrinfo(
+        host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    both = family == socket.AF_INET6 and host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(where[:2], family=family, backlog=1024, dualstack_ipv6=both)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _cannot_listen(host: str, port: int, protocol: str, error: OSError) -> UserError:
+    where = f"cannot listen at {_bracketed(host)}:{port} ({protocol})"
+    if error.errno == errno.EADDRINUSE:
+        return UserError(f"{where}: it is taken; choose another --{protocol}-port")
+    return UserError(f"{where}: {error.strerror or error}; choose another --host")
 
 
 __all__ = ["Address", "Server", "json_log", "warm_up"]
