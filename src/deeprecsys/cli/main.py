@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 import typer
 
@@ -17,6 +18,7 @@ from deeprecsys.cli import (
     doctor,
     load,
     models,
+    output,
     plan,
     profile,
     report,
@@ -40,11 +42,31 @@ for verb in (models, profile, bench, tune, simulate, plan, serve, load, compare,
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    output.reserve_streams()
     sys.exit(call(sys.argv[1:] if arguments is None else list(arguments)))
 
 
 def call(arguments: Sequence[str]) -> int:
     """Runs one command; its exit code."""
+    with output.steady() as out:
+        code = _run(arguments)
+        out.flush()
+        return code if out.error is None else _unprinted(code, out.error, arguments)
+
+
+def _unprinted(code: int, error: Exception, arguments: Sequence[str]) -> int:
+    """The exit code where standard output could not be written; whoever closed a pipe knows."""
+    why = getattr(error, "strerror", None) or str(error)
+    if code == 2:  # which has had its line
+        return code
+    if "--json=-" in arguments or ("--json", "-") in pairwise(arguments):
+        return _wrong(f"the JSON could not be written to standard output: {why}; use --json FILE")
+    if not isinstance(error, BrokenPipeError):
+        print(f"deeprecsys: standard output could not be written: {why}", file=sys.stderr)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(args=list(arguments), prog_name="deeprecsys", standalone_mode=False)
@@ -53,8 +75,6 @@ def call(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("deeprecsys: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 0
     except Exception as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(error.format_message())  # type: ignore[attr-defined]
