@@ -104,6 +104,8 @@ class Connection(asyncio.BufferedProtocol):
             self.loop.call_later(_GONE_S, self._ask_whether_gone, self._head)
         elif self._ending or not self._filled:
             self.transport.close()
+        else:
+            self._go_on()
         return self.transport.get_extra_info("sslcontext") is None
 
     def get_buffer(self, sizehint: int) -> memoryview:

@@ -328,7 +328,7 @@ def _level(event: str, status: int) -> int:
     """error: a fault of the server or the model; warning: what an operator may have to see to."""
     if event == "fault" or status == 500:
         return logging.ERROR
-    if event == "worker replaced" or status == 503:
+    if event in ("worker replaced", "accelerator failed") or status == 503:
         return logging.WARNING
     return logging.INFO
 
