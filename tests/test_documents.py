@@ -26,7 +26,8 @@ VERBS = typer.main.get_command(app)
 def test_the_example_of_the_readme_runs(capsys):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(examples) > 1
-    exec(compile("\n".join(examples), "README.md", "exec"), {})
+    brief = re.sub(r"budget_s=\d+", "budget_s=2", "\n".join(examples))
+    exec(compile(brief, "README.md", "exec"), {})
     meets, rate_qps, best = capsys.readouterr().out.split(maxsplit=2)
     # What a shared machine answers in these few seconds is its own affair.
     assert meets in ("True", "False", "None")

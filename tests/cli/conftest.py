@@ -22,6 +22,6 @@ def bench_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tune_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "tune"
-    arguments = ["tune", "ncf", "--budget-s", "10", "--sla-ms", "50", "--method", "static"]
+    arguments = ["tune", "ncf", "--budget-s", "5", "--sla-ms", "50", "--method", "static"]
     assert call([*arguments, *SMALL, "--out", str(folder)]) == 0
     return folder

@@ -33,7 +33,10 @@ def test_a_plan_from_the_example(tmp_path, capsys):
     text = (ROOT / "examples" / "plan.toml").read_text()
     kinds = text.split("[[kind]]")
     assert len(kinds) == 4
-    (tmp_path / "plan.toml").write_text("[[kind]]".join(kinds[:3]).replace("16", "2"))
+    few = "[[kind]]".join(kinds[:3]).replace("workers = 16", "workers = 2")
+    (tmp_path / "plan.toml").write_text(
+        few.replace("workers = 40", "workers = 5\nbatch_size = 1024")
+    )
     plan = ["plan", "plan.toml", "--balancer", "two-choices"]
     assert call([*plan, "--qps", "1e6", "--spare", "2", "--out", "p", "--json", "p.json"]) == 0
     found = json.loads((tmp_path / "p.json").read_text())
