@@ -73,7 +73,7 @@ class Policy:
     most_items: of a request that joins queries, of an adaptive policy or on an accelerator.
     offload_backlog: a query stays on the cores while every accelerator has more items than this
         to do already (None: however many).
-    workers: only so many of a run's workers take requests (None: all).
+    workers: only so many of the workers take requests (None: all).
     """
 
     batch_size: int = 128

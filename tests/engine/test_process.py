@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deeprecsys.core import UserError
-from deeprecsys.engine import calibrate, topology
+from deeprecsys.engine import Engine, calibrate, topology
 from deeprecsys.engine import pool as pools
 from deeprecsys.engine.driver import drive
 from deeprecsys.engine.pool import draw_pool
@@ -28,6 +28,29 @@ def test_usable_cores_are_those_of_the_affinity_mask_and_the_quota(monkeypatch):
     assert topology.usable_cores() == allowed
     monkeypatch.setattr(topology, "cpu_quota", lambda: 0.5)
     assert topology.usable_cores() == allowed[:1]
+
+
+@pytest.mark.parametrize(
+    ("mask", "cores", "quota", "own"),
+    [
+        (64, 64, 4.0, False),  # of a node's containers each sees all cores
+        (4, 64, None, True),
+        (4, 64, 4.0, True),
+        (4, 64, 2.0, False),
+        (8, 8, None, False),  # everybody's
+    ],
+)
+def test_workers_are_bound_to_cores_that_are_the_process_s_own(
+    monkeypatch, mask, cores, quota, own
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(mask)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(topology, "cpu_quota", lambda: quota)
+    assert topology.own_cores() == own
+    workers = 2
+    assert (Engine(StubModel(), workers).cores == [0, 1]) == own
+    assert Engine(StubModel(), workers, pin=True).cores == [0, 1]
+    assert Engine(StubModel(), workers, pin=False).cores == [None, None]
 
 
 def test_the_machine_is_described_for_results():

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from deeprecsys.core import Policy
 from deeprecsys.engine import DeadlineExceeded, Engine, WorkerLost, workers
 from deeprecsys.engine.ledger import clock
 from deeprecsys.engine.reaper import Reaper
@@ -105,7 +106,7 @@ def test_what_becomes_due_while_the_reaper_looks_is_not_slept_over():
     reaper = Reaper(expire)
     reaper.watch(clock())
     assert again.wait(WAIT_S)
-    reaper.stop()
+    reaper.stop(WAIT_S)
 
 
 def test_an_expired_query_whose_owner_asks_again_is_answered_in_time(engine, runtime):
@@ -122,3 +123,31 @@ def test_an_expired_query_whose_owner_asks_again_is_answered_in_time(engine, run
     with pytest.raises(DeadlineExceeded):
         followers[0].result(WAIT_S / 2)
     assert not gate.is_set()
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_short_request_does_not_wait_behind_a_long_one_beside_an_idle_worker(runtime, begun):
+    """Where requests are so short that nobody is woken while somebody is awake."""
+    with Engine(StubModel(), 2, runtime, largest=8) as engine:
+        engine._group.wait_quiet()
+        engine._group.workers.sleepers.typical_s = 1e-6
+        gate = runtime.hold(1.0)
+        long = engine.submit(query(1, 1.0))
+        until(lambda: not begun or engine.load().executing)
+        assert engine.submit(query(1, 2.0)).result(WAIT_S / 2).tolist() == [[8.0]]
+        assert not long.done()
+        gate.set()
+
+
+def test_a_policy_s_workers_are_respected_by_queries_as_they_come(runtime):
+    with Engine(StubModel(), 3, runtime, largest=8) as engine:
+        gate = runtime.hold(1.0)
+        for workers, expected in ((1, 1), (2, 2), (None, 3), (1, 1)):
+            gate.clear()
+            futures = [engine.submit(query(1), Policy(8, workers=workers)) for _ in range(9)]
+            until(lambda n=expected: engine.load().executing == n)
+            assert engine.load().queued_items == 9 - expected
+            assert engine._group.admission.workers == expected
+            gate.set()
+            for future in futures:
+                future.result(WAIT_S)

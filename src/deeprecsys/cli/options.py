@@ -53,6 +53,13 @@ QueryInputs = Annotated[
     bool, typer.Option(help="Queries hold their user's inputs once, not once a candidate.")
 ]
 RuntimeName = Annotated[str, typer.Option(help="auto, torchscript or eager.")]
+Pin = Annotated[
+    str,
+    typer.Option(
+        "--pin",
+        help="Bind each worker to a core: auto (where the cores are this process's own), on, off.",
+    ),
+]
 Accelerators = Annotated[
     list[str] | None,
     typer.Option(help="cuda:N; or gtx-1080ti or emulated:FILE (a profile), neither of which "
@@ -100,6 +107,7 @@ class Request:
     variant: Variant = "paper"
     query_inputs: QueryInputs = False
     runtime: RuntimeName = "auto"
+    pin: Pin = "auto"
     accelerator: Accelerators = None
     watts: WattsText = None
     seed: Seed = 0
@@ -121,6 +129,7 @@ class Request:
 
     def check_machine(self) -> None:
         positive("--workers", self.workers)
+        _ = pinned(self.pin)
         check_names(self.accelerator or [])
         _ = self.power
 
@@ -168,6 +177,7 @@ class Request:
             model,
             self.workers,
             self.runtime,
+            pin=pinned(self.pin),
             largest=min(largest, 4096),
             accelerators=self.accelerator or (),
         )
@@ -271,6 +281,14 @@ def expanded(verb: Callable[..., int]) -> Callable[..., int]:
 
 def _is_group(annotation: Any) -> bool:
     return isinstance(annotation, type) and is_dataclass(annotation)
+
+
+def pinned(text: str) -> bool | None:
+    """Of --pin: None is "auto". UserError for another word."""
+    known = {"auto": None, "on": True, "off": False}
+    if text not in known:
+        raise UserError(f"--pin is auto, on or off, not {text!r}")
+    return known[text]
 
 
 def check_runtime(name: str) -> None:

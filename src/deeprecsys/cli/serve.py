@@ -51,6 +51,7 @@ def run(
     http_port: Annotated[int, typer.Option(help="0: a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="0: a free one; -1: no gRPC.")] = 8001,
     workers: opt.Workers = None,
+    pin: opt.Pin = "auto",
     scale: opt.Scale = 1.0,
     variant: opt.Variant = "paper",
     runtime: Annotated[
@@ -104,6 +105,7 @@ def run(
     runtime = runtime or tuned.runtime or _RUNTIME
     opt.check_runtime(runtime)
     _check_accelerators(accelerator or [], chosen)
+    pinned = opt.pinned(pin)
     if deadline_ms is not None and deadline_ms < 0:
         raise UserError("--deadline-ms must not be negative")
     bounds = {
@@ -140,6 +142,7 @@ def run(
             max_queued_items=max_queued_items,
             accelerators=accelerator or (),
             percentile=sla.percentile,
+            pin=pinned,
         ).__enter__()
 
     deadline_s = sla.latency_s if deadline_ms is None else deadline_ms / 1e3 or None

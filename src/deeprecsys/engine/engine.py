@@ -116,11 +116,16 @@ class Load:
         return sum(self.executed) + sum(device.requests for device in self.devices)
 
 
+def _pins(pin: bool | None) -> bool:
+    return topology.own_cores() if pin is None else pin
+
+
 class Engine:
     """`with Engine(model, workers=2) as engine: engine.submit(inputs).result()`.
 
     workers: default, the cores this process may use. runtime: a name, "auto" (the fastest of
-    the known ones, measured on entering), or a `Runtime`. pin: bind each worker to a core.
+    the known ones, measured on entering), or a `Runtime`. pin: bind each worker to a core; None:
+    where the cores are this process's own (`topology.own_cores`).
     accelerators: as for `--accelerator`, or any `Device`. percentile: of the queries admitted by
     prediction (`offer`), so many and a few more shall be in time. device_hang_s: an accelerator's
     request that takes longer, and ten times as long as such requests do, has its queries given to
@@ -136,7 +141,7 @@ class Engine:
         runtime: str | Runtime = "auto",
         *,
         max_queued_items: int | None = MAX_QUEUED_ITEMS,
-        pin: bool = True,
+        pin: bool | None = None,
         largest: int = 1024,
         accelerators: Sequence[str | Device] = (),
         percentile: float = 95.0,
@@ -149,7 +154,7 @@ class Engine:
             raise UserError(f"workers must be a whole number of at least 1, not {workers!r}")
         self.model = model
         self._cores: Sequence[int | None] = (
-            cores[:workers] if pin and workers <= len(cores) else [None] * workers
+            cores[:workers] if _pins(pin) and workers <= len(cores) else [None] * workers
         )
         check_names([text for text in accelerators if isinstance(text, str)])
         self._wanted_runtime, self._wanted_devices = runtime, accelerators

@@ -45,8 +45,9 @@ class Group:
         most_items = [device.most_items for device in devices]
         rules = Dispatcher(max_queued_items, len(devices), most_items)
         self.books = Books(rules, admission, of_devices)
-        self.workers = Workers(self.books, runtime, cores)
         self._reaper = Reaper(self._due)
+        self._asked: int | None = None  # workers, by the latest policy
+        self.workers = Workers(self.books, runtime, cores, self._reaper.watch)
         self.lanes = Lanes(
             self.books, devices, len(cores), self.workers.wake, self._reaper.watch, probe, hang_s
         )
@@ -81,6 +82,8 @@ class Group:
         """
         woken: threading.Lock | threading.Semaphore | None
         with self.books.lock:
+            if policy.workers != self._asked:
+                self._use(policy.workers)
             id, lane = self.books.take(query, size, policy, deadline_s, priority, client)
             woken = self.workers.wake() if lane is None else self.lanes.wake(lane)
         if woken is not None:
@@ -120,9 +123,9 @@ class Group:
         return self.workers.replace_hung(longest_s)
 
     def _due(self, now: float) -> float:
-        """Answers the queries whose deadline has passed, gives up devices that hang; when there
-        will be something to do again."""
-        following = self.lanes.overdue(now)
+        """Answers the queries whose deadline has passed, gives up devices that hang, wakes workers
+        that sleep beside work; when there will be something to do again."""
+        following = min(self.lanes.overdue(now), self.workers.unstick(now))
         with self.books.lock:
             expired = self.books.expire(now)
             following = min(following, self.books.rules.next_deadline_s())
@@ -134,9 +137,14 @@ class Group:
         return self.books.wait_quiet(timeout_s)
 
     def use(self, workers: int | None) -> None:
-        """Only so many of the workers take requests from now on (None: all); when quiet."""
+        """Only so many of the workers take requests from now on (None: all), until a query comes
+        whose policy says otherwise."""
         with self.books.lock:
-            self.workers.sleepers.use(workers)
+            self._use(workers)
+
+    def _use(self, workers: int | None) -> None:
+        self._asked = workers
+        self.workers.use(workers)
 
     def close(self, drain: bool, within_s: float) -> bool:
         """Takes no more; finishes what it has, or fails it with EngineClosed, as it does with what

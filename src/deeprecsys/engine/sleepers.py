@@ -13,6 +13,8 @@ from deeprecsys.engine.topology import usable_cores
 
 # Waking a thread costs about this much, two context switches and a wait for the GIL.
 WAKE_S = 30e-6
+# Where requests are as short as that, those who are awake look again long before this is over.
+STALL_S = 4e-3
 
 
 class Sleepers:
@@ -20,7 +22,7 @@ class Sleepers:
     release (a condition variable costs several microseconds more).
 
     wanted: workers from this number on are parked, for the policy has no use for them. typical_s:
-    how long requests took lately.
+    how long requests took lately. looked_s: when a worker last looked for something to do.
     """
 
     def __init__(self, workers: int) -> None:
@@ -38,6 +40,7 @@ class Sleepers:
         # comes next without being woken, which costs two context switches.
         self.hot = 0
         self.typical_s = math.inf
+        self.looked_s = -math.inf
 
     @property
     def free(self) -> int:
@@ -51,21 +54,22 @@ class Sleepers:
     def lie_down(self, worker: int) -> None:
         (self.idle if worker < self.wanted else self.parked).append(worker)
 
-    def wake(self) -> threading.Lock | None:
+    def wake(self, stuck: bool = False) -> threading.Lock | None:
         """Items wait: which gate to open once the lock is released.
 
         Nobody's while a worker is about to look again; nor, where requests are shorter than
-        waking someone takes, while anybody is awake at all.
+        waking someone takes, while anybody is awake at all: unless it turns out that they are
+        `stuck` in long ones.
         """
         awake = self.wanted - len(self.idle)
-        brief = awake > 0 and self.typical_s < WAKE_S
+        brief = awake > 0 and self.typical_s < WAKE_S and not stuck
         if not self.idle or brief or self.hot or self.waking >= self._most_waking:
             return None
         self.waking += 1
         return self.gates[self.idle.pop()]
 
     def use(self, workers: int | None) -> None:
-        """Only so many of the workers take requests from now on (None: all); when quiet."""
+        """Only so many of the workers take requests from now on (None: all)."""
         self.wanted = min(workers or len(self.gates), len(self.gates))
         sleeping = [*self.parked, *self.idle]
         self.idle = [worker for worker in sleeping if worker < self.wanted]

@@ -29,6 +29,18 @@ def usable_cores() -> list[int]:
     return cores if quota is None else cores[: max(1, math.floor(quota))]
 
 
+def own_cores() -> bool:
+    """Are the usable cores this process's own? Then a worker may be bound to each.
+
+    A container with a quota sees all cores of its node, and so does every other: bound to the
+    lowest, they would share these. A mask that leaves cores out is somebody's choice.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return False
+    mask, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    return mask < (os.cpu_count() or mask) and (quota is None or quota >= mask)
+
+
 def cpu_quota() -> float | None:
     """Cores' worth of time that this process's containers allow it, or None without a limit."""
     return quotas.tightest().cores

@@ -6,6 +6,7 @@ by another, and the queries in its request fail alone.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from array import array
@@ -18,7 +19,7 @@ from deeprecsys.engine.answers import WorkerLost, answer, answer_expired
 from deeprecsys.engine.books import Books
 from deeprecsys.engine.ledger import Query, clock
 from deeprecsys.engine.process import enter_worker
-from deeprecsys.engine.sleepers import Sleepers
+from deeprecsys.engine.sleepers import STALL_S, Sleepers
 from deeprecsys.rules.dispatch import Slice
 from deeprecsys.runtimes import Runtime
 
@@ -64,12 +65,20 @@ class Workers:
     was.
     """
 
-    def __init__(self, books: Books, runtime: Runtime, cores: Sequence[int | None]) -> None:
-        self._books, self._runtime, self._cores = books, runtime, cores
+    def __init__(
+        self,
+        books: Books,
+        runtime: Runtime,
+        cores: Sequence[int | None],
+        watch: Callable[[float], None] = lambda due_s: None,
+    ) -> None:
+        """watch: asks for `unstick` at a time."""
+        self._books, self._runtime, self._cores, self._watch = books, runtime, cores, watch
         self.sleepers = Sleepers(len(cores))
         self.executed = array("q", [0]) * len(cores)
         self.busy_s = array("d", [0.0]) * len(cores)
         self.lost: list[str] = []
+        self._doubted, self._look_s = False, math.inf  # see `unstick`
         self.ending = False
         self._at = [Worker(number, self._work) for number in range(len(cores))]
 
@@ -89,7 +98,37 @@ class Workers:
 
     def wake(self) -> threading.Lock | None:
         """Whose gate to open, if anybody's. Under the lock."""
-        return self.sleepers.wake() if self._books.rules.queued_items else None
+        if not self._books.rules.queued_items or not self.sleepers.idle:
+            return None
+        gate = self.sleepers.wake()
+        if gate is None:  # somebody who is awake is expected to look soon
+            self._doubted = True
+            if self._look_s == math.inf:
+                self._look_s = clock() + STALL_S
+                self._watch(self._look_s)
+        return gate
+
+    def unstick(self, now: float) -> float:
+        """Wakes somebody where items wait beside an idle worker; when to look again: as long as
+        there is doubt, for to ask for it each time costs a wake-up."""
+        if now < self._look_s:
+            return self._look_s
+        sleepers, gate = self.sleepers, None
+        with self._books.lock:
+            waits = bool(self._books.rules.queued_items and sleepers.idle)
+            if waits:
+                gate = sleepers.wake(stuck=now - sleepers.looked_s > STALL_S / 2)
+            self._look_s = now + STALL_S if waits or self._doubted else math.inf
+            self._doubted = False
+        if gate is not None:
+            gate.release()
+        return self._look_s
+
+    def use(self, workers: int | None) -> None:
+        """Only so many of them take requests from now on (None: all). Under the lock."""
+        self.sleepers.use(workers)
+        if self._books.admission is not None:
+            self._books.admission.workers = self.sleepers.wanted
 
     def end(self, until_s: float) -> bool:
         """Lets them finish what waits, and go home; False: some hang."""
@@ -170,6 +209,7 @@ class Workers:
                 sleepers.waking -= 1
             expired = books.expire(now)
             slices = self._pull(worker, now)
+            sleepers.looked_s = now
             if slices:
                 other = self.wake()
             elif self.ending:
@@ -178,6 +218,7 @@ class Workers:
                 sleepers.hot += 1
             else:
                 sleepers.lie_down(worker)
+                other = self.wake()  # where it is parked, and was woken as one of the others
                 books.notify_quiet()
         if other is not None:
             other.release()
