@@ -25,6 +25,7 @@ from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Array, Buffer
+from deeprecsys.serving import files
 from deeprecsys.serving import http_routes as routes
 from deeprecsys.serving.bounds import Hold, over
 from deeprecsys.serving.dataplane import VERSION, clock
@@ -72,10 +73,18 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
         self.transport.set_write_buffer_limits(high=self.bounds.pipe_bytes, low=0)
+        number = transport.get_extra_info("socket").fileno()
         try:
-            self.site.enter(self)
+            self.site.enter_with(self, number)
         except Refusal as refusal:
             self._refuse(refusal)
+            if files.left(number) < files.spare() // 2:  # too few to wait for what it still sends
+                self.transport.close()
+
+    @property
+    def began_s(self) -> float:
+        """When it last began to wait: for a head, or a body."""
+        return self._began_s
 
     def connection_lost(self, error: Exception | None) -> None:
         self._gone = True

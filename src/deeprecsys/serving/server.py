@@ -28,7 +28,7 @@ import numpy as np
 from deeprecsys.core import Policy, UserError
 from deeprecsys.engine import Engine, Load, topology
 from deeprecsys.rules.dispatch import QueueFull
-from deeprecsys.serving import metrics, page
+from deeprecsys.serving import files, metrics, page
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
 from deeprecsys.serving.http_adapter import Connection
@@ -84,6 +84,7 @@ class Server:
 
     def run(self) -> None:
         """Serves until `stop`, SIGTERM or Ctrl-C. Raises what kept it from starting."""
+        files.allow_many()
         runner = _runner()
         try:
             runner.run(self._serve())
@@ -151,7 +152,7 @@ class Server:
                 lambda: Connection(site),
                 sock=_bound(address.host, address.http_port),
                 ssl=tls,
-                backlog=1024,
+                backlog=files.backlog(1024),
                 ssl_handshake_timeout=site.plane.bounds.head_s if tls else None,
             )
         except OSError as error:
@@ -192,12 +193,18 @@ class Server:
             await asyncio.sleep(1.0)
             now_s, engine = clock(), self.plane.engine
             site.sweep(now_s)
+            self._say_turned_away(site)
             if engine is not None:
                 if engine.replace_hung(self.served.longest_s):
                     self.log("worker replaced", why=engine.load().lost_workers[-1])
                 load = engine.load()
                 self._say_failures(load)
                 self.plane.observed.tick(now_s, load.queued_items, load.busy_s)
+
+    def _say_turned_away(self, site: Site) -> None:
+        if count := site.turned_away:
+            site.turned_away = 0
+            self.log("no file descriptors are left", turned_away=count, limit=files.limit())
 
     def _say_failures(self, load: Load) -> None:
         """Of accelerators, since the last look."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from deeprecsys.protocol.reasons import Reason, Refusal
+from deeprecsys.serving import files
 from deeprecsys.serving.bounds import Hold, over
 from deeprecsys.serving.dataplane import DataPlane, clock
 from deeprecsys.serving.http_routes import Page
@@ -34,6 +35,7 @@ class Site:
     waiting: dict[Connection, None] = field(default_factory=dict)
     receiving: dict[Connection, float] = field(default_factory=dict)
     unsent: int = 0
+    turned_away: int = 0  # for want of file descriptors, since it was last logged
     draining: bool = False  # every answer closes its connection
 
     def enter(self, connection: Connection) -> None:
@@ -46,6 +48,26 @@ class Site:
             self.waiting[connection] = None
         elif not self._evict():
             raise over(Reason.UNAVAILABLE, "too many connections", "max-connections")
+
+    def enter_with(self, connection: Connection, number: int) -> None:
+        """The same for one whose file descriptor has this number; Refusal if few are left."""
+        if files.left(number) >= files.spare():
+            self.enter(connection)
+            return
+        self.turned_away += 1
+        if self._idle_gives_way():
+            self.enter(connection)
+            return
+        self.connections.add(connection)
+        raise over(Reason.UNAVAILABLE, "too many connections: no files are left", "max-connections")
+
+    def _idle_gives_way(self) -> bool:
+        """Ends the connection that has said nothing longest; False if none has for long."""
+        oldest = next(iter(self.waiting), None)
+        if oldest is None or clock() - oldest.began_s <= _SAFE_S:
+            return False
+        oldest.give_way()
+        return True
 
     def leave(self, connection: Connection) -> None:
         self.connections.discard(connection)
