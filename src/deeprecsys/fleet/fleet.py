@@ -247,6 +247,8 @@ class _Run:
         self.rng = simulator.generator(first)
         shift = self.rng.random()
         self.device_rng, self.balancer_rng = self.rng.spawn(2)
+        # Of the same kind of arrays, so that the kernel is compiled once.
+        self.nothing = Schedule(first.arrival_s[:0], first.size[:0])
         self.rules = self._rules()
         self.tables, self.device_tables = self._tables(int(first.size.max(initial=1)))
         self.state = self._state(shift)
@@ -262,7 +264,7 @@ class _Run:
             np.full(keep, -1, np.int32),
         )  # fmt: skip
         events, codes = fleet.events, {"down": kernel.DOWN, "up": kernel.UP, "slow": kernel.SLOW}
-        self.events = (
+        self.events = kernel.Events(
             np.array([event.time_s for event in events], np.float64),
             np.array([codes[event.what] for event in events], np.int64),
             np.array([event.machine for event in events], np.int64),
@@ -274,32 +276,33 @@ class _Run:
 
     def add(self, schedule: Schedule, model: IntArray | None) -> bool:
         """Hands a piece over; False once the fleet is overloaded beyond hope."""
-        at, n = 0, len(schedule)
-        chosen = np.zeros(0, np.int64) if model is None else np.asarray(model, np.int64)
         largest = int(schedule.size.max(initial=0))
         if largest > self.largest:
             self.tables, self.device_tables = self._tables(largest)
-        while at < n:
-            at, self.next_event, what = self.kernel.serve_fleet(
-                at, self.next_event, schedule.arrival_s, schedule.size, chosen, self.given,
-                *self.events, self.state, self.rules, self.tables, self.device_tables, self.counts,
-                self.kept, self.rng, self.device_rng, self.balancer_rng,
-            )  # fmt: skip
-            if what == self.kernel.GROW and not self._grow():
-                self.overloaded = True
-                return False
-        self.given += n
+        self.overloaded = not self._serve(schedule, model)
+        if self.overloaded:
+            return False
+        self.given += len(schedule)
         self.last_s = schedule.duration_s
         return True
 
     def finish(self) -> None:
-        while True:
-            self.next_event, what = self.kernel.finish_fleet(
-                self.next_event, *self.events, self.state, self.rules, self.tables,
-                self.device_tables, self.counts, self.kept, self.rng, self.balancer_rng,
+        """The events after the last arrival, and what is still open."""
+        self._serve(self.nothing, None, final=True)
+
+    def _serve(self, schedule: Schedule, model: IntArray | None, *, final: bool = False) -> bool:
+        """False where the state is too small and may not grow."""
+        chosen = np.zeros(0, np.int64) if model is None else np.asarray(model, np.int64)
+        at, what = 0, self.kernel.GROW
+        while what == self.kernel.GROW:
+            at, self.next_event, what = self.kernel.serve_fleet(
+                at, self.next_event, schedule.arrival_s, schedule.size, chosen, self.given, final,
+                self.events, self.state, self.rules, self.tables, self.device_tables, self.counts,
+                self.kept, self.rng, self.device_rng, self.balancer_rng,
             )  # fmt: skip
-            if what != self.kernel.GROW or not self._grow():
-                return
+            if what == self.kernel.GROW and not self._grow():
+                return False
+        return True
 
     def _grow(self) -> bool:
         """Twice the room; False where so much waits that more room is no help."""

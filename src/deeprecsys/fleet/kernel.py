@@ -6,9 +6,7 @@ machine's open queries, by finish, and is counted for good once somebody asks th
 it has to do at a later time. Until then a failure of the machine can take it back. So memory holds
 open queries only, and an idle machine costs nothing.
 
-Knows arrays only: `State` is a fleet, `Counts` what has been counted. Functions that allocate
-nothing are compiled without reference counts (`_nrt`): a state of forty arrays is handed from one
-to the next for every query, and counting them took two thirds of the time.
+Knows arrays only: `State` is a fleet, `Counts` what has been counted.
 """
 
 from __future__ import annotations
@@ -19,16 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deeprecsys.core import FloatArray
-from deeprecsys.simulation.compiled import compiled
-from deeprecsys.simulation.kernels import _busy, _cost_s, _device_s, _occupy
+from deeprecsys.simulation.compiled import compiled, inner
+from deeprecsys.simulation.kernels import _assigned, _device_s, _later, _request
 
 RANDOM, ROUND_ROBIN, TWO_CHOICES, LEAST_QUERIES, LEAST_ITEMS, SIZE_AWARE = range(6)
 DOWN, UP, SLOW = range(3)
 # Latencies are counted in logarithmic bins of 1 %, from a microsecond to 10,000 s.
 LEAST_S, STEP, BINS = 1e-6, 1e-2, 2304
 DONE, GROW = 0, 1
-# Of what only compiled code calls: wrappers for Python of forty arrays take longer to compile.
-INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 class State(NamedTuple):
@@ -111,6 +107,15 @@ class Kept(NamedTuple):
     machine: Any
 
 
+class Events(NamedTuple):
+    """In order of time: DOWN, UP or SLOW, of which machine, by which factor."""
+
+    time_s: FloatArray
+    what: Any
+    machine: Any
+    factor: FloatArray
+
+
 @compiled(no_cfunc_wrapper=True)
 def serve_fleet(
     first: int,
@@ -119,10 +124,8 @@ def serve_fleet(
     size: Any,
     model: Any,
     row: int,
-    event_s: FloatArray,
-    event: Any,
-    event_machine: Any,
-    event_value: FloatArray,
+    final: bool,
+    events: Events,
     state: State,
     rules: Rules,
     tables: Any,
@@ -136,58 +139,50 @@ def serve_fleet(
     """Queries from `first` on, events up to the last arrival; the next query, the next event, and
     DONE, or GROW if the state is too small to go on.
 
-    row: number of the first query of these arrays, of the run.
+    row: number of the first query of these arrays, of the run. final: then all later events, too,
+    and what is still open.
     """
-    e = first_event
+    e, n = first_event, arrival_s.size
     room = state.heap_s.shape[1]
-    for q in range(first, arrival_s.size):
-        now = arrival_s[q]
-        while e < event_s.size and event_s[e] <= now:
+    for q in range(first, n + 1 if final else n):
+        now = arrival_s[q] if q < n else math.inf
+        while e < events.time_s.size and events.time_s[e] <= now:
             if _tight(state, room):
                 return q, e, GROW
-            _happen(e, event_s, event, event_machine, event_value, state, rules, tables,
-                    device_tables, counts, kept, rng, balancer_rng)  # fmt: skip
+            _happen(e, events, state, rules, tables, device_tables, counts, kept, rng,
+                    balancer_rng)  # fmt: skip
             e += 1
+        if q == n:
+            break
         if _tight(state, room):
             return q, e, GROW
-        state.spares[0] -= 1
-        slot = state.spare[state.spares[0]]
-        state.arrival_s[slot] = now
-        state.size[slot] = size[q]
-        state.model[slot] = model[q] if model.size else 0
-        state.row[slot] = row + q
-        state.draw[slot] = -1.0
+        slot = _arrive(state, now, size[q], model[q] if model.size else 0, row + q)
         _hand_over(slot, now, state, rules, tables, device_tables, counts, kept, rng, device_rng,
                    balancer_rng)  # fmt: skip
-    return arrival_s.size, e, DONE
+    if final:
+        for m in range(state.kind.size):
+            _settle(m, math.inf, state, rules, device_tables, counts, kept)
+    return n, e, DONE
 
 
-@compiled(no_cfunc_wrapper=True)
-def finish_fleet(
-    first_event: int,
-    event_s: FloatArray,
-    event: Any,
-    event_machine: Any,
-    event_value: FloatArray,
-    state: State,
-    rules: Rules,
-    tables: Any,
-    device_tables: Any,
-    counts: Counts,
-    kept: Kept,
-    rng: Any,
-    balancer_rng: Any,
-) -> tuple[int, int]:
-    """The events after the last arrival, then what is still open; as `serve_fleet`."""
-    room = state.heap_s.shape[1]
-    for e in range(first_event, event_s.size):
-        if _tight(state, room):
-            return e, GROW
-        _happen(e, event_s, event, event_machine, event_value, state, rules, tables,
-                device_tables, counts, kept, rng, balancer_rng)  # fmt: skip
-    for m in range(state.kind.size):
-        _settle(m, math.inf, state, rules, device_tables, counts, kept)
-    return event_s.size, DONE
+@inner()
+def _arrive(state: State, now: float, size: int, model: int, row: int) -> int:
+    """The slot of a query that is open from now on."""
+    state.spares[0] -= 1
+    slot = state.spare[state.spares[0]]
+    state.arrival_s[slot] = now
+    state.size[slot] = size
+    state.model[slot] = model
+    state.row[slot] = row
+    state.draw[slot] = -1.0
+    return int(slot)
+
+
+@inner()
+def _leave(state: State, slot: int) -> None:
+    """A query is open no more."""
+    state.spare[state.spares[0]] = slot
+    state.spares[0] += 1
 
 
 @compiled(inline="always")
@@ -196,7 +191,7 @@ def _tight(state: State, room: int) -> bool:
     return bool(2 * state.fullest[0] >= room - 2 or state.spares[0] < 1)
 
 
-@compiled(**INNER, _nrt=False)
+@inner()
 def _hand_over(
     slot: int, now: float, state: State, rules: Rules, tables: Any, device_tables: Any,
     counts: Counts, kept: Kept, rng: Any, device_rng: Any, balancer_rng: Any,
@@ -208,8 +203,7 @@ def _hand_over(
         counts.totals[1] += 1
         if kept.finish_s.size:
             kept.start_s[r] = kept.finish_s[r] = math.nan
-        state.spare[state.spares[0]] = slot
-        state.spares[0] += 1
+        _leave(state, slot)
         return
     _settle(m, now, state, rules, device_tables, counts, kept)
     state.handed_s[slot] = now
@@ -226,42 +220,34 @@ def _hand_over(
     if threshold > 0 and state.size[slot] >= threshold and state.devices[m] > 0:
         if state.draw[slot] < 0:
             state.draw[slot] = device_rng.random()
-        d = state.first_device[m]
-        for other in range(d + 1, state.first_device[m] + state.devices[m]):
-            if state.todo[other] < state.todo[d]:
-                d = other
-        if state.todo[d] <= rules.backlog[kind, k]:
+        d, end = state.first_device[m], state.first_device[m] + state.devices[m]
+        number = _assigned(state.todo[d:end], rules.backlog[kind, k], state.size[slot])
+        if number > 0:
+            d += number - 1
             at = (state.ring_head[d] + state.ring_count[d]) % state.ring.shape[1]
             state.ring[d, at] = slot
             state.ring_count[d] += 1
-            state.todo[d] += state.size[slot]
             return
     _execute(m, slot, now, state, rules.batch[kind, k], tables[kind * rules.batch.shape[1] + k],
              counts, kept, rng)  # fmt: skip
 
 
-@compiled(**INNER, _nrt=False)
+@inner()
 def _execute(
     m: int, slot: int, arrived: float, state: State, batch: int, tables: Any, counts: Counts,
     kept: Kept, rng: Any,
 ) -> None:  # fmt: skip
     """On the machine's cores: `kernels.serve` for one query."""
     free_s, who = state.free_s[m, : state.workers[m]], state.who[m, : state.workers[m]]
-    left, last, mine, begin = state.size[slot], -math.inf, -1, arrived
+    left, last, mine, begin, begun = state.size[slot], -math.inf, -1, arrived, 1
     while left > 0:
         items = min(left, batch)
-        now = max(free_s[0], arrived)
-        begun = 1 if last == -math.inf else 0
-        if begun:
-            begin = now
-        busy = 1 if tables.mean_s.shape[0] == 1 else _busy(free_s, now)
-        cost = _cost_s(tables, items, begun, busy, now, now - free_s[0], state.shift[m], rng)
-        cost *= state.slow[m]
-        done = now + cost
-        worker = _occupy(free_s, who, done)
-        if done > last or (done == last and worker > mine):
-            last, mine = done, worker
+        now, cost, worker = _request(free_s, who, arrived, items, begun, tables, state.slow[m],
+                                     state.shift[m], rng)  # fmt: skip
+        begin = now if begun else begin
+        last, mine = _later(last, mine, now + cost, worker)
         left -= items
+        begun = 0
         counts.busy_s[_stretch(now, counts), state.kind[m]] += cost
     finish = last if state.size[slot] > 0 else arrived
     if kept.finish_s.size:
@@ -280,7 +266,7 @@ def _waiting(m: int, state: State) -> int:
     return count
 
 
-@compiled(**INNER, _nrt=False)
+@inner()
 def _settle(
     m: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts, kept: Kept
 ) -> None:
@@ -302,11 +288,10 @@ def _settle(
         latency = max(finish - arrival, LEAST_S)
         counts.latency[stretch, k, min(int(math.log(latency / LEAST_S) / STEP), BINS - 1)] += 1
         counts.items[stretch, k] += state.size[slot]
-        state.spare[state.spares[0]] = slot
-        state.spares[0] += 1
+        _leave(state, slot)
 
 
-@compiled(**INNER, _nrt=False)
+@inner()
 def _advance(
     m: int, d: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts,
     kept: Kept,
@@ -349,7 +334,7 @@ def _advance(
         state.executing[d] = 0
 
 
-@compiled(**INNER, _nrt=False)
+@inner()
 def _choose(
     size: int, now: float, state: State, rules: Rules, device_tables: Any, counts: Counts,
     kept: Kept, rng: Any,
@@ -388,19 +373,18 @@ def _choose(
     return int(best)
 
 
-@compiled(**INNER)
+@inner(allocates=True)
 def _happen(
-    e: int, event_s: FloatArray, event: Any, event_machine: Any, event_value: FloatArray,
-    state: State, rules: Rules, tables: Any, device_tables: Any, counts: Counts, kept: Kept,
-    rng: Any, balancer_rng: Any,
+    e: int, events: Events, state: State, rules: Rules, tables: Any, device_tables: Any,
+    counts: Counts, kept: Kept, rng: Any, balancer_rng: Any,
 ) -> None:  # fmt: skip
     """A machine slows down, comes back, or fails: then its open queries are handed over again."""
-    now, m = event_s[e], event_machine[e]
+    now, m = events.time_s[e], events.machine[e]
     g = state.group[m]
-    if event[e] == SLOW:
-        state.slow[m] = event_value[e]
+    if events.what[e] == SLOW:
+        state.slow[m] = events.factor[e]
         return
-    if event[e] == UP:
+    if events.what[e] == UP:
         state.listed[g, state.up[g]] = m
         state.up[g] += 1
         state.free_s[m, :] = now

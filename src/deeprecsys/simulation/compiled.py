@@ -30,6 +30,18 @@ def compiled(**options: Any) -> Callable[[Kernel], Kernel]:
     return decorate
 
 
+def inner(*, allocates: bool = False) -> Callable[[Kernel], Kernel]:
+    """The same of a kernel that only kernels call: without wrappers for Python, which for arguments
+    of forty arrays take longer to compile than the kernel.
+
+    What allocates nothing is compiled without reference counts, too: counting the arrays of a
+    fleet's state, handed from one function to the next for every query, took two thirds of its
+    time. `_nrt` is no documented option of numba: should it go, leave it out here.
+    """
+    options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return compiled(**options) if allocates else compiled(**options, _nrt=False)
+
+
 class _Kept(FunctionCache):  # type: ignore[misc]
     """numba's own cache, but trouble with it is no trouble of whoever calls a kernel.
 

@@ -14,80 +14,69 @@ from one call to the next, as does the generator.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from deeprecsys.core import FloatArray
-from deeprecsys.simulation.compiled import compiled
+from deeprecsys.simulation.compiled import compiled, inner
+
+
+class Queries(NamedTuple):
+    """Of queries in order of arrival; the last three are filled."""
+
+    arrival_s: FloatArray
+    size: Any
+    start_s: FloatArray
+    finish_s: FloatArray
+    worker: Any
 
 
 @compiled()
 def serve(
-    arrival_s: FloatArray,
-    size: Any,
-    batch_size: int,
-    free_s: FloatArray,
-    who: Any,
-    tables: Any,
-    rng: Any,
-    start_s: FloatArray,
-    finish_s: FloatArray,
-    worker: Any,
+    queries: Queries, batch_size: int, free_s: FloatArray, who: Any, tables: Any, rng: Any
 ) -> int:
     """The static policy: slices of `batch_size` items, then the remainder; requests executed.
 
-    Fills the last three arrays [queries]. A query of no items is answered on arrival.
+    A query of no items is answered on arrival.
     """
     requests = 0
-    for q in range(arrival_s.size):
-        arrived, left = arrival_s[q], size[q]
-        start_s[q] = finish_s[q] = arrived
-        worker[q] = -1
-        last = -math.inf
+    for q in range(queries.size.size):
+        arrived, left = queries.arrival_s[q], queries.size[q]
+        begin, last, mine, begun = arrived, -math.inf, -1, 1
         while left > 0:
             items = min(left, batch_size)
-            now = max(free_s[0], arrived)
-            if last == -math.inf:
-                start_s[q] = now
-            busy = 1 if tables.mean_s.shape[0] == 1 else _busy(free_s, now)
-            begun = 1 if last == -math.inf else 0
-            done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], 0, rng)
-            mine = _occupy(free_s, who, done)
-            if done > last or (done == last and mine > worker[q]):
-                last = done
-                worker[q] = mine
+            now, cost, worker = _request(free_s, who, arrived, items, begun, tables, 1.0, 0, rng)
+            begin = now if begun else begin
+            last, mine = _later(last, mine, now + cost, worker)
             left -= items
+            begun = 0
             requests += 1
-        if size[q] > 0:
-            finish_s[q] = last
+        queries.start_s[q], queries.worker[q] = begin, mine
+        queries.finish_s[q] = last if queries.size[q] > 0 else arrived
     return requests
 
 
 @compiled()
 def serve_adaptive(
-    arrival_s: FloatArray,
-    size: Any,
+    queries: Queries,
     batch_size: int,
     most_items: int,
     free_s: FloatArray,
     who: Any,
     tables: Any,
     rng: Any,
-    start_s: FloatArray,
-    finish_s: FloatArray,
-    worker: Any,
     left: int,
     final: bool,
 ) -> tuple[int, int, int]:
     """The adaptive policy: a request of max(batch size, queued items / idle workers) items.
 
     It takes slices of several queries if the first has too few left, and never more than
-    `most_items`. Of the first query only the last `left` items wait. Fills the last three arrays,
-    which hold each query's arrival at first. Unless `final`, ends before the first request that
-    queries after these could belong to. Requests executed; the query then at the head; its items
-    that wait.
+    `most_items`. Of the first query only the last `left` items wait. What is filled holds each
+    query's arrival at first. Unless `final`, ends before the first request that queries after
+    these could belong to. Requests executed; the query then at the head; its items that wait.
     """
+    arrival_s, size = queries.arrival_s, queries.size
     requests = 0
     n = arrival_s.size
     seen = 0  # queries that have arrived
@@ -104,39 +93,51 @@ def serve_adaptive(
         while seen < n and arrival_s[seen] <= now:
             queued += size[seen]
             seen += 1
-        idle = 0
-        for w in range(free_s.size):
-            idle += free_s[w] <= now
+        busy = _busy(free_s, now)
+        idle = free_s.size - busy + 1
         items = min(max(batch_size, -(-queued // idle)), most_items)
         items = min(items, queued)
-        begun = 0
-        reach = left - size[head]
-        for q in range(head, seen):
-            if reach >= items:
-                break
-            begun += reach >= 0 and size[q] > 0
-            reach += size[q]
-        busy = free_s.size - idle + 1
+        begun = _begun(size, head, seen, left, items)
         done = now + _cost_s(tables, items, begun, busy, now, now - free_s[0], 0, rng)
         mine = _occupy(free_s, who, done)
         queued -= items
         requests += 1
-        while items > 0:
-            part = min(items, left)
-            if part > 0:
-                if left == size[head]:
-                    start_s[head] = now
-                    finish_s[head] = done
-                    worker[head] = mine
-                elif done > finish_s[head] or (done == finish_s[head] and mine > worker[head]):
-                    finish_s[head] = done
-                    worker[head] = mine
-            items -= part
-            left -= part
-            if left == 0:
-                head += 1
-                left = size[head] if head < n else 0
+        head, left = _deal(queries, head, left, items, now, done, mine)
     return requests, head, left
+
+
+@inner()
+def _begun(size: Any, head: int, seen: int, left: int, items: int) -> int:
+    """Queries that a request of so many items is the first of."""
+    begun, reach = 0, left - size[head]
+    for q in range(head, seen):
+        if reach >= items:
+            break
+        begun += reach >= 0 and size[q] > 0
+        reach += size[q]
+    return begun
+
+
+@inner()
+def _deal(
+    queries: Queries, head: int, left: int, items: int, now: float, done: float, mine: int
+) -> tuple[int, int]:
+    """The items of a request go to the queries they belong to; the head and its items then."""
+    size, finish_s, worker = queries.size, queries.finish_s, queries.worker
+    while items > 0:
+        part = min(items, left)
+        if part > 0:
+            if left == size[head]:
+                queries.start_s[head] = now
+                finish_s[head], worker[head] = done, mine
+            else:
+                finish_s[head], worker[head] = _later(finish_s[head], worker[head], done, mine)
+        items -= part
+        left -= part
+        if left == 0:
+            head += 1
+            left = size[head] if head < size.size else 0
+    return head, left
 
 
 @compiled()
@@ -166,21 +167,12 @@ def serve_offloaded(
     n, count = arrival_s.size, free_s.size
     following = np.full(n, -1)
     first, last = np.full(count, -1), np.full(count, -1)
-    for q in range(n + 1):
+    for q in range(n + 1 if final else n):
         now = arrival_s[q] if q < n else math.inf
-        if q == n and not final:
-            break
         for k in range(count):
             while first[k] >= 0 and max(free_s[k], arrival_s[first[k]]) < now:
                 begin = max(free_s[k], arrival_s[first[k]])
-                items, end = 0, first[k]
-                while (
-                    end >= 0
-                    and arrival_s[end] <= begin
-                    and (items == 0 or items + size[end] <= most_items)
-                ):
-                    items += size[end]
-                    end = following[end]
+                items, end = _joined(arrival_s, size, following, first[k], begin, most_items)
                 done = begin + _device_s(tables[k], items, draw[first[k]])
                 while first[k] != end:
                     start_s[first[k]], finish_s[first[k]] = begin, done
@@ -192,20 +184,71 @@ def serve_offloaded(
             if free_s[k] <= now:
                 todo[k] -= executing[k]
                 executing[k] = 0
-        if q < n:
-            if device[q] == 0:
-                least = int(np.argmin(todo))
-                if todo[least] > backlog:
-                    device[q] = -1
-                    continue
-                device[q] = least + 1
-                todo[least] += size[q]
-            k = device[q] - 1
-            if last[k] < 0:
-                first[k] = q
-            else:
-                following[last[k]] = q
-            last[k] = q
+        if q == n:
+            break
+        if device[q] == 0:
+            device[q] = _assigned(todo, backlog, size[q])
+        k = device[q] - 1
+        if k < 0:
+            continue
+        if last[k] < 0:
+            first[k] = q
+        else:
+            following[last[k]] = q
+        last[k] = q
+
+
+@compiled(inline="always")
+def _joined(
+    arrival_s: FloatArray, size: Any, following: Any, first: int, begin: float, most_items: int
+) -> tuple[int, int]:
+    """Items of the request that a waiting query is the first of, and the query after it."""
+    items, end = 0, first
+    while end >= 0 and arrival_s[end] <= begin and (items == 0 or items + size[end] <= most_items):
+        items += size[end]
+        end = following[end]
+    return items, end
+
+
+@compiled(inline="always")
+def _assigned(todo: Any, backlog: int, size: int) -> int:
+    """The accelerator with the fewest items to do, from 1, which has those of the query then, too;
+    -1 where that is too many."""
+    least = 0
+    for k in range(1, todo.size):
+        least = k if todo[k] < todo[least] else least
+    if todo[least] > backlog:
+        return -1
+    todo[least] += size
+    return least + 1
+
+
+@compiled(inline="always")
+def _request(
+    free_s: FloatArray,
+    who: Any,
+    arrived: float,
+    items: int,
+    begun: int,
+    tables: Any,
+    slow: float,
+    shift: int,
+    rng: Any,
+) -> tuple[float, float, int]:
+    """A request on the first free worker of a machine so many times slower: when it begins, what
+    it costs, who executes it."""
+    now = max(free_s[0], arrived)
+    busy = 1 if tables.mean_s.shape[0] == 1 else _busy(free_s, now)
+    cost = slow * _cost_s(tables, items, begun, busy, now, now - free_s[0], shift, rng)
+    return now, cost, _occupy(free_s, who, now + cost)
+
+
+@compiled(inline="always")
+def _later(last: float, mine: int, done: float, worker: int) -> tuple[float, int]:
+    """When the last of a query's requests is done, and who does it; of equals the higher number."""
+    if done > last or (done == last and worker > mine):
+        return done, worker
+    return last, mine
 
 
 @compiled(inline="always")

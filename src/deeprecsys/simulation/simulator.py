@@ -219,18 +219,17 @@ class _Cores:
         return int(min(schedule.size.max(initial=1), self.policy.batch_size))
 
     def _static(self, schedule: Schedule, final: bool) -> Records:
-        from deeprecsys.simulation.kernels import serve
+        from deeprecsys.simulation.kernels import Queries, serve
 
         columns = _columns(schedule)
         tables = self.simulator.tables(self.largest(schedule))
-        serve(
-            schedule.arrival_s, schedule.size, self.policy.batch_size, self.free_s, self.who,
-            self.tables(tables), self.rng, *columns,
-        )  # fmt: skip
+        queries = Queries(schedule.arrival_s, schedule.size, *columns)
+        batch_size = self.policy.batch_size
+        serve(queries, batch_size, self.free_s, self.who, self.tables(tables), self.rng)
         return _records(schedule, *columns)
 
     def _adaptive(self, schedule: Schedule, final: bool) -> Records:
-        from deeprecsys.simulation.kernels import serve_adaptive
+        from deeprecsys.simulation.kernels import Queries, serve_adaptive
 
         every = _joined_schedule(self.waiting, schedule)
         fresh = _columns(schedule)
@@ -238,8 +237,8 @@ class _Cores:
         left = self.left if len(self.waiting) else int(every.size[:1].sum())
         most = self.largest(every)
         _, head, self.left = serve_adaptive(
-            every.arrival_s, every.size, self.policy.batch_size, most, self.free_s, self.who,
-            self.tables(self.simulator.tables(most)), self.rng, *columns, left, final,
+            Queries(every.arrival_s, every.size, *columns), self.policy.batch_size, most,
+            self.free_s, self.who, self.tables(self.simulator.tables(most)), self.rng, left, final,
         )  # fmt: skip
         self.waiting = Schedule(every.arrival_s[head:], every.size[head:])
         self.known = _each(lambda i: columns[i][head:])
