@@ -11,8 +11,9 @@ import pytest
 from browser import Browser
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records, Requests, UserError
-from deeprecsys.report import write_report
+from deeprecsys.report import render, write_report
 from deeprecsys.report.figures import capacity, fleet, latency
+from deeprecsys.report.html import grid
 from deeprecsys.report.text import interval, ms, rate, ratio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -171,7 +172,7 @@ def test_an_undecided_capacity_is_drawn_hollow():
         one["capacity"]["decided"] = False
     drawn = capacity.by_batch(summary)["data"]
     symbols = {str(s) for t in drawn for s in np.atleast_1d(t["marker"]["symbol"])}
-    assert symbols == {"circle-open", "diamond-open", "star-open"}
+    assert symbols == {"circle-open", "diamond-open", "star-open", "x-open"}
 
 
 def test_each_capacity_is_hollow_for_itself():
@@ -185,6 +186,34 @@ def test_markup_in_the_name_of_a_kind_is_shown_as_it_stands():
     summary = {"time_s": [0.5], "busy": {"a<b>": [0.2]}, "devices_busy": {"a<b>": [0.1]}}
     names = [trace["name"] for trace in fleet.busy(summary)["data"]]
     assert names == ["a&lt;b&gt;", "a&lt;b&gt;, accelerators"]
+
+
+def test_what_holds_at_no_rate_is_drawn_as_such():
+    names = [trace["name"] for trace in capacity.by_batch(tune_summary())["data"]]
+    assert "no rate" in names
+
+
+def test_a_baseline_without_a_rate_is_not_called_unmeasured():
+    summary = tune_summary()
+    summary["trials"][0] |= {"policy": summary["comparisons"][1]["policy"]}
+    assert "not measured" in render(summary)
+    summary["trials"][0]["capacity"]["decided"] = True
+    assert "it holds the target at no rate" in render(summary)
+
+
+def test_queries_without_an_answer_are_said():
+    assert "5 of 5,000 had no answer: slower than any" in render(bench_summary(), records())
+
+
+def test_a_percentile_beyond_all_answers_is_said():
+    html = own_part(render(bench_summary() | {"p95_s": None, "p95_interval_s": [0.1, None]}))
+    assert "p95 – too few answers, undecided whether it meets p95 ≤ 25 ms" in html
+
+
+def test_words_stand_left_and_numbers_right():
+    html = grid(["kind", "s", "share", "bounds"], [["16-cores", "1.2 early", "5%", "[1, –]"]])
+    assert html.count("class=text") == 2  # the head of the column, and its cell
+    assert "<td class=text>16-cores" in html
 
 
 def own_part(html):

@@ -241,7 +241,7 @@ def _verdict(capacity: Capacity, sla: SLA) -> str:
         bounds = text.interval(capacity.to_dict()["interval_qps"], text.rate)
         doubt = "" if capacity.decided else ", undecided"
         return f"{text.rate(capacity.rate_qps)} queries/s {bounds} at {sla}{doubt}"
-    if capacity.idle_p95_s is not None:
+    if capacity.idle_p95_s is not None and capacity.idle_p95_s > sla.latency_s:
         return (
             f"no rate meets {sla}; idle, the server already takes {text.ms(capacity.idle_p95_s)} ms"
         )

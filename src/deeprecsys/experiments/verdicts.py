@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from deeprecsys.core import Policy
 from deeprecsys.report import text
 from deeprecsys.tuning import Capacity, Comparison, Study, Trial
 
@@ -22,7 +21,7 @@ def tuned(study: Study) -> str:
     capacity = best.capacity
     doubt = "" if capacity.decided else ", undecided"
     parts = [f"{best.policy}: {rate(capacity)} at {sla}{doubt}"]
-    parts += [said for c in study.comparisons if (said := _comparison(c, best.policy))]
+    parts += [said for c in study.comparisons if (said := _comparison(c, study))]
     if ratio := predicted_over_measured(study):
         parts.append(f"simulation had predicted {ratio:.2f}× that")
     return "; ".join([*parts, f"bound by {study.binds.kind}"])
@@ -64,7 +63,7 @@ def _none_meets(study: Study) -> str:
     sla, idle = study.sla, study.idle_p95_s
     if study.interrupted and idle is None:
         return "interrupted before any policy was measured"
-    if idle is None:
+    if idle is None or idle <= sla.latency_s:  # some rate may well
         return f"undecided: no rate was found to meet {sla} in that time; give more --budget-s"
     return (
         f"no rate meets {sla}; the idle machine already gives "
@@ -72,13 +71,18 @@ def _none_meets(study: Study) -> str:
     )
 
 
-def _comparison(comparison: Comparison, best: Policy) -> str:
+def _comparison(comparison: Comparison, study: Study) -> str:
     name = f"{comparison.name} of {comparison.policy.batch_size}"
-    if comparison.policy == best:
+    if study.best is not None and comparison.policy == study.best.policy:
         return f"it is {name}"
     ratio = comparison.ratio
     if ratio is None:
-        return f"against {name} not measured"
+        none = any(t.policy == comparison.policy and _none_holds(t.capacity) for t in study.trials)
+        return f"{name} holds it at no rate" if none else f"against {name} not measured"
     lo, hi = ratio.interval
     doubt = "" if ratio.significant else ", not significant"
     return f"{ratio.ratio:.2f}× [{lo:.2f}, {hi:.2f}] {name}{doubt}"
+
+
+def _none_holds(capacity: Capacity) -> bool:
+    return capacity.decided and capacity.rate_qps == 0

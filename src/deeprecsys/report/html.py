@@ -7,6 +7,7 @@ is on it. Whatever is text is escaped here or by who makes a part.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib.resources import files
@@ -16,6 +17,9 @@ from deeprecsys.report.figures import Figure
 
 # The browser itself refuses whatever would leave the file, and says so on its console.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+
+# A number, perhaps with its unit or a word; an interval; a dash; nothing.
+_NUMBERS = re.compile(r"([\d.,]+%?( |$)|[-–\[]|$)")
 
 
 class Section(NamedTuple):
@@ -51,12 +55,16 @@ def table(heading: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table that scrolls by itself where it is wider than the page."""
-    lines = _row("th", heads) + "".join(_row("td", row) for row in rows)
+    words = [not all(map(_NUMBERS.match, column)) for column in zip(*rows, strict=True)]
+    lines = _row("th", heads, words) + "".join(_row("td", row, words) for row in rows)
     return f"<div class=wide><table>{lines}</table></div>"
 
 
-def _row(tag: str, cells: Sequence[str]) -> str:
-    return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+def _row(tag: str, cells: Sequence[str], words: Sequence[bool]) -> str:
+    """Words to the left, numbers to the right."""
+    kinds = [" class=text" if text else "" for text in words] or [""] * len(cells)
+    columns = zip(cells, kinds, strict=True)
+    return "<tr>" + "".join(f"<{tag}{k}>{escape(c)}</{tag}>" for c, k in columns) + "</tr>"
 
 
 def _section(section: Section, numbers: Iterator[int]) -> str:

@@ -14,16 +14,24 @@ Trial = dict[str, Any]
 
 def by_batch(summary: dict[str, Any]) -> Figure | None:
     """Capacity against batch size, with brackets; baselines and the best are marked."""
-    trials = [t for t in _held(summary) if _threshold(t) is None]
+    tried = [t for t in summary["trials"] if _threshold(t) is None]
+    trials = [t for t in tried if _rate(t)]
     if not trials:
         return None
     data = [
         _trace(trials, "capacity", BLUE, mode="lines+markers"),
+        *_hopeless(tried),
         *_simulated(summary),
         *_baselines(trials, summary),
         *_stars(trials, summary),
     ]
     return figure(data, batch_axis(), from_zero("capacity (queries/s)"))
+
+
+def _hopeless(trials: list[Trial]) -> list[Figure]:
+    """Those that no rate was found for: otherwise nobody would see that they were tried."""
+    none = [t for t in trials if not _rate(t)]
+    return [_trace(none, "no rate", GREY, symbol="x", size=7)] if none else []
 
 
 def _simulated(summary: dict[str, Any]) -> list[Figure]:
@@ -88,8 +96,8 @@ def _cores_alone(summary: dict[str, Any]) -> dict[str, Any]:
     y = max(rates)
     line = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y,
             "line": {"color": GREY, "dash": "dot"}}  # fmt: skip
-    label = {"xref": "paper", "x": 1, "y": y, "text": "cores alone", "showarrow": False,
-             "xanchor": "right", "yanchor": "bottom"}  # fmt: skip
+    label = {"xref": "paper", "x": 0, "y": y, "text": "cores alone", "showarrow": False,
+             "xanchor": "left", "yanchor": "bottom"}  # fmt: skip
     return {"shapes": [line], "annotations": [label]}
 
 

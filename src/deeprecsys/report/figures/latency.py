@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.core import Records, Status
-from deeprecsys.report.figures.axes import axis, from_zero
+from deeprecsys.report.figures.axes import axis, from_zero, steps
 from deeprecsys.report.figures.colours import BLUE, PERCENTILES
 from deeprecsys.report.figures.traces import (
     Figure,
@@ -31,8 +31,7 @@ def by_rate(summary: dict[str, Any]) -> Figure | None:
     if not runs:
         return None
     data = [_percentile_of(runs, name, colour) for name, colour in PERCENTILES]
-    steps = [k * 10**p for p in range(6) for k in (1, 2, 5)]
-    y = axis("latency (ms)", type="log", tickvals=steps)
+    y = axis("latency (ms)", type="log", tickvals=steps(range(6)))
     return with_target(figure(data, axis("offered rate (queries/s)"), y), summary)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from deeprecsys.report.figures.axes import axis, batch_axis, from_zero
+from deeprecsys.report.figures.axes import axis, batch_axis, from_zero, steps
 from deeprecsys.report.figures.colours import CYCLE, RED
 from deeprecsys.report.figures.traces import Figure, column, figure, ms, rounded, scatter
 
@@ -14,7 +14,7 @@ Point = dict[str, Any]
 def service_time(summary: dict[str, Any]) -> Figure | None:
     """Median request time by batch size, a curve a number of busy workers."""
     data = [_times(points, colour) for points, colour in _curves(summary)]
-    y = axis("time of a request (ms)", type="log", dtick=1)
+    y = axis("time of a request (ms)", type="log", tickvals=steps(range(-3, 5)))
     return figure(data, batch_axis(), y) if data else None
 
 

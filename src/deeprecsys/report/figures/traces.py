@@ -62,7 +62,7 @@ def with_target(shown: Figure, summary: dict[str, Any], *, upright: bool = False
         layout = shown["layout"]
         layout["shapes"] = [_target_line(at_ms, here, across)]
         log = layout[f"{here}axis"].get("type") == "log"
-        place = {f"{across}ref": "paper", f"{here}ref": here, across: 1,
+        place = {f"{across}ref": "paper", f"{here}ref": here, across: 1 if upright else 0,
                  here: np.log10(at_ms) if log else at_ms}  # fmt: skip
         layout["annotations"] = [_target_label(at_ms, upright) | place]
     return shown
@@ -75,7 +75,7 @@ def _target_line(at_ms: float, here: str, across: str) -> Figure:
 
 
 def _target_label(at_ms: float, upright: bool) -> Figure:
-    anchors = ("left", "top") if upright else ("right", "bottom")
+    anchors = ("left", "top" if upright else "bottom")
     return {
         "text": f"target {at_ms:g} ms", "showarrow": False, "font": {"color": RED, "size": 12},
         "xanchor": anchors[0], "yanchor": anchors[1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from deeprecsys.core import Records, Requests
@@ -27,13 +28,14 @@ def body(summary: dict[str, Any], records: Records | None, requests: Requests | 
 def _verdict(summary: dict[str, Any]) -> str:
     if summary.get("answered") == 0:  # of a remote server's queries: there is nothing to tell
         return str(summary["verdict"])
-    said = (
-        f"{text.policy(summary['policy'])} at {text.rate(summary['rate_qps'])} queries/s: "
-        f"p95 {text.ms(summary['p95_s'])} ms {text.interval(summary['p95_interval_s'], text.ms)}"
-    )
+    _, p95, bounds = _percentile(summary, 95)
+    at = f"{text.policy(summary['policy'])} at {text.rate(summary['rate_qps'])} queries/s"
+    said = f"{at}: p95 {p95} {bounds}"
     if not summary["sla"]:
         return said
-    return f"{said}; {text.meets(summary.get('meets_sla'))} {text.target(summary['sla'])}"
+    meets = summary.get("meets_sla")
+    word = "undecided whether it meets" if meets is None else text.meets(meets)
+    return f"{said}, {word} {text.target(summary['sla'])}"
 
 
 def _facts(summary: dict[str, Any]) -> list[Fact]:
@@ -47,5 +49,7 @@ def _facts(summary: dict[str, Any]) -> list[Fact]:
 
 
 def _percentile(summary: dict[str, Any], p: int) -> Fact:
-    bounds = text.interval(summary.get(f"p{p}_interval_s"), text.ms)
-    return f"p{p}", f"{text.ms(summary.get(f'p{p}_s'))} ms", bounds
+    found = summary.get(f"p{p}_s")
+    if found is None or math.isinf(found):
+        return f"p{p}", "–", "too few answers"
+    return f"p{p}", f"{text.ms(found)} ms", text.interval(summary.get(f"p{p}_interval_s"), text.ms)

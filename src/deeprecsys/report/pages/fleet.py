@@ -31,10 +31,17 @@ def _facts(summary: dict[str, Any]) -> list[Fact]:
         ("balancer", machines["balancer"]),
         ("queries", f"{summary['queries']:,}", f"in {machines['seconds']:g} s"),
         *map(_model, summary["models"]),
-        *[(f"{name}, busy", f"{max(share):.0%}", "at most")
-          for name, share in summary["busy"].items()],
+        *_busy(summary["busy"], ""),
+        *_busy(summary["devices_busy"], ", accelerators"),
         ("retried", f"{summary['retried']:,}", f"{summary['unserved']:,} found no machine"),
     ]  # fmt: skip
+
+
+def _busy(shares: dict[str, list[float]], of: str) -> list[Fact]:
+    return [
+        (f"{name}{of}", f"{max(share):.0%} busy", "at its busiest")
+        for name, share in shares.items()
+    ]
 
 
 def _model(model: dict[str, Any]) -> Fact:

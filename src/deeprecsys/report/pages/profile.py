@@ -14,7 +14,7 @@ from deeprecsys.report.parts.origin import origin
 def body(summary: dict[str, Any], *_: Any) -> list[Part]:
     return [
         head(summary, *_found(summary)),
-        Section("Service time by batch size", "Median seconds of one request, and p5 to p95, by "
+        Section("Service time by batch size", "Median time of one request, and p5 to p95, by "
                 "the number of workers busy at the same time.", profile.service_time(summary)),
         Section("Items per second by batch size", "All busy workers together; dashed: what the "
                 "measured limits of this machine allow, rows being uniformly random: popular ones "

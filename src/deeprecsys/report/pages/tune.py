@@ -16,7 +16,7 @@ from deeprecsys.report.parts.trials import trials
 
 def body(summary: dict[str, Any], records: Records | None, requests: Requests | None) -> list[Part]:
     return [
-        head(summary, summary.get("verdict", ""), _facts(summary), summary.get("binds")),
+        head(summary, summary.get("verdict", ""), _facts(summary), _binds(summary)),
         *_capacities(summary),
         Section("Latency by rate",
                 "The best policy's runs: filled meets, open undecided, cross misses.",
@@ -43,7 +43,7 @@ def _capacities(summary: dict[str, Any]) -> list[Part]:
     return [
         Section("Capacity by batch size",
                 "Highest rate that holds the target; bars are brackets of the search, or 95 % "
-                "intervals where rounds were run.", capacity.by_batch(summary)),
+                "intervals where rounds were run; hollow: undecided.", capacity.by_batch(summary)),
         Section("Capacity over both knobs",
                 "Every policy that was tried; a brighter one holds more.",
                 capacity.over_both(summary)),
@@ -61,19 +61,33 @@ def _facts(summary: dict[str, Any]) -> list[Fact]:
     best = summary.get("best")
     if not best:
         return always
-    policy = ("policy", text.policy(best["policy"]), "items a request")
-    return [capacity_fact(best["capacity"]), policy, *_ratios(summary), *always]
+    return [capacity_fact(best["capacity"]), _policy(best), *_ratios(summary), *always]
+
+
+def _policy(best: dict[str, Any]) -> Fact:
+    """The batch size large, the rest below it."""
+    batch, _, more = text.policy(best["policy"]).partition(", ")
+    return "policy", batch, more or "items a request"
+
+
+def _binds(summary: dict[str, Any]) -> str | None:
+    return summary.get("binds") if summary.get("best") else None
 
 
 def _ratios(summary: dict[str, Any]) -> list[Fact]:
     best = summary["best"]["policy"]
     return [
-        (f"over {c['name']} of {c['policy']['batch_size']}", *_split(text.ratio(c)))
+        (f"over {c['name']} of {c['policy']['batch_size']}", *_over(c, summary))
         for c in summary.get("comparisons", [])
         if c["policy"] != best
     ]
 
 
-def _split(words: str) -> tuple[str, ...]:
-    first, _, rest = words.partition(" ")
-    return (first, rest) if first.endswith("×") else (words,)
+def _over(comparison: dict[str, Any], summary: dict[str, Any]) -> tuple[str, ...]:
+    """The ratio and its interval, or why there is none."""
+    if comparison.get("ratio") is None:
+        rates = [t["capacity"] for t in summary["trials"] if t["policy"] == comparison["policy"]]
+        none = any(not c["rate_qps"] and c.get("decided", True) for c in rates)
+        return ("–", "it holds the target at no rate" if none else "not measured")
+    ratio, _, rest = text.ratio(comparison).partition(" ")
+    return ratio, rest

@@ -15,9 +15,11 @@ def head(
     summary: dict[str, Any], verdict: str, facts: Sequence[Fact], binds: str | None = None
 ) -> str:
     stopped = "<p class=note>Interrupted: what was measured until then.</p>"
+    answer, _, more = verdict.partition("; ")
     return (
         f"<header><p class=kicker>deeprecsys · {escape(_what(summary))}</p>"
-        f"<h1>{escape(verdict)}</h1>"
+        f"<h1>{escape(answer)}</h1>"
+        f"{f'<p class=more>{escape(more)}</p>' if more else ''}"
         f"{stopped if summary.get('interrupted') else ''}"
         f"<dl class=cards>{''.join(map(_card, facts))}</dl>"
         f"{f'<p class=binds>What binds: {escape(binds)}.</p>' if binds else ''}"
@@ -84,7 +86,7 @@ def client(summary: dict[str, Any]) -> list[Fact]:
     found = summary.get("client")
     if not found:
         return []
-    answers = ", ".join(f"{n:,} of {status}" for status, n in found["by_status"].items())
+    answers = ", ".join(f"{n:,} × {status}" for status, n in sorted(found["by_status"].items()))
     facts: list[Fact] = [
         ("client", f"{found['core_share']:.0%} of a core", f"{found['cpu_s']:.2f} CPU seconds"),
         ("answers", answers or "none"),

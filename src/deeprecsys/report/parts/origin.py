@@ -28,9 +28,9 @@ def _list(title: str, group: dict[str, Any]) -> str:
 
 
 def _machine(machine: dict[str, Any]) -> dict[str, Any]:
-    in_bytes = ("last_level_cache_bytes", "memory_bytes")
+    """Sizes in MiB, and so called."""
     return {
-        name: _mib(value) if name in in_bytes and value is not None else value
+        name.removesuffix("_bytes"): _mib(value) if name.endswith("_bytes") and value else value
         for name, value in machine.items()
     }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from deeprecsys.core import Records, Requests
 from deeprecsys.report.figures import latency, run
 from deeprecsys.report.html import Section
@@ -11,12 +13,19 @@ from deeprecsys.report.html import Section
 
 def latencies(summary: dict[str, Any], records: Records | None, which: str) -> list[Section]:
     """`which` says whose records these are."""
-    tail = f"{which} Share of the queries slower than a latency.".strip()
-    spread = f"{which} Median, quartiles, and whiskers from p5 to p95.".strip()
+    lost = _unanswered(records)
+    counted = f" {lost:,} of {len(records or ()):,} had no answer: slower than any." if lost else ""
+    tail = f"{which} Share of the queries slower than a latency.{counted}".strip()
+    of = " Of those that were answered." if lost else ""
+    spread = f"{which} Median, quartiles, and whiskers from p5 to p95.{of}".strip()
     return [
         Section("Latency distribution", tail, latency.distribution(summary, records)),
         Section("Latency by query size", spread, latency.by_size(summary, records)),
     ]
+
+
+def _unanswered(records: Records | None) -> int:
+    return 0 if records is None else int((~np.isfinite(records.latency_s)).sum())
 
 
 def inside(

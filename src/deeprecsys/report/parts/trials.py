@@ -13,8 +13,8 @@ _HEADS = ("queries/s", "p50 ms", "p95 ms", "95 % interval", "target", "queries",
 
 
 def trials(summary: dict[str, Any]) -> str:
-    best = (summary.get("best") or {}).get("policy")
-    rows = "".join(_trial(t, t["policy"] == best) for t in summary["trials"])
+    best = summary.get("best") or {"policy": {}}  # which is no trial's
+    rows = "".join(_trial(t, t["policy"] == best["policy"]) for t in summary["trials"])
     return (
         "<section><h2>Trials</h2><p>Every policy that was tried; open a row for its runs.</p>"
         f"<div class=trials>{rows}</div></section>"
@@ -27,7 +27,7 @@ def _trial(trial: dict[str, Any], best: bool) -> str:
         f"<details{' class=best' if best else ''}><summary>"
         f"<b>{escape(text.policy(trial['policy']))}</b>"
         f"<span>{_capacity(trial['capacity'])}</span>"
-        f"<span>{len(runs)} runs{' · best' if best else ''}</span>"
+        f"<span>{_count(len(runs))}{' · best' if best else ''}</span>"
         f"</summary>{grid(_HEADS, runs)}</details>"
     )
 
@@ -35,7 +35,13 @@ def _trial(trial: dict[str, Any], best: bool) -> str:
 def _capacity(capacity: dict[str, Any]) -> str:
     bounds = text.interval(capacity["interval_qps"], text.rate)
     doubt = "" if capacity.get("decided", True) else " · undecided"
+    if not capacity["rate_qps"]:
+        return f"no rate {bounds}{doubt}"
     return f"{text.rate(capacity['rate_qps'])} queries/s {bounds}{doubt}"
+
+
+def _count(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs} runs"
 
 
 def _run(run: dict[str, Any]) -> tuple[str, ...]:
