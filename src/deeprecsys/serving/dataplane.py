@@ -161,7 +161,7 @@ class DataPlane:
         self.observed.refused(refusal, query=query)
         if query and self.served.log_queries:
             self.log("query", id="", status=refusal.reason.status, why=refusal.message)
-        else:
+        elif refusal.bound != "max-connections":  # which are logged once a second
             self._log_failure(refusal, "")
 
     def bounded(self, option: str) -> None:

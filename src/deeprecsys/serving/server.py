@@ -204,7 +204,8 @@ class Server:
     def _say_turned_away(self, site: Site) -> None:
         if count := site.turned_away:
             site.turned_away = 0
-            self.log("no file descriptors are left", turned_away=count, limit=files.limit())
+            open_ = len(site.connections)
+            self.log("connections turned away", count=count, open=open_, files=files.limit())
 
     def _say_failures(self, load: Load) -> None:
         """Of accelerators, since the last look."""

@@ -35,7 +35,7 @@ class Site:
     waiting: dict[Connection, None] = field(default_factory=dict)
     receiving: dict[Connection, float] = field(default_factory=dict)
     unsent: int = 0
-    turned_away: int = 0  # for want of file descriptors, since it was last logged
+    turned_away: int = 0  # connections, since it was last logged
     draining: bool = False  # every answer closes its connection
 
     def enter(self, connection: Connection) -> None:
@@ -47,6 +47,7 @@ class Site:
             next(iter(self.waiting)).give_way()
             self.waiting[connection] = None
         elif not self._evict():
+            self.turned_away += 1
             raise over(Reason.UNAVAILABLE, "too many connections", "max-connections")
 
     def enter_with(self, connection: Connection, number: int) -> None:
