@@ -210,6 +210,13 @@ def test_a_percentile_beyond_all_answers_is_said():
     assert "p95 – too few answers, undecided whether it meets p95 ≤ 25 ms" in html
 
 
+def test_the_share_of_the_limits_is_that_of_the_rate_beside_it():
+    summary = profile_summary()
+    for point in summary["points"]:
+        point["items_per_s"] /= 3  # a noisy machine: a few slow requests, the same median
+    assert "<dd>20%<small>at that batch size" in own_part(render(summary))
+
+
 def test_words_stand_left_and_numbers_right():
     html = grid(["kind", "s", "share", "bounds"], [["16-cores", "1.2 early", "5%", "[1, –]"]])
     assert html.count("class=text") == 2  # the head of the column, and its cell

@@ -42,12 +42,18 @@ def items_per_s(summary: dict[str, Any]) -> Figure | None:
 
 
 def _bound(points: list[Point]) -> Figure:
-    allowed = [p["batch_size"] * p["busy"] / (p["limits_share"] * p["median_s"]) for p in points]
     return scatter(
-        "lines", "what the limits allow", column(points, "batch_size"), rounded(allowed),
+        "lines", "what the limits allow", column(points, "batch_size"),
+        rounded(map(allowed_items_per_s, points)),
         line={"color": RED, "dash": "dash", "width": 1.5},
         hovertemplate="limit: %{y:.4g} items/s",
     )  # fmt: skip
+
+
+def allowed_items_per_s(point: Point) -> float:
+    """Of all its busy workers, if the machine's limits were all that bound them."""
+    request_s = point["limits_share"] * point["median_s"]
+    return float(point["batch_size"] * point["busy"] / request_s)
 
 
 def _curve(points: list[Point], y: list[float | None], colour: str, said: str) -> Figure:
