@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from deeprecsys.core import UserError, repeat_inputs
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.models.model import Model
+from deeprecsys.runtimes import cuda
 from deeprecsys.runtimes.cuda import Cuda, check
 from deeprecsys.runtimes.packing import ALIGNMENT, Packing
 
@@ -173,6 +174,44 @@ def test_the_original_model_keeps_its_weights():
     before = [p.data_ptr() for p in model.module.parameters()]
     Cuda(model, largest=4, streams=FakeStreams())
     assert [p.data_ptr() for p in model.module.parameters()] == before
+
+
+def test_what_a_slot_cannot_hold_is_not_the_device_s(monkeypatch):
+    """One large query would otherwise take the device's memory, and keep it."""
+    monkeypatch.setattr(cuda, "SLOTS_BYTES", 2 * 12 * 100)  # of an item: two ids and a score
+    device = Cuda(NCF, largest=1024, streams=FakeStreams())
+    assert 80 <= device.most_items <= 100
+    assert max(slot.items for slot in device._slots) <= device.most_items
+    most = device.most_items
+    inputs, scores = query(NCF, most, 0)
+    device.end(device.begin([(inputs, scores)]))
+    np.testing.assert_allclose(scores, NCF.reference(inputs), atol=1e-4)
+    with pytest.raises(ValueError, match="more than cuda:0 holds"):
+        device.begin([query(NCF, most + 1, 0)])
+
+
+def test_a_slot_grows_to_no_more_than_it_may_take():
+    device = Cuda(NCF, largest=8, streams=FakeStreams())
+    for n in (9, 30, 17, 100):
+        device.end(device.begin([query(NCF, n, n)]))
+    assert all(slot.items <= device.most_items for slot in device._slots)
+    assert device.most_items * (device._packing.bytes(1 << 16) / (1 << 16) + 4) * 2 <= 513 << 20
+
+
+def test_waiting_for_a_gpu_does_not_spin(monkeypatch):
+    made = []
+
+    class Event:
+        def __init__(self, **how):
+            made.append(how)
+
+        def record(self, stream):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    cuda._CudaStream(torch.device("cuda", 0)).record()
+    assert made == [{"enable_timing": True, "blocking": True}]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -24,7 +24,10 @@ from deeprecsys.runtimes.packing import Packing
 
 # For slots, intermediate results and the libraries' own workspace, beside the model.
 HEADROOM_BYTES = 2 << 30
+# Of it, for the slots; what the layers make of their inputs needs as much again, or several times.
+SLOTS_BYTES = 512 << 20
 _REPEATS, _WARM_REPEATS = 7, 3
+_MANY = 1 << 16  # items, of which the alignment is no part worth speaking of
 _TOLERANCE = 1e-4  # of scores, against the model's reference
 
 
@@ -85,7 +88,7 @@ class Spent:
 
 @dataclass
 class _Slot:
-    """Memory of one request under way; grows with the largest it has seen."""
+    """Memory of one request under way; grows, by doubling, up to what a slot may take."""
 
     items: int
     staged: torch.Tensor  # pinned bytes, in
@@ -102,11 +105,13 @@ class _Ticket:
 
 
 class Cuda:
-    """`Device` of one GPU. UserError where there is none, or the model does not fit it."""
+    """`Device` of one GPU. UserError where there is none, or the model does not fit it.
+
+    most_items: of a request, by the memory of its slot; larger queries stay on the cores.
+    """
 
     emulated = False
     depth = 2
-    most_items: int | None = None
 
     def __init__(
         self, model: Any, number: int = 0, largest: int = 1024, streams: Streams | None = None
@@ -122,6 +127,8 @@ class Cuda:
         self._packing, self._tasks = Packing(model.inputs, model.joined), model.tasks
         self._module = _moved(model.module, streams.device)
         self._in, self._compute, self._out = (streams.stream() for _ in range(3))
+        self.most_items = self._fitting(SLOTS_BYTES // self.depth)
+        largest = min(largest, self.most_items)
         self._slots = [self._slot(largest) for _ in range(self.depth)]
         self._begun = 0
         self.service_s = self._warm(model, largest)
@@ -141,8 +148,12 @@ class Cuda:
         outputs = [scores for _, scores in pieces]
         sizes = [len(scores) for scores in outputs]
         n = sum(sizes)
+        if n > self.most_items:
+            raise ValueError(f"{n} items are more than {self.name} holds: {self.most_items}")
         if n > self._slots[which].items:
-            self._slots[which] = self._slot(n)
+            self._slots[which] = self._slot(
+                min(max(n, 2 * self._slots[which].items), self.most_items)
+            )
         slot, size = self._slots[which], self._packing.bytes(n)
         packing = time.perf_counter()
         staged = slot.staged.numpy()[:size]
@@ -188,6 +199,11 @@ class Cuda:
     def _execute(self, slot: _Slot, n: int) -> None:
         with torch.inference_mode():
             slot.scores[:n].copy_(self._module(self._packing.views(slot.inputs, n)))
+
+    def _fitting(self, size_bytes: int) -> int:
+        """The most items whose inputs and scores fit so many bytes; at least one."""
+        each = self._packing.bytes(_MANY) / _MANY + 4 * self._tasks
+        return max(1, int(size_bytes / each))
 
     def _slot(self, items: int) -> _Slot:
         size, device = self._packing.bytes(items), self._streams.device
@@ -270,7 +286,8 @@ class _CudaStream:
             step()
 
     def record(self) -> Event:
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        # Blocking: the thread that waits sleeps, where it would spin on a core that serves queries.
+        event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         return _CudaEvent(event)
 
