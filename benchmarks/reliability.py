@@ -1,16 +1,19 @@
-"""A server under overload, drained, with a worker killed, mutated at, and soaked.
+"""A server under overload, attacked, drained, with a worker killed, mutated at, and soaked.
 
-`python benchmarks/reliability.py --only overload` (or drain, kill, fuzz, soak; soak takes half an
-hour). Real servers in processes of their own, load from others, all on this machine's cores. Rows
-are shown as they come and kept in docs/reliability.md.
+`python benchmarks/reliability.py --only overload` (or attacks, drain, ending, kill, fuzz, soak; the
+last takes half an hour). Real servers in processes of their own, load from others, all on this
+machine's cores. Rows are shown as they come and kept in docs/reliability.md.
 """
 
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import grpc
 import numpy as np
 
 import deeprecsys as drs
+from attacks import ATTACKS
 from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Records, Status
 from deeprecsys.models import load_model
@@ -27,7 +31,7 @@ from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
 from rows import Row, asked, measure
-from served import Bare, served
+from served import Bare, Host, served
 from turns import WORKLOAD
 
 RESULTS = Path(__file__).parents[1] / "docs" / "reliability.md"
@@ -35,6 +39,8 @@ DIN_SLA = SLA(0.300)
 DIN = ("din", "--sla-ms", "300", "--batch-size", "256")
 MUTATIONS = 100_000
 _OVERLOAD_S = 20.0
+_ATTACK_S = 8.0
+_DRAIN_S = 2.0
 
 
 def overload() -> Iterator[Row]:
@@ -87,6 +93,95 @@ def overload() -> Iterator[Row]:
             "recovers within seconds",
             bool(np.mean(early.status == Status.OK) >= 0.95),
         )
+
+
+def attacks() -> Iterator[Row]:
+    """Each attack of `attacks.py`, beside half of what the server can do: what of the honest
+    queries is answered in time, over the same without, in turns; and the memory it took."""
+    arguments = ("--max-waiting-mb", "256", "--max-unsent-mb", "64", "--send-s", "5")
+    with ExitStack() as stack:
+        host = stack.enter_context(served("dlrm-rmc1", "--scale", "0.05", *arguments))
+        client = stack.enter_context(Client(f"http://127.0.0.1:{host.http_port}", "dlrm-rmc1"))
+        sla = SLA(0.1)
+        rate = 0.5 * drs.find_capacity(client, WORKLOAD, sla, budget_s=40).rate_qps
+        for turn, name in enumerate(ATTACKS):
+            schedule = WORKLOAD.reseed(turn).schedule(rate_qps=rate, duration_s=_ATTACK_S)
+            alone = _good(client.run(schedule, Policy()), sla)
+            before = host.resident_bytes()
+            with _attacked(name, host), Peak(host) as peak:
+                records = client.run(schedule, Policy())
+            told = client.last_run()
+            share = _good(records, sla) / max(alone, 1)
+            grown = peak.bytes - before
+            yield Row(
+                f"{name}: {_said(name)} Honest goodput at {rate:,.0f} queries/s, with / without",
+                f"{share:.3f} ({alone} without; answers {_counts(told['by_status'])}, "
+                f"{told['unanswered']} unanswered); memory {grown / 2**20:+,.0f} MB",
+                "0.95; under 256 MB + 64 MB",
+                share >= 0.95 and grown < 1.1 * (320 << 20),
+            )
+
+
+def _said(name: str) -> str:
+    return (ATTACKS[name].__doc__ or "").strip()
+
+
+@contextmanager
+def _attacked(name: str, host: Host) -> Iterator[None]:
+    ports = [str(host.http_port), str(host.grpc_port)]
+    command = [sys.executable, str(Path(__file__).parent / "attacks.py"), name, *ports]
+    process = subprocess.Popen([*command, str(_ATTACK_S + 2)])
+    try:
+        time.sleep(2.0)  # it has begun
+        yield
+    finally:
+        process.kill()
+        process.wait()
+        time.sleep(1.0)
+
+
+class Peak:
+    """The most that a process held of memory while this was open."""
+
+    def __init__(self, host: Host) -> None:
+        self._host, self.bytes = host, 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            self.bytes = max(self.bytes, self._host.resident_bytes())
+
+
+def ending() -> Iterator[Row]:
+    """SIGTERM while it loads, idle, and while clients do not read: how long it takes to end."""
+    took: dict[str, float] = {}
+    for state in ("loading", "idle", "unread", "slow_bodies"):
+        with ExitStack() as stack:
+            wait = state != "loading"
+            arguments = ("--scale", "0.05", "--drain-s", str(_DRAIN_S))
+            host = stack.enter_context(served("dlrm-rmc1", *arguments, wait=wait))
+            if state in ATTACKS:
+                stack.enter_context(_attacked(state, host))
+            began = time.monotonic()
+            host.process.terminate()
+            code = host.process.wait(60)
+            took[state] = time.monotonic() - began
+            assert code == 0, f"{state}: {code}"
+    yield Row(
+        f"SIGTERM, --drain-s {_DRAIN_S:g}: ended within",
+        ", ".join(f"{state} {seconds:.1f} s" for state, seconds in took.items()),
+        f"{_DRAIN_S + 5:g} s",
+        max(took.values()) <= _DRAIN_S + 5,
+    )
 
 
 def drain() -> Iterator[Row]:
@@ -339,7 +434,9 @@ def _counts(by: dict[str, int]) -> str:
     return ", ".join(f"{n:,} × {name}" for name, n in sorted(by.items()))
 
 
-PARTS: tuple[Callable[..., Iterator[Row]], ...] = (overload, drain, kill, fuzz, soak)
+PARTS: tuple[Callable[..., Iterator[Row]], ...] = (
+    overload, attacks, drain, ending, kill, fuzz, soak,
+)  # fmt: skip
 
 
 def main() -> None:

@@ -61,14 +61,14 @@ class Host:
 
 
 @contextmanager
-def served(*arguments: str, wait_s: float = 300.0) -> Iterator[Host]:
-    """`deeprecsys serve` with these arguments, ready; SIGTERM at the end."""
+def served(*arguments: str, wait_s: float = 300.0, wait: bool = True) -> Iterator[Host]:
+    """`deeprecsys serve` with these arguments, ready (not `wait`: loading); SIGTERM at the end."""
     ports = [free_port(), free_port()]
     command = [sys.executable, "-m", "deeprecsys", "serve", *arguments]
     command += ["--http-port", str(ports[0]), "--grpc-port", str(ports[1])]
     with _running([*command, "--log-level", "warning"]) as process:
         until = time.monotonic() + wait_s
-        while not _is_ready(ports[0]):
+        while _answers(ports[0]) not in ((200,) if wait else (200, 503)):
             if process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"the server did not become ready: {command}")
             time.sleep(0.2)
@@ -103,12 +103,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _is_ready(port: int) -> bool:
+def _answers(port: int) -> int:
+    """The status of its readiness; 0: it does not listen yet."""
     try:
         with Bare(port) as client:
-            return client.ask(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")[0] == 200
+            return client.ask(b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n\r\n")[0]
     except OSError:
-        return False
+        return 0
 
 
 class Bare:

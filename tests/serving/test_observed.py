@@ -4,6 +4,8 @@ import json
 import logging
 import re
 import socket
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -124,3 +126,28 @@ def test_the_level_of_a_line_is_that_of_what_it_says(caplog):
         ("ERROR", "failed"), ("ERROR", "fault"), ("WARNING", "failed"),
         ("WARNING", "worker replaced"), ("INFO", "query"), ("INFO", "ready"),
     ]  # fmt: skip
+
+
+def test_a_busy_loop_counts_from_its_last_look():
+    """What finds the loop at work has waited for it, and that wait is part of its time."""
+    head, _ = wire.request(query(), binary=False)
+    line = b"POST /v2/models/stub/infer HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(head)
+    with (
+        serving(StubModel(), StubRuntime()) as server,
+        socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) as client,
+    ):
+        working = threading.Event()
+
+        def work():  # as if it were reading what many others sent
+            server.site.looks.came_s(server._loop, time.perf_counter())
+            working.set()
+            time.sleep(0.1)
+
+        receive = server.plane.observed.stages["receive"]
+        while receive.sum_s < 0.05:  # where others had the cores in between, once more
+            working.clear()
+            server._loop.call_soon_threadsafe(work)
+            assert working.wait(WAIT_S)
+            client.sendall(line + head)
+            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+        assert receive.quantile_s(1.0) >= 0.05

@@ -59,8 +59,9 @@ class Connection(asyncio.BufferedProtocol):
         self._busy = False  # a request is being answered
         self._ticket: Ticket | None = None  # of the query that is being answered
         self._early: tuple[Call, Array | Refusal] | None = None  # its answer, where that was faster
-        self._began_s = self._moved_s = clock()
+        self._began_s = self._moved_s = self._arrived_s = clock()
         self._paused = False  # nothing is read
+        self._goes_on = False  # with what lies in the scratch buffer, when others had their turn
         self._choked = 0  # bytes that count as unsent, while the client does not read
         self._written = 0
         self._mark: tuple[int, float] | None = None  # what must be sent by then
@@ -135,8 +136,10 @@ class Connection(asyncio.BufferedProtocol):
             return
         if not self._filled and not self._busy:
             self._began_s = self._moved_s
+            if self._head is None:
+                self._arrived_s = self.site.looks.came_s(self.loop, self._moved_s)
         self._filled += received
-        if self._busy or self._choked:
+        if self._busy or self._choked or self._goes_on:
             self._mind_reading()
         else:
             self._read()
@@ -226,8 +229,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if chunks.complete:
             self._complete(chunks.body)
-        elif used and self._filled:
-            self.loop.call_soon(self._read)
+        elif used:
+            self._go_on()
 
     def _use(self, count: int) -> None:
         """So much of the scratch buffer is used; what is behind it moves to its beginning."""
@@ -328,7 +331,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _offer(self, head: Head, call: Call) -> Ticket:
         """Hands the query over; from the loop or a thread."""
-        call.arrived_s = self._began_s
+        call.arrived_s = self._arrived_s
         call.client = _client(self.transport)
         loop, done = self.loop, self._done
 
@@ -421,7 +424,7 @@ class Connection(asyncio.BufferedProtocol):
             self._end()
             return
         site.waiting[self] = None
-        self._began_s = clock()
+        self._began_s = self._arrived_s = clock()
         self._go_on()
 
     def _forget_request(self) -> None:
@@ -442,8 +445,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _go_on(self) -> None:
         """With the next request, if it has come; others have their turn first."""
-        if self._filled:
-            self.loop.call_soon(self._read)
+        if self._filled and not self._goes_on:
+            self._goes_on = True
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        self._goes_on = False
+        self._read()
 
     def _end(self) -> None:
         """Says so, and throws away what the client still sends: closed at once, a connection with

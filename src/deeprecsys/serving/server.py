@@ -37,7 +37,7 @@ from deeprecsys.serving.site import Site
 
 _encode = msgspec.json.Encoder().encode
 # After the time to drain, what was taken is answered within so long, and what is left is ended.
-FINISH_S = 4.0
+FINISH_S = 3.0
 _SHOWN_S = 0.5
 
 
@@ -194,6 +194,7 @@ class Server:
             now_s, engine = clock(), self.plane.engine
             site.sweep(now_s)
             self._say_turned_away(site)
+            self.plane.observed.loop_lag_s = site.looks.lag_s()
             if engine is not None:
                 if engine.replace_hung(self.served.longest_s):
                     self.log("worker replaced", why=engine.load().lost_workers[-1])

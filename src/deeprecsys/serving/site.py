@@ -15,6 +15,7 @@ from deeprecsys.serving import files
 from deeprecsys.serving.bounds import Hold, over
 from deeprecsys.serving.dataplane import DataPlane, clock
 from deeprecsys.serving.http_routes import Page
+from deeprecsys.serving.looks import Looks
 
 if TYPE_CHECKING:
     from deeprecsys.serving.http_adapter import Connection
@@ -36,6 +37,7 @@ class Site:
     receiving: dict[Connection, float] = field(default_factory=dict)
     unsent: int = 0
     turned_away: int = 0  # connections, since it was last logged
+    looks: Looks = field(default_factory=Looks)
     draining: bool = False  # every answer closes its connection
 
     def enter(self, connection: Connection) -> None:
