@@ -8,7 +8,7 @@ import pytest
 from deeprecsys.core import UserError, Work
 from deeprecsys.engine import doctor, roofline, topology
 from deeprecsys.engine.operators import CLASSES, PAPER_SHARES, classify, measure_operators
-from deeprecsys.engine.overhead import measure_overhead
+from deeprecsys.engine.overhead import Costs, estimate, measure_overhead
 from deeprecsys.engine.profiler import ROUNDS, Grid, busy_levels, measure
 from deeprecsys.machines.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.models import NAMES, load_model
@@ -69,6 +69,10 @@ def test_every_point_is_visited_once_whatever_the_budget_and_the_time_that_its_i
 
 
 @pytest.mark.measures
+def test_runs_in_which_every_request_was_its_workers_first_cost_nothing_that_is_known():
+    assert estimate([Costs(*np.zeros((5, 0)))]) == Overhead()
+
+
 def test_all_busy_workers_execute_at_the_same_time():
     inside, most, lock = [0], [0], threading.Lock()
 

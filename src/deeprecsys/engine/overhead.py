@@ -113,6 +113,8 @@ def estimate(runs: Sequence[Costs]) -> Overhead:
     """
     every = Costs(*(np.concatenate([getattr(run, name) for run in runs])
                     for name in Costs.__slots__))  # fmt: skip
+    if not len(every.cost_s):  # so short a time that every request was its worker's first
+        return Overhead()
     extra_s = every.cost_s - every.expected_s
     ratio = extra_s / every.expected_s
     kept = (ratio >= np.quantile(ratio, 0.01)) & (ratio <= np.quantile(ratio, 0.99))
