@@ -2,18 +2,23 @@
 
 Each client has a clock that its executed items advance, and the one furthest behind goes next, so
 that clients who always wait get equal shares whatever they ask for, and one that comes back does
-not find others' backlog before it. One that was away starts level with whoever is served: nothing
-is saved up. What is dropped costs nobody anything. (Start-time fair queueing, Goyal, Vin and Cheng,
-1996, with tags given when items are taken, not when they arrive.)
+not find others' backlog before it. One that takes less than its share is behind whoever takes more,
+by so many items at most, and so goes before it: its latencies are nearly those that it has alone,
+where equal turns would give it a machine of half the pace. What is dropped costs nobody anything.
+(Start-time fair queueing, Goyal, Vin and Cheng, 1996, with tags given when items are taken, not
+when they arrive, and a bounded credit, as in Duda and Cheriton's borrowed virtual time, 1999.)
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 
 from deeprecsys.core import Policy
 
+# Items that a client may be behind: some sixty queries' worth.
+CREDIT = 20_000
 # Dropped entries, and clients with nothing, that may lie about before somebody sweeps.
 _SWEEP = 64
 # Of more clients than these, what is before a query is estimated from so many.
@@ -85,7 +90,7 @@ class _Client:
 
     def __init__(self) -> None:
         self.queues: dict[int, _Queue] = {}  # by priority, in its order; nearly always one
-        self.clock, self.listed = 0.0, False
+        self.clock, self.listed = -math.inf, False
         self.items, self.cost = 0, 0.0
 
     def queue(self, priority: int) -> _Queue:
@@ -132,7 +137,7 @@ class Line:
         items = entry.size - entry.next
         self._wait(client, queue, items, items * entry.item_cost)
         if not client.listed:
-            client.clock = max(client.clock, self._clock)
+            client.clock = max(client.clock, self._clock - CREDIT)
             client.listed = True
             self._listings += 1
             heapq.heappush(self._next, (client.clock, self._listings, client))
@@ -155,7 +160,7 @@ class Line:
         if entry.next == entry.size:
             queue.entries.popleft()
         self._wait(client, queue, -items, -items * entry.item_cost)
-        self._clock, client.clock = clock, clock + items
+        self._clock, client.clock = max(self._clock, clock), clock + items
         if not client.items:
             heapq.heappop(self._next)
             client.listed = False
@@ -176,7 +181,8 @@ class Line:
         """The cost of what would be taken before a new query of this client were taken whole."""
         client = self._clients.get(name)
         items, cost = client.before(priority) if client else (0, 0.0)
-        until = max(client.clock if client else 0.0, self._clock) + items + size
+        least = self._clock - CREDIT
+        until = max(client.clock if client else least, least) + items + size
         others = 0.0
         for clock, _, other in self._next[:_LOOKED_AT]:
             if other is not client and other.items:
