@@ -216,3 +216,34 @@ def test_health_is_watched_until_the_server_ends():
         assert next(unknown).status == 3
         server.stop()
         assert [said.status for said in seen] == [2]
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_the_server_describes_itself(version):
+    """As `grpcurl` asks: which services, and the file of a symbol."""
+    from google.protobuf import descriptor_pb2, descriptor_pool
+
+    def asked(**what):
+        return message("ServerReflectionRequest")(**what)
+
+    with serving(StubModel(), NoOp()) as server, channel(server) as one:
+        call = one.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            lambda r: r.SerializeToString(),
+            message("ServerReflectionResponse").FromString,
+        )
+        requests = [
+            asked(list_services="*"),
+            asked(file_containing_symbol=SERVICE),
+            asked(file_containing_symbol=f"{HEALTH}.Watch"),
+            asked(file_by_filename="x"),
+        ]
+        services, inference, health, nothing = list(call(iter(requests), timeout=WAIT_S))
+        assert [s.name for s in services.list_services_response.service] == [SERVICE, HEALTH]
+        pool = descriptor_pool.DescriptorPool()
+        for answer in (inference, health):
+            (text,) = answer.file_descriptor_response.file_descriptor_proto
+            pool.Add(descriptor_pb2.FileDescriptorProto.FromString(text))
+        method = pool.FindServiceByName(SERVICE).FindMethodByName("ModelInfer")
+        assert method.input_type.full_name == "inference.ModelInferRequest"
+        assert nothing.error_response.error_code == 5

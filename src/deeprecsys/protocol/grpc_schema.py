@@ -1,4 +1,5 @@
-"""The messages of `inference.GRPCInferenceService` and `grpc.health.v1`, in a pool of our own.
+"""The messages of `inference.GRPCInferenceService`, of gRPC's health and of its reflection, in a
+pool of our own.
 
 In a private pool, so that a client library that registers the same names in the same process does
 not clash. Field numbers are the protocol's; messages that this server has no use for are left out.
@@ -13,6 +14,7 @@ from google.protobuf import descriptor_pb2 as pb
 from google.protobuf import descriptor_pool, message_factory
 
 SERVICE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+REFLECTION = "grpc.reflection.v1.ServerReflection"
 
 # message: its fields as "number name type", "*" for repeated, "{}" for a map to that type.
 _PARAMETERS = "parameters {}InferParameter"
@@ -82,6 +84,23 @@ _MESSAGES: dict[str, list[str]] = {
     "ModelIndex": ["1 name string", "2 version string", "3 state string", "4 reason string"],
     "RepositoryIndexResponse": ["1 models *ModelIndex"],
 }  # fmt: skip
+_REFLECTION: dict[str, list[str]] = {
+    "ServerReflectionRequest": [
+        "1 host string", "3 file_by_filename string", "4 file_containing_symbol string",
+        "5 file_containing_extension bytes", "6 all_extension_numbers_of_type string",
+        "7 list_services string",
+    ],
+    "FileDescriptorResponse": ["1 file_descriptor_proto *bytes"],
+    "ServiceResponse": ["1 name string"],
+    "ListServiceResponse": ["1 service *ServiceResponse"],
+    "ErrorResponse": ["1 error_code int32", "2 error_message string"],
+    "ServerReflectionResponse": [
+        "1 valid_host string", "2 original_request ServerReflectionRequest",
+        "4 file_descriptor_response FileDescriptorResponse",
+        "6 list_services_response ListServiceResponse", "7 error_response ErrorResponse",
+    ],
+}  # fmt: skip
+_STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 _ONE_OF = "InferParameter"  # whose fields exclude each other
 # TYPE_INVALID is 0, BF16 the last.
 _DATA_TYPES = (
@@ -101,10 +120,24 @@ _SCALARS = {name: getattr(_Field, f"TYPE_{name.upper()}") for name in (
 
 @cache
 def message(name: str) -> Any:
-    """The class of a message; health's are `HealthCheckRequest` and `HealthCheckResponse`."""
-    package = "grpc.health.v1" if name.startswith("Health") else "inference"
+    """The class of a message of any of the services."""
+    package = "inference"
+    if name.startswith("HealthCheck"):
+        package = "grpc.health.v1"
+    elif name in _REFLECTION:
+        package = "grpc.reflection.v1"
     descriptor = _pool().FindMessageTypeByName(f"{package}.{name}")
     return message_factory.GetMessageClass(descriptor)
+
+
+def described(symbol: str) -> bytes | None:
+    """The file that describes a service, a method or a message, or that has this name, as bytes of
+    a FileDescriptorProto; None: nothing does."""
+    for file in _files():
+        of_file = symbol == file.name or symbol.startswith(f"{file.package}.")
+        if of_file and (symbol == file.name or _names(file, symbol[len(file.package) + 1 :])):
+            return bytes(file.SerializeToString())
+    return None
 
 
 def data_type(name: str) -> int:
@@ -115,22 +148,60 @@ def data_type(name: str) -> int:
 @cache
 def _pool() -> descriptor_pool.DescriptorPool:
     pool = descriptor_pool.DescriptorPool()
+    for file in _files():
+        pool.Add(file)
+    return pool
+
+
+@cache
+def _files() -> tuple[pb.FileDescriptorProto, ...]:
     inference = pb.FileDescriptorProto(name="inference.proto", package="inference", syntax="proto3")
     types = inference.enum_type.add(name="DataType")
     for number, name in enumerate(_DATA_TYPES):
         types.value.add(name=f"TYPE_{name}", number=number)
     for name, fields in _MESSAGES.items():
         _describe(inference.message_type.add(name=name), fields)
-    pool.Add(inference)
+    service = inference.service.add(name=SERVICE.rpartition(".")[2])
+    for name in METHODS:
+        _add_method(service, "inference", name, f"{name}Request", f"{name}Response")
     health = pb.FileDescriptorProto(name="health.proto", package="grpc.health.v1", syntax="proto3")
     _describe(health.message_type.add(name="HealthCheckRequest"), ["1 service string"])
-    # An enumeration in the protocol; on the wire the same as its number.
-    _describe(health.message_type.add(name="HealthCheckResponse"), ["1 status int32"])
-    pool.Add(health)
-    return pool
+    answer = health.message_type.add(name="HealthCheckResponse")
+    statuses = answer.enum_type.add(name="ServingStatus")
+    for number, name in enumerate(_STATUSES):
+        statuses.value.add(name=name, number=number)
+    answer.field.add(
+        name="status", number=1, label=_Field.LABEL_OPTIONAL, type=_Field.TYPE_ENUM,
+        type_name=".grpc.health.v1.HealthCheckResponse.ServingStatus",
+    )  # fmt: skip
+    service = health.service.add(name="Health")
+    for name in ("Check", "Watch"):
+        _add_method(service, health.package, name, "HealthCheckRequest", "HealthCheckResponse")
+    service.method[1].server_streaming = True
+    reflection = pb.FileDescriptorProto(
+        name="reflection.proto", package="grpc.reflection.v1", syntax="proto3"
+    )
+    for name, fields in _REFLECTION.items():
+        _describe(reflection.message_type.add(name=name), fields, reflection.package)
+    return inference, health, reflection
 
 
-def _describe(message: pb.DescriptorProto, fields: list[str]) -> None:
+def _add_method(service: Any, package: str, name: str, takes: str, gives: str) -> None:
+    service.method.add(
+        name=name, input_type=f".{package}.{takes}", output_type=f".{package}.{gives}"
+    )
+
+
+def _names(file: pb.FileDescriptorProto, symbol: str) -> bool:
+    """Is it a service, a method of one, or a message (or what is in one) of this file?"""
+    first, _, rest = symbol.partition(".")
+    for service in file.service:
+        if first == service.name:
+            return not rest or rest in [method.name for method in service.method]
+    return first in [m.name for m in (*file.message_type, *file.enum_type)]
+
+
+def _describe(message: pb.DescriptorProto, fields: list[str], package: str = "inference") -> None:
     if message.name == _ONE_OF:
         message.oneof_decl.add(name="parameter_choice")
     for text in fields:
@@ -150,4 +221,4 @@ def _describe(message: pb.DescriptorProto, fields: list[str]) -> None:
             field.type = _SCALARS[kind]
         else:
             field.type = _Field.TYPE_ENUM if kind == "DataType" else _Field.TYPE_MESSAGE
-            field.type_name = f".inference.{kind}"
+            field.type_name = f".{package}.{kind}"

@@ -17,7 +17,15 @@ import grpc.aio
 
 from deeprecsys.protocol import grpc_request, tensors
 from deeprecsys.protocol.call import Call
-from deeprecsys.protocol.grpc_schema import HEALTH, METHODS, SERVICE, data_type, message
+from deeprecsys.protocol.grpc_schema import (
+    HEALTH,
+    METHODS,
+    REFLECTION,
+    SERVICE,
+    data_type,
+    described,
+    message,
+)
 from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
@@ -29,6 +37,7 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method = Callable[["Asked"], Awaitable[Any]]
 _KEYLESS = ("ServerLive", "ServerReady")
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
+_MOST_DESCRIBED = 1000  # questions of one reflection
 _LOOK_S = 0.2  # how often a watch looks
 # What of a stream is received before anybody asks for it.
 _AHEAD_BYTES = 64 << 10
@@ -42,7 +51,8 @@ async def start(
 ) -> tuple[grpc.aio.Server, int]:
     """The server, started, and its port. Raises OSError where it cannot listen."""
     server = grpc.aio.server(options=_options(plane.bounds))
-    methods, calls, probes = _Methods(plane), Calls(plane), Calls(plane, places=2)
+    calls, probes = Calls(plane), Calls(plane, places=2)
+    methods = _Methods(plane, probes)
     handlers = {
         name: (probes if name in _KEYLESS else calls).handler(
             name, getattr(methods, name), None if name in _KEYLESS else key
@@ -53,10 +63,15 @@ async def start(
         "Check": probes.handler("HealthCheck", methods.Check, None),
         "Watch": grpc.stream_stream_rpc_method_handler(methods.Watch, None, _serialized),
     }
+    describing = grpc.stream_stream_rpc_method_handler(_describer(probes, key), None, _serialized)
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(SERVICE, handlers),
             grpc.method_handlers_generic_handler(HEALTH, health),
+            *(
+                grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": describing})
+                for name in (REFLECTION, REFLECTION.replace(".v1.", ".v1alpha."))
+            ),
         )
     )
     try:
@@ -98,28 +113,28 @@ class Calls:
     """Calls that are open, up to a bound; and how each is received and answered."""
 
     def __init__(self, plane: DataPlane, places: int | None = None) -> None:
-        self._plane, self._gate = plane, Gate(plane.bounds, places)
+        self.plane, self._gate = plane, Gate(plane.bounds, places)
         self._open = 0
 
     def handler(self, name: str, method: Method, key: str | None) -> Any:
         async def call(_: Any, context: Context) -> Any:
             self._open += 1
-            asked = Asked(context, self._plane.waiting.hold())
+            asked = Asked(context, self.plane.waiting.hold())
             try:
                 self._check(context, key)
                 await self._receive(asked)
                 return await method(asked)
             except Refusal as error:
-                self._plane.refused(error, query=name == "ModelInfer")
+                self.plane.refused(error, query=name == "ModelInfer")
                 refusal = error
             except _Answered as answered:
                 refusal = answered.refusal
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             except Exception as error:
-                self._plane.fault(error, name)
+                self.plane.fault(error, name)
                 refusal = Refusal(Reason.INTERNAL, "internal error")
-                self._plane.refused(refusal, query=name == "ModelInfer")
+                self.plane.refused(refusal, query=name == "ModelInfer")
             finally:
                 self._open -= 1
                 asked.hold.release()
@@ -130,16 +145,21 @@ class Calls:
 
     def _check(self, context: Context, key: str | None) -> None:
         _check_key(context, key)
-        if self._open > self._plane.bounds.calls:
+        if self._open > self.plane.bounds.calls:
             raise over(Reason.OVERLOADED, "overloaded: too many calls at once", "max-calls")
 
     async def _receive(self, asked: Asked) -> None:
-        async with self._gate.place(asked.context.peer()):
-            body = await asked.context.read()
-        if not isinstance(body, bytes):
+        body = await self.read(asked.context)
+        if body is None:
             raise invalid("the call brought no message")
         asked.hold.add(len(body))
         asked.body = body
+
+    async def read(self, context: Context) -> bytes | None:
+        """A call's next message; None: there is no more."""
+        async with self._gate.place(context.peer()):
+            body = await context.read()
+        return body if isinstance(body, bytes) else None
 
 
 def _client(peer: str) -> str:
@@ -217,8 +237,8 @@ def _post(loop: asyncio.AbstractEventLoop, act: Callable[..., None], *given: Any
 class _Methods:
     """By the protocol's names."""
 
-    def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
+    def __init__(self, plane: DataPlane, probes: Calls) -> None:
+        self._plane, self._probes = plane, probes
         self._watches = 0
 
     async def ServerLive(self, asked: Asked) -> Any:
@@ -269,15 +289,12 @@ class _Methods:
 
     async def Watch(self, _: Any, context: Context) -> AsyncIterator[Any]:
         """Says the status, and again whenever it is another, until the server ends."""
-        if self._watches >= self._plane.bounds.calls:
-            refusal = over(Reason.OVERLOADED, "overloaded: too many watches", "max-calls")
-            self._plane.refused(refusal, query=False)
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal.message)
         self._watches += 1
         try:
-            body = await context.read()
-            service = grpc_request.parsed("HealthCheckRequest", body).service
-            before = None
+            if self._watches > self._plane.bounds.calls:
+                raise over(Reason.OVERLOADED, "overloaded: too many watches", "max-calls")
+            body = await self._probes.read(context) or b""
+            service, before = grpc_request.parsed("HealthCheckRequest", body).service, None
             while True:
                 if (status := self._status(service)) != before:
                     yield message("HealthCheckResponse")(status=status)
@@ -285,6 +302,8 @@ class _Methods:
                     return
                 before = status
                 await asyncio.sleep(_LOOK_S)
+        except Refusal as refusal:
+            await _refuse(self._plane, refusal, context)
         finally:
             self._watches -= 1
 
@@ -326,6 +345,41 @@ class _Methods:
         call.arrived_s, call.until_s = asked.arrived_s, asked.until_s
         call.client = _client(asked.context.peer())
         query.offer(call)
+
+
+def _describer(probes: Calls, key: str | None) -> Any:
+    """Server reflection: the services, and the files that describe them."""
+
+    async def describe(_: Any, context: Context) -> AsyncIterator[Any]:
+        try:
+            _check_key(context, key)
+            for _ in range(_MOST_DESCRIBED):
+                if (body := await probes.read(context)) is None:
+                    return
+                yield _reflected(grpc_request.parsed("ServerReflectionRequest", body))
+        except Refusal as refusal:
+            await _refuse(probes.plane, refusal, context)
+
+    return describe
+
+
+async def _refuse(plane: DataPlane, refusal: Refusal, context: Context) -> None:
+    plane.refused(refusal, query=False)
+    await context.abort(getattr(grpc.StatusCode, refusal.reason.code), refusal.message)
+
+
+def _reflected(request: Any) -> Any:
+    answer = message("ServerReflectionResponse")(valid_host=request.host, original_request=request)
+    symbol = request.file_containing_symbol or request.file_by_filename
+    if (file := described(symbol)) is not None:
+        answer.file_descriptor_response.file_descriptor_proto.append(file)
+    elif not symbol and not request.all_extension_numbers_of_type:
+        for name in (SERVICE, HEALTH):
+            answer.list_services_response.service.add(name=name)
+    else:
+        answer.error_response.error_code = grpc.StatusCode.NOT_FOUND.value[0]
+        answer.error_response.error_message = "nothing of that name"
+    return answer
 
 
 def _read(kind: str, asked: Asked) -> Any:
