@@ -102,12 +102,11 @@ def handful(case: Case) -> list[Row]:
     policy, capacity = best
     days = [_day(case, policy, machines, 0.6 * capacity, "poisson", 2_000_000)
             for machines in (HANDFUL, WHOLE)]  # fmt: skip
-    ratios = [days[0].percentile_s(p) / days[1].percentile_s(p) for p in (95, 99)]
     return [
         Row(
             f"{case.model}, p95 and p99 of {HANDFUL} machines over those of {WHOLE}, random choice",
             "tail within 10 % [R]",
-            f"{ratios[0]:.3f}×, {ratios[1]:.3f}×",
+            _tails(*days, decimals=3),
         )
     ]
 
@@ -124,8 +123,7 @@ def tail(case: Case) -> list[Row]:
     # At the peak, 4/3 of the mean, nearly all that the static setting can do.
     days = [_day(case, policy, 100, 0.7 * rate, "daily", _DAY_QUERIES)
             for policy in (static, best[0])]  # fmt: skip
-    ratios = [days[0].percentile_s(p) / days[1].percentile_s(p) for p in (95, 99)]
-    return [Row(what, paper, f"{ratios[0]:.2f}×, {ratios[1]:.2f}× (batch {best[0].batch_size})")]
+    return [Row(what, paper, f"{_tails(*days)} (batch {best[0].batch_size})")]
 
 
 def quarter(case: Case) -> list[Row]:
@@ -197,6 +195,12 @@ def _day(
         arrivals = f"daily:{seconds!r}"
     mix = Mix([Share(case.model, machines * machine_qps)], arrivals, case.seed)
     return Fleet([kind], "random", seed=case.seed).stream(mix.pieces(seconds), seconds)
+
+
+def _tails(one: FleetDay, other: FleetDay, decimals: int = 2) -> str:
+    """p95 and p99 of one day over those of the other."""
+    ratios = (one.percentile_s(p) / other.percentile_s(p) for p in (95, 99))
+    return ", ".join(f"{ratio:.{decimals}f}×" for ratio in ratios)
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -20,6 +20,8 @@ from deeprecsys.rules.dispatch import Dispatcher, offloads
 
 _NO_DRAWS = np.zeros(0)
 
+Slice = tuple[int, int, int]  # query, first item, item after the last
+
 
 def replay(
     schedule: Schedule,
@@ -35,61 +37,107 @@ def replay(
     draws: the chance of each query that is offloaded, in order of arrival. Requests of an
     accelerator stand as of workers from `workers` on.
     """
-    n = len(schedule)
-    rules = Dispatcher(accelerators=len(accelerators))
-    device = np.zeros(n, np.int16)
-    chance: dict[int, float] = {}
-    waits_for = list(range(len(accelerators)))  # accelerators that are idle
-    start_s, finish_s = schedule.arrival_s.copy(), schedule.arrival_s.copy()
-    worker = np.full(n, -1)
-    arrivals, sizes = schedule.arrival_s.tolist(), schedule.size.tolist()
-    idle = [(0.0, w) for w in range(workers)]  # since when, and who
-    busy: list[tuple[float, int, list[tuple[int, int, int]]]] = []  # until when, who, at what
-    trace: list[tuple[int, int, int, int, float, float]] = []
-    row = 0
-    while row < n or busy:
-        now = min(arrivals[row] if row < n else math.inf, busy[0][0] if busy else math.inf)
-        while busy and busy[0][0] == now:
-            _, mine, slices = heapq.heappop(busy)
-            if mine < workers:
-                heapq.heappush(idle, (now, mine))
+    run = _Replay(schedule, policy, workers, tables, rng, accelerators, draws)
+    while (now := run.next_s()) < math.inf:
+        run.finish(now)
+        run.arrive(now)
+        run.offload(now)
+        run.pull(now)
+    return run.records(), run.requests()
+
+
+class _Replay:
+    """A run under way: who is idle, who is busy until when, and what is known of each query."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        policy: Policy,
+        workers: int,
+        tables: Tables,
+        rng: np.random.Generator,
+        accelerators: Sequence[Tables],
+        draws: FloatArray,
+    ) -> None:
+        n = len(schedule)
+        self.schedule, self.policy, self.workers = schedule, policy, workers
+        self.tables, self.rng = tables, rng
+        self.accelerators, self.draws = accelerators, draws
+        self.rules = Dispatcher(accelerators=len(accelerators))
+        self.arrivals, self.sizes = schedule.arrival_s.tolist(), schedule.size.tolist()
+        self.row = 0  # the next query
+        self.chance: dict[int, float] = {}  # of queries that are offloaded
+        self.start_s, self.finish_s = schedule.arrival_s.copy(), schedule.arrival_s.copy()
+        self.worker, self.device = np.full(n, -1), np.zeros(n, np.int16)
+        self.waits_for = list(range(len(accelerators)))  # accelerators that are idle
+        self.idle = [(0.0, w) for w in range(workers)]  # since when, and who
+        self.busy: list[tuple[float, int, list[Slice]]] = []  # until when, who, at what
+        self.trace: list[tuple[int, int, int, int, float, float]] = []
+
+    def next_s(self) -> float:
+        """When something happens next; infinity once nothing does."""
+        arrival = self.arrivals[self.row] if self.row < len(self.arrivals) else math.inf
+        return min(arrival, self.busy[0][0] if self.busy else math.inf)
+
+    def finish(self, now: float) -> None:
+        while self.busy and self.busy[0][0] == now:
+            _, mine, slices = heapq.heappop(self.busy)
+            on_cores = mine < self.workers
+            if on_cores:
+                heapq.heappush(self.idle, (now, mine))
             else:
-                waits_for.append(mine - workers)
+                self.waits_for.append(mine - self.workers)
             for query, lo, hi in slices:
-                if rules.finish(query, hi - lo):
-                    finish_s[query], worker[query] = now, mine if mine < workers else -1
-        while row < n and arrivals[row] == now:
-            if sizes[row]:
-                rules.add(row, sizes[row], policy)
-                if accelerators and offloads(policy, sizes[row]):
-                    chance[row] = float(draws[len(chance)])
-            row += 1
-        for mine in list(waits_for):
-            if slices := rules.pull_offloaded(mine, now):
-                waits_for.remove(mine)
-                items = sum(hi for _, _, hi in slices)
-                until = now + drawn_s(accelerators[mine], items, chance[slices[0][0]])
-                heapq.heappush(busy, (until, workers + mine, slices))
-                for query, lo, hi in slices:
-                    start_s[query], device[query] = now, mine + 1
-                    trace.append((query, lo, hi, workers + mine, now, until))
-        while idle and (slices := rules.pull(idle[0][1], now, len(idle))):
-            since, mine = heapq.heappop(idle)
+                if self.rules.finish(query, hi - lo):
+                    self.finish_s[query], self.worker[query] = now, mine if on_cores else -1
+
+    def arrive(self, now: float) -> None:
+        while self.row < len(self.arrivals) and self.arrivals[self.row] == now:
+            size = self.sizes[self.row]
+            if size:
+                self.rules.add(self.row, size, self.policy)
+                if self.accelerators and offloads(self.policy, size):
+                    self.chance[self.row] = float(self.draws[len(self.chance)])
+            self.row += 1
+
+    def offload(self, now: float) -> None:
+        for mine in list(self.waits_for):
+            if slices := self.rules.pull_offloaded(mine, now):
+                self.waits_for.remove(mine)
+                items, chance = sum(hi for _, _, hi in slices), self.chance[slices[0][0]]
+                self._begin(now, drawn_s(self.accelerators[mine], items, chance),
+                            self.workers + mine, slices)  # fmt: skip
+                for query, _, _ in slices:
+                    self.device[query] = mine + 1
+
+    def pull(self, now: float) -> None:
+        while self.idle and (slices := self.rules.pull(self.idle[0][1], now, len(self.idle))):
+            since, mine = heapq.heappop(self.idle)
             items = sum(hi - lo for _, lo, hi in slices)
             begun = sum(lo == 0 for _, lo, _ in slices)
-            until = now + cost_s(tables, items, begun, workers - len(idle), now, now - since, rng)
-            heapq.heappush(busy, (until, mine, slices))
-            for query, lo, hi in slices:
-                start_s[query] = now if lo == 0 else start_s[query]
-                trace.append((query, lo, hi, mine, now, until))
-    trace.sort(key=lambda request: request[-1])
-    columns = zip(*trace, strict=True) if trace else [()] * 6
-    names = ("query", "lo", "hi", "worker", "start_s", "finish_s")
-    records = Records.from_columns({
-        "arrival_s": schedule.arrival_s, "start_s": start_s, "finish_s": finish_s,
-        "size": schedule.size, "worker": worker, "status": np.full(n, Status.OK), "device": device,
-    })  # fmt: skip
-    return records, Requests.from_columns(dict(zip(names, columns, strict=True)))
+            busy = self.workers - len(self.idle)
+            cost = cost_s(self.tables, items, begun, busy, now, now - since, self.rng)
+            self._begin(now, cost, mine, slices)
+
+    def _begin(self, now: float, cost: float, mine: int, slices: list[Slice]) -> None:
+        """A request, by a worker or by an accelerator."""
+        heapq.heappush(self.busy, (now + cost, mine, slices))
+        for query, lo, hi in slices:
+            self.start_s[query] = now if lo == 0 else self.start_s[query]
+            self.trace.append((query, lo, hi, mine, now, now + cost))
+
+    def records(self) -> Records:
+        return Records.from_columns({
+            "arrival_s": self.schedule.arrival_s, "start_s": self.start_s,
+            "finish_s": self.finish_s, "size": self.schedule.size, "worker": self.worker,
+            "status": np.full(len(self.schedule), Status.OK), "device": self.device,
+        })  # fmt: skip
+
+    def requests(self) -> Requests:
+        trace = sorted(self.trace, key=lambda request: request[-1])
+        columns = zip(*trace, strict=True) if trace else [()] * 6
+        names = ("query", "lo", "hi", "worker", "start_s", "finish_s")
+        return Requests.from_columns(dict(zip(names, columns, strict=True)))
 
 
 def cost_s(
