@@ -106,7 +106,7 @@ def handful(case: Case) -> list[Row]:
         Row(
             f"{case.model}, p95 and p99 of {HANDFUL} machines over those of {WHOLE}, random choice",
             "tail within 10 % [R]",
-            _tails(*days, decimals=3),
+            _tails(days, 3),
         )
     ]
 
@@ -123,7 +123,7 @@ def tail(case: Case) -> list[Row]:
     # At the peak, 4/3 of the mean, nearly all that the static setting can do.
     days = [_day(case, policy, 100, 0.7 * rate, "daily", _DAY_QUERIES)
             for policy in (static, best[0])]  # fmt: skip
-    return [Row(what, paper, f"{_tails(*days)} (batch {best[0].batch_size})")]
+    return [Row(what, paper, f"{_tails(days)} (batch {best[0].batch_size})")]
 
 
 def quarter(case: Case) -> list[Row]:
@@ -197,8 +197,9 @@ def _day(
     return Fleet([kind], "random", seed=case.seed).stream(mix.pieces(seconds), seconds)
 
 
-def _tails(one: FleetDay, other: FleetDay, decimals: int = 2) -> str:
-    """p95 and p99 of one day over those of the other."""
+def _tails(days: Sequence[FleetDay], decimals: int = 2) -> str:
+    """p95 and p99 of the first day over those of the second."""
+    one, other = days
     ratios = (one.percentile_s(p) / other.percentile_s(p) for p in (95, 99))
     return ", ".join(f"{ratio:.{decimals}f}×" for ratio in ratios)
 
