@@ -1,4 +1,4 @@
-"""A folder of its own for each test; one run of `bench` and of `tune` for all."""
+"""A folder of its own for each test; one run of `bench` and of a simulated `tune` for all."""
 
 import pytest
 from small import SMALL
@@ -21,7 +21,8 @@ def bench_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tune_folder(tmp_path_factory):
+    """Of a simulated machine: the same rates each time, whatever else this one has to do."""
     folder = tmp_path_factory.mktemp("runs") / "tune"
-    arguments = ["tune", "ncf", "--budget-s", "5", "--sla-ms", "50", "--method", "static"]
-    assert call([*arguments, *SMALL, "--out", str(folder)]) == 0
+    arguments = ["simulate", "--service", "linear:1e-4,1.5e-5", "--workers", "4", "--tune"]
+    assert call([*arguments, "--method", "static", "--sla-ms", "50", "--out", str(folder)]) == 0
     return folder

@@ -26,8 +26,18 @@ def test_a_run_compared_with_itself_is_not_significant(bench_folder, tune_folder
     assert call(["compare", str(bench_folder), str(tune_folder)]) == 2
 
 
+def test_what_cannot_be_compared_is_one_line(tmp_path, tune_folder, capsys):
+    latency = {"verb": "simulate", "p95_s": 1.0, "p95_interval_s": [0.9, 1.1]}
+    for name, summary in (("p", {"verb": "profile"}), ("s", latency)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary))
+    assert call(["compare", "p", "p"]) == 2
+    assert "neither a capacity nor latencies" in capsys.readouterr().err
+    assert call(["compare", "s", str(tune_folder)]) == 2
+    assert "one run has a p95 latency, the other a capacity" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("factor", "code"), [(0.5, 1), (2.0, 0)])
-@pytest.mark.measures
 def test_a_clear_difference_is_significant_and_a_worse_second_fails(
     tmp_path, tune_folder, factor, code
 ):

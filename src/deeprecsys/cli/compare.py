@@ -50,14 +50,16 @@ def run(
 def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
     """Second over first. Capacities by the ends of their intervals, which are bounds and not
     errors, so the ratio's are their extremes; percentiles by their standard errors in the log."""
-    tuning = one["verb"] == "tune"
-    a, b = (_capacity(one), _capacity(two)) if tuning else (_latency(one), _latency(two))
+    (what, a), (other, b) = _found(one), _found(two)
+    if what != other:
+        raise UserError(f"one run has a {what}, the other a {other}: compare two of one kind")
+    tuning = what == "capacity"
     ratio, interval = _extremes(a, b) if tuning else _quadrature(a, b)
     lo, hi = interval
     significant = (lo is not None and lo > 1) or (hi is not None and hi < 1)
     worse = ratio is not None and (ratio < 1 if tuning else ratio > 1)
     return {
-        "what": "capacity" if tuning else "p95 latency",
+        "what": what,
         "first": a[0],
         "second": b[0],
         "ratio": ratio,
@@ -73,17 +75,19 @@ Estimate = tuple[float | None, float | None, float | None]  # value, low, high
 Bounds = tuple[float | None, tuple[float | None, float | None]]
 
 
-def _capacity(summary: dict[str, Any]) -> Estimate:
-    best = summary.get("best")
-    if not best:
-        return 0.0, 0.0, 0.0
-    lo, hi = best["capacity"]["interval_qps"]
-    return best["capacity"]["rate_qps"], lo, hi
+def _found(summary: dict[str, Any]) -> tuple[str, Estimate]:
+    """What a run found that can be compared; UserError if that is nothing."""
+    if "best" in summary:
+        return "capacity", _capacity((summary["best"] or {}).get("capacity"))
+    if "capacity" in summary:
+        return "capacity", _capacity(summary["capacity"])
+    if "p95_interval_s" in summary:
+        return "p95 latency", (summary["p95_s"], *summary["p95_interval_s"])
+    raise UserError(f"a run of {summary['verb']} has neither a capacity nor latencies to compare")
 
 
-def _latency(summary: dict[str, Any]) -> Estimate:
-    lo, hi = summary["p95_interval_s"]
-    return summary["p95_s"], lo, hi
+def _capacity(found: dict[str, Any] | None) -> Estimate:
+    return (found["rate_qps"], *found["interval_qps"]) if found else (0.0, 0.0, 0.0)
 
 
 def _extremes(a: Estimate, b: Estimate) -> Bounds:
