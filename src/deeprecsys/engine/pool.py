@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,7 @@ _KEPT = 2  # pools that a process keeps
 Values = NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(NamedTuple):
     """An input's part of a pool: `rows` [period + span, ..] of its strip, begun at `start`."""
 
     name: str
@@ -55,10 +54,6 @@ class Column:
     period: int
     start: int
     shared: bool
-
-    def window(self, at: int, size: int) -> NDArray[Any]:
-        lo = (self.start + at) % self.period
-        return self.rows[lo : lo + size]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,10 +80,15 @@ class InputPool:
         By Fibonacci hashing: by the remainder, queries of equal size would share few users.
         """
         user = (offset * 0x9E3779B1 & 0xFFFFFFFF) * self.users >> 32
-        return {
-            column.name: column.window(user, 1) if column.shared else column.window(offset, size)
-            for column in self.columns
-        }
+        found: dict[str, NDArray[Any]] = {}
+        for name, rows, period, start, shared in self.columns:
+            if shared:
+                lo = (start + user) % period
+                found[name] = rows[lo : lo + 1]
+            else:
+                lo = (start + offset) % period
+                found[name] = rows[lo : lo + size]
+        return found
 
     def prepared(self, runtime: Runtime, tasks: int) -> list[Any]:
         """Queries of `span` candidates each, from all over the pool: to execute slices of."""
