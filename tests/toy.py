@@ -10,6 +10,7 @@ import numpy as np
 
 from deeprecsys.core import Facts, Policy, Records, Schedule, Status, Watch
 from deeprecsys.rules.dispatch import Dispatcher
+from deeprecsys.tuning import Clock
 
 
 class ToyMachine:
@@ -27,6 +28,13 @@ class ToyMachine:
         self.runs: list[tuple[float, Policy]] = []
         self.now_s = 0.0
         self._disturbed = disturbed
+
+    def clock(self) -> Clock:
+        """Virtual: a run takes as long as its records say."""
+        return Clock(lambda: self.now_s, self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        self.now_s += seconds
 
     def facts(self) -> Facts:
         hint = np.vectorize(self.service_s, otypes=[float]) if self.hint else None

@@ -15,23 +15,8 @@ from toy import ToyMachine
 EFFORT = Effort(tolerance=0.03, queries=2000, least_s=5.0, most_s=30.0)
 
 
-class Clock:
-    """Virtual: a run takes as long as its records say."""
-
-    def __init__(self, machine):
-        self.machine = machine
-        self.slept = 0.0
-
-    def __call__(self):
-        return self.machine.now_s + self.slept
-
-    def pause(self, seconds):
-        self.slept += seconds
-
-
 def search(machine, sla, policy=None, *, workload=None, effort=EFFORT, until=math.inf, **kw):
-    clock = Clock(machine)
-    probe = Probe(machine, workload or Workload(), sla, clock=clock, pause=clock.pause, **kw)
+    probe = Probe(machine, workload or Workload(), sla, clock=machine.clock(), **kw)
     return search_rate(probe, policy or Policy(batch_size=100), effort, until=until)
 
 
@@ -97,8 +82,7 @@ def test_time_that_runs_out_leaves_an_open_interval_and_says_undecided():
 
 def test_runs_are_stopped_as_soon_as_they_are_decided():
     machine = ToyMachine(linear)
-    clock = Clock(machine)
-    probe = Probe(machine, Workload(), SLA(0.1), clock=clock)
+    probe = Probe(machine, Workload(), SLA(0.1), clock=machine.clock())
     slow = probe(Policy(100), 3 * saturation(100), 30.0)
     assert slow.summary.meets_sla is False
     assert slow.stopped_early
@@ -132,7 +116,7 @@ def test_the_owner_can_stop_it_and_every_run_was_told():
 
 def test_a_run_cut_short_is_kept_and_says_nothing():
     machine = ToyMachine(linear)
-    probe = Probe(machine, Workload(), SLA(0.1), clock=Clock(machine))
+    probe = Probe(machine, Workload(), SLA(0.1), clock=machine.clock())
     fine = probe(Policy(100), 0.5 * saturation(100), 20.0)
     cut = probe(Policy(100), 0.9 * saturation(100), 20.0, until=machine.now_s + 0.3)
     assert not fine.cut
@@ -157,7 +141,7 @@ def test_a_budget_must_be_positive(budget_s):
 def test_the_reported_capacity_holds_below_and_breaks_above():
     machine = ToyMachine(linear, noise=0.2)
     found = search(machine, SLA(0.1))
-    probe = Probe(machine, Workload(seed=77), SLA(0.1), clock=Clock(machine))
+    probe = Probe(machine, Workload(seed=77), SLA(0.1), clock=machine.clock())
     below = [probe(Policy(100), 0.95 * found.rate_qps, 20, turn=t).passed for t in range(5)]
     above = [probe(Policy(100), 1.2 * found.rate_qps, 20, turn=t).passed for t in range(5)]
     assert sum(below) >= 4

@@ -10,7 +10,7 @@ from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.experiments import guided
 from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
-from deeprecsys.tuning import SEARCHES, Capacity, Observer, study, tune
+from deeprecsys.tuning import SEARCHES, Capacity, Observer, tune
 from deeprecsys.tuning.binds import what_binds
 from deeprecsys.tuning.searches import Space, contenders, exhaustive, hill_climb
 from deeprecsys.workload import Workload
@@ -31,20 +31,9 @@ def measured(curve, width=0.05):
     return measure, asked
 
 
-@pytest.fixture(autouse=True)
-def virtual_time(monkeypatch):
-    """`tune` on a toy machine takes no real time: its clock is the machine's."""
-    machines = []
-    real = study.Probe
-
-    def probe(system, *args, **kw):
-        if not hasattr(system, "now_s"):  # a simulator, whose time does not pass here
-            return real(system, *args, clock=lambda: 0.0, **kw)
-        machines.append(system)
-        return real(system, *args, clock=lambda: system.now_s, pause=lambda s: None, **kw)
-
-    monkeypatch.setattr(study, "Probe", probe)
-    monkeypatch.setattr(study.time, "monotonic", lambda: machines[-1].now_s if machines else 0.0)
+def toy_tune(machine, sla, method="hill-climb", **options):
+    """On a machine whose time is virtual, and which counts as a live one."""
+    return tune(machine, Workload(), sla, method, clock=machine.clock(), **options)
 
 
 def overhead(n):
@@ -102,14 +91,14 @@ def test_contenders_are_those_that_can_still_be_best():
 @pytest.mark.parametrize("method", ["hill-climb", "exhaustive"])
 @pytest.mark.parametrize(("service", "best"), [(overhead, range(256, 1025)), (cache_cliff, (64,))])
 def test_the_best_batch_size_is_found(method, service, best):
-    found = tune(ToyMachine(service), Workload(), SLA(0.1), method, budget_s=400)
+    found = toy_tune(ToyMachine(service), SLA(0.1), method, budget_s=400)
     assert found.best.policy.batch_size in best
     assert found.speedup is not None
     assert {t.policy.batch_size for t in found.trials} >= {500}
 
 
 def test_the_ratio_to_the_baseline_is_right_and_significant_when_it_is():
-    found = tune(ToyMachine(cache_cliff, noise=0.1), Workload(), SLA(0.2), budget_s=400)
+    found = toy_tune(ToyMachine(cache_cliff, noise=0.1), SLA(0.2), budget_s=400)
     # 270 items in requests of 64 against one or two requests of up to 500
     per_item = {b: cache_cliff(b) / b for b in (64, 500)}
     lo, hi = found.speedup.interval
@@ -121,7 +110,7 @@ def test_the_ratio_to_the_baseline_is_right_and_significant_when_it_is():
 
 def test_a_flat_curve_is_reported_as_no_significant_gain():
     flat = ToyMachine(lambda n: 1e-5 * n, noise=0.05)
-    found = tune(flat, Workload(), SLA(0.2), "static", budget_s=400)
+    found = toy_tune(flat, SLA(0.2), "static", budget_s=400)
     (other,) = (c for c in found.comparisons if c.policy != found.best.policy)
     lo, hi = other.ratio.interval
     assert other.ratio.rounds >= 4
@@ -130,12 +119,12 @@ def test_a_flat_curve_is_reported_as_no_significant_gain():
 
 
 def test_the_static_method_searches_nothing():
-    found = tune(ToyMachine(overhead), Workload(), SLA(0.1), "static", budget_s=200)
+    found = toy_tune(ToyMachine(overhead), SLA(0.1), "static", budget_s=200)
     assert {t.policy.batch_size for t in found.trials} == {25, 500}
 
 
 def test_a_target_out_of_reach_gives_no_best_and_the_idle_latency():
-    found = tune(ToyMachine(overhead), Workload(), SLA(0.001), budget_s=100)
+    found = toy_tune(ToyMachine(overhead), SLA(0.001), budget_s=100)
     assert found.best is None
     # a request of 512 and one of 88 side by side: 1 + 5.12 ms is what an idle machine needs
     assert 0.001 < found.idle_p95_s < 0.02
@@ -143,7 +132,7 @@ def test_a_target_out_of_reach_gives_no_best_and_the_idle_latency():
 
 def test_a_small_budget_is_kept_and_what_is_left_is_undecided():
     machine = ToyMachine(overhead)
-    found = tune(machine, Workload(), SLA(0.1), budget_s=5)
+    found = toy_tune(machine, SLA(0.1), budget_s=5)
     assert machine.now_s < 10
     assert found.trials
 
@@ -152,7 +141,7 @@ def test_stopping_keeps_what_was_measured():
     done = []
     machine = ToyMachine(overhead)
     observer = Observer(stop=lambda: len(done) >= 3, on_trial=done.append)
-    found = tune(machine, Workload(), SLA(0.1), budget_s=400, observer=observer)
+    found = toy_tune(machine, SLA(0.1), budget_s=400, observer=observer)
     assert found.interrupted
     assert len(found.trials) >= 3
     assert found.best is not None
@@ -166,7 +155,7 @@ def test_stopping_in_the_middle_of_a_run_keeps_that_run(runs):
     observer = Observer(
         stop=lambda: len(machine.runs) >= runs, on_run=lambda policy, run: told.append(run)
     )
-    found = tune(machine, Workload(), SLA(0.1), budget_s=400, observer=observer)
+    found = toy_tune(machine, SLA(0.1), budget_s=400, observer=observer)
     kept = [id(run) for trial in found.trials for run in trial.capacity.runs]
     assert {id(run) for run in told} == set(kept)
     assert len(kept) == len(told)
@@ -200,7 +189,7 @@ def simulated(base_s, per_item_s, workers=2):
 def test_simulation_names_the_policies_and_the_system_confirms_them():
     machine = ToyMachine(overhead, noise=0.05)
     surrogate = simulated(1e-3, 1e-5)
-    found = tune(machine, Workload(), SLA(0.1), "simulated", surrogate=surrogate, budget_s=60)
+    found = toy_tune(machine, SLA(0.1), "simulated", surrogate=surrogate, budget_s=60)
     assert found.simulated is not None
     predicted = {t.policy: t.capacity.rate_qps for t in found.simulated.trials}
     asked = {policy for _, policy in machine.runs}
@@ -212,16 +201,14 @@ def test_simulation_names_the_policies_and_the_system_confirms_them():
 
 def test_a_simulation_that_is_too_hopeful_is_put_right_by_the_system():
     machine = ToyMachine(lambda n: 3 * overhead(n))
-    found = tune(
-        machine, Workload(), SLA(0.1), "simulated", surrogate=simulated(1e-3, 1e-5), budget_s=120
-    )
-    alone = tune(machine, Workload(), SLA(0.1), "exhaustive", budget_s=600)
+    found = toy_tune(machine, SLA(0.1), "simulated", surrogate=simulated(1e-3, 1e-5), budget_s=120)
+    alone = toy_tune(machine, SLA(0.1), "exhaustive", budget_s=600)
     assert found.best.capacity.rate_qps == pytest.approx(alone.best.capacity.rate_qps, rel=0.05)
 
 
 def test_no_policy_is_best_where_simulation_and_system_meet_nothing():
     machine = ToyMachine(lambda n: 1.0)
-    found = tune(machine, Workload(), SLA(0.1), "simulated", surrogate=simulated(1.0, 0.0))
+    found = toy_tune(machine, SLA(0.1), "simulated", surrogate=simulated(1.0, 0.0))
     assert found.best is None
     assert found.idle_p95_s >= 1.0
 

@@ -11,12 +11,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from deeprecsys.analysis.metrics import Summary, percentile, summarize, verdict_so_far
-from deeprecsys.core import SLA, Facts, Policy, Records, System
+from deeprecsys.core import SLA, Facts, IntArray, Policy, Records, Schedule, Status, System
 from deeprecsys.machines.service_time import busy_shares
 from deeprecsys.workload import Workload
 
@@ -38,11 +38,17 @@ _VIRTUAL_MORE = 20  # queries of a simulated run over those of a live one
 _PATIENCE = 0.25  # of a search's time, for pauses and repeated runs
 
 
+def _nobody() -> IntArray:
+    return np.zeros(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run at one rate. `summary` is of the part that was decided when it stopped early.
 
     cut: ended by the time budget or the owner before it was decided; kept, but no verdict.
+    over: the share of its queries over the target. waiting: sizes of those that were in the
+    system at the last arrival.
     """
 
     rate_qps: float
@@ -52,6 +58,8 @@ class Run:
     disturbance: float = 0.0
     cut: bool = False
     records: Records | None = field(default=None, repr=False, compare=False)
+    over: float = math.nan
+    waiting: IntArray = field(default_factory=_nobody, repr=False, compare=False)
 
     @property
     def passed(self) -> bool:
@@ -86,10 +94,11 @@ class Run:
 class Capacity:
     """rate_qps: the highest rate at which the target held, less what piled up; 0 if none.
 
-    interval_qps: from a search, the bracket between that rate and the lowest that failed
-    (infinity if none did); from rounds (`interleave.py`), a 95 % interval. decided: as narrow
-    as asked for, in the time there was. idle_p95_s: latency percentile of the idle machine,
-    where the search had to ask.
+    interval_qps: of kind "bracket", from a search: between that rate and the lowest that failed
+    (infinity if none did), which says nothing of chance; of kind "interval", from rounds of fresh
+    runs (`interleave.py`): 95 %. decided: as narrow as asked for, in the time there was; more_s:
+    if not, how much longer that would take, where it can be told. idle_p95_s: latency percentile
+    of the idle machine, where the search had to ask.
     """
 
     rate_qps: float
@@ -97,6 +106,8 @@ class Capacity:
     decided: bool
     runs: tuple[Run, ...] = ()
     idle_p95_s: float | None = None
+    kind: Literal["bracket", "interval"] = "bracket"
+    more_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         lo, hi = self.interval_qps
@@ -105,6 +116,8 @@ class Capacity:
             "interval_qps": [lo, hi if math.isfinite(hi) else None],
             "decided": self.decided,
             "idle_p95_s": self.idle_p95_s,
+            "kind": self.kind,
+            "more_s": self.more_s,
         }
 
 
@@ -147,6 +160,17 @@ FINE = Effort()
 GLANCE: dict[str, Any] = {"tolerance": 0.25, "least_queries": 50, "second_tries": False}
 
 
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """What budgets are counted by. A system in virtual time brings its own."""
+
+    now_s: Callable[[], float] = time.monotonic
+    pause: Callable[[float], None] = time.sleep
+
+
+WALL = Clock()
+
+
 class Interrupted(Exception):
     """The owner asked to stop during `run`, which was wound up and told to `on_run`."""
 
@@ -171,12 +195,11 @@ class Probe:
         stop: Callable[[], bool] = lambda: False,
         on_progress: Callable[[Policy, float, Records, float], None] = lambda *_: None,
         on_run: Callable[[Policy, Run], None] = lambda *_: None,
-        clock: Callable[[], float] = time.monotonic,
-        pause: Callable[[float], None] = time.sleep,
+        clock: Clock = WALL,
     ) -> None:
         self.system, self.workload, self.sla = system, workload, sla
         self.stop, self.on_progress, self.on_run = stop, on_progress, on_run
-        self.clock, self.pause = clock, pause
+        self.clock, self.pause = clock.now_s, clock.pause
         self._virtual = system.facts().virtual
 
     def __call__(
@@ -188,13 +211,16 @@ class Probe:
         turn: int = 0,
         whole: bool = False,
         until: float = math.inf,
+        ahead: IntArray | None = None,
     ) -> Run:
         """`turn` picks the seed (0: the workload's own); `whole` forbids stopping early.
 
+        ahead: sizes of queries that wait already when it begins; they are not judged.
         A run that is still undecided at `until`, on this object's clock, ends there.
         """
         workload = self.workload.reseed(self.workload.seed + turn)
-        schedule = workload.schedule(rate_qps=rate_qps, duration_s=duration_s)
+        first = _nobody() if ahead is None else ahead
+        schedule = _behind(first, workload.schedule(rate_qps=rate_qps, duration_s=duration_s))
         verdict: bool | None = None
         stopped_s = math.inf
 
@@ -209,7 +235,7 @@ class Probe:
                 return True
             return False
 
-        records = self.system.run(schedule, policy, watch=watch)
+        records = self.system.run(schedule, policy, watch=watch)[len(first) :]
         stopped = stopped_s < math.inf
         if stopped:  # judge only what was decided by then: who arrived a target earlier
             records = records[records.arrival_s <= stopped_s - self.sla.latency_s]
@@ -220,11 +246,34 @@ class Probe:
         # A simulated run can be made again, and hundreds of long ones would fill the memory.
         kept = None if self._virtual and len(records) > _MOST_KEPT else records
         others = self.system.disturbance()
-        run = Run(rate_qps, workload.seed, summary, decided, others, stopped and not decided, kept)
+        over, waiting = _over(records, self.sla), _waiting(records)
+        cut = stopped and not decided
+        run = Run(rate_qps, workload.seed, summary, decided, others, cut, kept, over, waiting)
         self.on_run(policy, run)
         if self.stop():
             raise Interrupted(run)
         return run
+
+
+def _behind(first: IntArray, schedule: Schedule) -> Schedule:
+    """The schedule, with these queries in the system when it begins."""
+    if not len(first):
+        return schedule
+    arrival_s = np.concatenate([np.zeros(len(first)), schedule.arrival_s])
+    return Schedule(arrival_s, np.concatenate([first, schedule.size]), schedule.indices)
+
+
+def _over(records: Records, sla: SLA) -> float:
+    """Share of the queries over the target; without an answer they are."""
+    return float((~(records.latency_s <= sla.latency_s)).mean()) if len(records) else math.nan
+
+
+def _waiting(records: Records) -> IntArray:
+    """Sizes of the queries that were in the system at the last arrival."""
+    if not len(records):
+        return _nobody()
+    inside = (records.status == Status.OK) & (records.finish_s > records.arrival_s[-1])
+    return np.asarray(records.size[inside])
 
 
 def search_rate(

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import replace
 
 from deeprecsys.core import SLA, Policy, System, UserError
 from deeprecsys.tuning.capacity import (
     FINE,
+    WALL,
     Capacity,
+    Clock,
     Effort,
     Interrupted,
     Probe,
     Run,
     capacity_of,
-    saturation_rate,
     search_rate,
 )
-from deeprecsys.tuning.interleave import Contestant, elasticity, interleave
+from deeprecsys.tuning.interleave import MOST_ROUNDS, Contestant, interleave
 from deeprecsys.tuning.study import Observer
 from deeprecsys.workload import Workload
 
 # Of the time there is, for the search; the rest is for the rounds. Either needs so many runs.
-_SEARCH, _RUNS = 0.5, 8
+_SEARCH, _RUNS = 0.3, 8
+# Without a budget, for the rounds at most; and how many of them, however short.
+_ROUNDS_S, _MANY = 240.0, 60
 
 
 def find_capacity(
@@ -35,6 +37,7 @@ def find_capacity(
     effort: Effort | None = None,
     budget_s: float | None = None,
     observer: Observer | None = None,
+    clock: Clock = WALL,
 ) -> Capacity:
     """The highest rate (queries/s) at which `system` under `policy` holds `sla`.
 
@@ -42,11 +45,12 @@ def find_capacity(
     With a 95 % interval where time allowed the rounds, else with the search's bracket; see
     `Capacity`. A rate of 0 means that none does, or that `budget_s` was too short to find one
     (then `decided` is False). observer: told of the runs; when it says stop, the answer is what
-    the runs until then say. Raises UserError for a budget that is not positive.
+    the runs until then say. clock: what `budget_s` is counted by.
+    Raises UserError for a budget that is not positive.
     """
     if budget_s is not None and not budget_s > 0:
         raise UserError(f"the time budget must be positive, not {budget_s:g} s")
-    began, total_s = time.monotonic(), math.inf if budget_s is None else budget_s
+    began, total_s = clock.now_s(), math.inf if budget_s is None else budget_s
     if effort is None:
         effort = FINE if budget_s is None else FINE.within(_SEARCH * budget_s, _RUNS)
         effort = effort.on(system.facts())
@@ -57,17 +61,22 @@ def find_capacity(
         seen.on_run(policy, run)
 
     probe = Probe(
-        system, workload, sla, stop=seen.stop, on_progress=seen.on_progress, on_run=on_run
+        system,
+        workload,
+        sla,
+        stop=seen.stop,
+        on_progress=seen.on_progress,
+        on_run=on_run,
+        clock=clock,
     )
     try:
         found = search_rate(probe, policy, effort, until=began + _SEARCH * total_s)
         if found.rate_qps == 0:
             return found
-        known = system.facts().service_s is not None
-        ceiling = saturation_rate(probe, policy) if known else math.inf
-        slope = elasticity(found.runs, found.rate_qps, ceiling)
-        one = Contestant(policy, found.rate_qps, slope)
-        interleave(probe, [one], lambda r: effort.duration_s(r, sla), until=began + total_s)
-        return one.capacity(found)
+        one = Contestant.at(policy, found.rate_qps, probe)
+        ends = min(began + total_s, clock.now_s() + _ROUNDS_S)
+        most = MOST_ROUNDS if system.facts().virtual else _MANY
+        interleave(probe, [one], lambda r: effort.duration_s(r, sla), until=ends, most_rounds=most)
+        return one.capacity(found, sla)
     except Interrupted:
         return replace(capacity_of(runs, effort.tolerance, None), decided=False)

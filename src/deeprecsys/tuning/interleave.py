@@ -1,11 +1,12 @@
-"""Ratios of capacities measured turn by turn, so that a drifting machine does not decide.
+"""Capacities and their ratios, measured turn by turn, so that a drifting machine does not decide.
 
-In each round every policy runs once, on the same seed, at its current estimate of its own
-capacity; the estimate then moves by what the run's percentile says: a stochastic approximation
-(Robbins and Monro, 1951) of log rate. A run at rate r with percentile p against a target T
-estimates the capacity as r * (T / p) ** (1 / elasticity), the elasticity of the percentile in
-the rate being fitted to the policy's earlier runs. Rounds are replications: the ratio's interval
-is Student's over the rounds.
+In each round every policy runs twice on the same fresh seed, a little below and a little above
+where its capacity is thought to be. The shares of queries over the target, of all rounds
+together, say where it is, and how steeply the share rises there (`analysis/crossing.py`); the next
+round goes there. A run begins with as many queries waiting as the last one at that end of the same
+policy left behind, so that all of them are one long run, and not many that start empty. Rounds
+are replications: intervals are the jackknife's over them, for a ratio on the same rounds of
+both. What only led here, the search and the first rounds, does not count.
 """
 
 from __future__ import annotations
@@ -17,16 +18,29 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.analysis.crossing import crossing, pseudo_values
 from deeprecsys.analysis.metrics import is_significant, ratio_interval
-from deeprecsys.core import Policy
-from deeprecsys.tuning.capacity import DISTURBED, Capacity, Interrupted, Probe, Run
+from deeprecsys.core import SLA, FloatArray, IntArray, Policy
+from deeprecsys.tuning.capacity import DISTURBED, Capacity, Interrupted, Probe, Run, saturation_rate
 
-LEAST_ROUNDS, MOST_ROUNDS = 4, 10
+LEAST_ROUNDS, MOST_ROUNDS = 5, 12
+# From so many an interval can be given, however wide.
+_FEWEST = 3
 # Enough when every ratio is known to this, up or down.
 PRECISION = 0.03
-# One run moves an estimate by no more than this: beyond it the power law does not hold.
-_LARGEST_STEP = 0.15
-_NEAR_SATURATION = 0.7
+# Rounds move a rate by no more than this at a time: beyond it one slope does not hold.
+_LARGEST_STEP, _LOGITS = 0.15, 2.0
+_APART = 0.5
+# How far below and above: about one logit, a share of 2 % against 13 %.
+_NEAREST, _FARTHEST = 0.005, 0.10
+# The first round leads; later ones count if they lie within so many logits of the answer.
+_LEADING, _CLOSE = 1, 3.5
+_SLOPE = 20.0
+_LEAST_SPARE = 0.03
+# A run lasts so many times as long as what happens in it is correlated.
+_SPANS, _LONGEST_S = 10.0, 60.0
+# A lane with more over than this is overloaded: what waits at its end is no steady state.
+_OVERLOADED = 0.6
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,56 +64,156 @@ class Ratio:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Both runs of a policy in one round, [2] each: log rate, share over, queries, their worth."""
+
+    log_rate: FloatArray
+    over: FloatArray
+    queries: FloatArray
+    effective: FloatArray
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Round:
+        return cls(
+            np.log([run.rate_qps for run in runs]),
+            np.array([run.over for run in runs]),
+            np.array([float(run.summary.queries) for run in runs]),
+            np.array([max(run.summary.effective_queries, 1.0) for run in runs]),
+        )
+
+
 @dataclass(slots=True)
 class Contestant:
     """A policy, where its capacity is thought to be, and what each of its rounds said.
 
-    A round whose run lies too far from the capacity to say how far (beyond `_LARGEST_STEP`)
-    moves the rate and says None.
+    slope: d logit(share over) / d log rate, as far as it is known. rounds: None where others used
+    the cores. waiting: sizes of the queries left over at its lower rate and its higher one.
     """
 
     policy: Policy
     rate_qps: float
-    elasticity: float
-    log_rates: list[float | None] = field(default_factory=list)
+    slope: float = _SLOPE
+    rounds: list[Round | None] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
+    waiting: list[IntArray] = field(default_factory=lambda: [np.zeros(0, np.int64)] * 2)
+    expected: float = field(init=False)  # the slope, before the rounds
 
-    def take(self, run: Run, target_s: float) -> None:
-        percentile_s = run.summary.percentile_s
-        over = math.log(target_s / percentile_s) if math.isfinite(percentile_s) else -math.inf
-        step = over / self.elasticity
-        if run.held_qps < run.rate_qps:
-            step = min(step, math.log(max(run.held_qps / run.rate_qps, 1e-9)))
-        self.runs.append(run)
-        if abs(step) > _LARGEST_STEP:
-            self.log_rates.append(None)
-            self.rate_qps = run.rate_qps * math.exp(math.copysign(_LARGEST_STEP, step))
-            return
-        self.log_rates.append(math.log(run.rate_qps) + step)
-        said = [x for x in self.log_rates if x is not None]
-        self.rate_qps = math.exp(sum(said) / len(said))
+    def __post_init__(self) -> None:
+        self.expected = self.slope
+
+    @classmethod
+    def at(cls, policy: Policy, rate_qps: float, probe: Probe) -> Contestant:
+        """Begins at a rate, with the slope that a queue has there which falls off exponentially:
+        the wait's constant is inverse to what is spare, so d log(share) / d log(rate) is
+        log(share) over the spare part. Where that is unknown, a slope between all."""
+        if probe.system.facts().service_s is None:
+            return cls(policy, rate_qps)
+        spare = max(1 - rate_qps / saturation_rate(probe, policy), _LEAST_SPARE)
+        return cls(policy, rate_qps, -math.log(1 - probe.sla.percentile / 100) / spare)
 
     @property
-    def settled(self) -> bool:
-        """Is its own capacity known to `PRECISION`?"""
-        said = np.array([x for x in self.log_rates if x is not None])
-        if len(said) < LEAST_ROUNDS:
-            return False
-        _, lo, hi = ratio_interval(said)
-        return hi / lo <= (1 + PRECISION) ** 2
+    def rates_qps(self) -> tuple[float, float]:
+        apart = min(max(_APART / self.slope, _NEAREST), _FARTHEST)
+        return self.rate_qps * math.exp(-apart), self.rate_qps * math.exp(apart)
 
-    def capacity(self, before: Capacity) -> Capacity:
-        """The rounds' own word of the capacity, with Student's interval over them; `before` if
-        they are too few (or, if that says nothing, their mean, undecided). Their runs come on top
-        of the ones before."""
-        said = np.array([x for x in self.log_rates if x is not None])
+    @property
+    def correlation_s(self) -> float:
+        """Seconds of run that are worth one independent query, as far as was seen."""
+        seen = [r for r in self.rounds if r is not None]
+        if not seen:
+            return 0.0
+        return float(
+            sum(r.queries.sum() for r in seen)
+            / sum(r.effective.sum() for r in seen)
+            / self.rate_qps
+        )
+
+    def take(self, runs: Sequence[Run], sla: SLA) -> None:
+        """One round's two runs, the lower rate first; then moves to where all of them point."""
+        for lane, run in enumerate(runs):
+            self.waiting[lane] = run.waiting if run.over < _OVERLOADED else run.waiting[:0]
+        if any(run.disturbance >= DISTURBED for run in runs):
+            self.rounds.append(None)
+            return
+        self.rounds.append(Round.of(runs))
+        used = self._counted() or [len(self.rounds) - 1]
+        log_rate, self.slope = self._crossing(used, sla)
+        if runs[0].over > _OVERLOADED:  # both are far beyond it: what was served is nearer
+            log_rate = min(log_rate, math.log(max(runs[0].held_qps, 1e-9)))
+        step = (log_rate - math.log(self.rate_qps)) * len(used) / (len(used) + 2)
+        most = min(_LARGEST_STEP, _LOGITS / self.expected)
+        self.rate_qps *= math.exp(min(max(step, -most), most))
+
+    def _counted(self) -> list[int]:
+        """Rounds near enough to where it is thought to be now; by their rates, not their shares."""
+        now = math.log(self.rate_qps)
+        return [
+            i
+            for i, r in enumerate(self.rounds)
+            if i >= _LEADING
+            and r is not None
+            and abs(r.log_rate.mean() - now) * self.expected < _CLOSE
+        ]
+
+    def _crossing(self, rounds: list[int], sla: SLA) -> tuple[float, float]:
+        chosen = [r for i in rounds if (r := self.rounds[i]) is not None]
+        queries = np.concatenate([r.queries for r in chosen])
+        worth = sum(r.effective.sum() for r in chosen) / queries.sum()
+        return crossing(
+            np.concatenate([r.log_rate for r in chosen]),
+            np.concatenate([r.over for r in chosen]),
+            queries * worth,
+            1 - sla.percentile / 100,
+            self.expected,
+        )
+
+    def log_rates(self, rounds: list[int], sla: SLA) -> FloatArray:
+        """The jackknife's values of the log capacity, one for each of these rounds."""
+        return pseudo_values(
+            lambda part: self._crossing([rounds[i] for i in part], sla)[0], len(rounds)
+        )
+
+    def interval(self, sla: SLA) -> tuple[float, float, float] | None:
+        """(rate, low, high), or None with fewer than `_FEWEST` rounds."""
+        counted = self._counted()
+        if len(counted) < _FEWEST:
+            return None
+        return ratio_interval(self.log_rates(counted, sla))
+
+    def settled(self, sla: SLA) -> bool:
+        """Is its own capacity known to `PRECISION`?"""
+        found = self.interval(sla)
+        if found is None or len(self._counted()) < LEAST_ROUNDS:
+            return False
+        return found[2] / found[1] <= (1 + PRECISION) ** 2
+
+    def capacity(self, before: Capacity, sla: SLA) -> Capacity:
+        """The rounds' own word of the capacity, with an interval over them; `before` if they are
+        too few (or, if that says nothing, their word, undecided). Their runs come on top of the
+        ones before."""
         runs = (*before.runs, *self.runs)
-        if len(said) < LEAST_ROUNDS:
-            if len(said) and before.rate_qps == 0:
-                return replace(before, rate_qps=math.exp(said.mean()), runs=runs)
+        found = self.interval(sla)
+        if found is None:
+            if self.rounds and before.rate_qps == 0:
+                return replace(before, rate_qps=self.rate_qps, runs=runs)
             return replace(before, runs=runs)
-        rate, lo, hi = ratio_interval(said)
-        return replace(before, rate_qps=rate, interval_qps=(lo, hi), decided=True, runs=runs)
+        rate, lo, hi = found
+        excess = math.log(hi / lo) / (2 * math.log1p(DECIDED))
+        spent_s = sum(run.summary.duration_s for run in self.runs)
+        return replace(
+            before,
+            rate_qps=rate,
+            interval_qps=(lo, hi),
+            decided=excess <= 1,
+            kind="interval",
+            more_s=None if excess <= 1 else spent_s * (excess**2 - 1),
+            runs=runs,
+        )
+
+
+# An interval as wide as this, up or down, says enough of a capacity to be called decided.
+DECIDED = 0.05
 
 
 def interleave(
@@ -108,63 +222,61 @@ def interleave(
     duration_s: Callable[[float], float],
     *,
     until: float = math.inf,
+    most_rounds: int = MOST_ROUNDS,
 ) -> list[Ratio | None]:
     """Rounds until the ratios of the first contestant over each other one are known.
 
-    None where time allowed fewer than two rounds.
+    None where time allowed fewer than three rounds that count.
     """
     ratios: list[Ratio | None] = [None] * (len(contestants) - 1)
-    for turn in range(MOST_ROUNDS):
-        for contestant in contestants[:: 1 if turn % 2 else -1]:
-            rate = contestant.rate_qps
-            lasts_s = duration_s(rate)
-            if probe.clock() + lasts_s > until:
-                return ratios
-            try:
-                run = probe(contestant.policy, rate, lasts_s, turn=100 + turn, whole=True)
-            except Interrupted as end:
-                contestant.runs.append(end.run)
-                raise
-            if run.disturbance < DISTURBED:
-                contestant.take(run, probe.sla.latency_s)
-            else:  # no word of this policy in this round
-                contestant.log_rates.append(None)
-        ratios = [ratio_of(contestants[0], other) for other in contestants[1:]]
-        if all(map(_precise, ratios)) and contestants[0].settled:
+    for turn in range(most_rounds):
+        lasts_s = _lengths(probe, contestants, duration_s, turn, until)
+        if probe.clock() + sum(lasts_s) * 2 > until:
+            break
+        for i in range(len(contestants))[:: 1 if turn % 2 else -1]:
+            _play(probe, contestants[i], lasts_s[i], 100 + turn)
+        ratios = [ratio_of(contestants[0], other, probe.sla) for other in contestants[1:]]
+        if all(map(_precise, ratios)) and contestants[0].settled(probe.sla):
             break
     return ratios
 
 
-def elasticity(runs: Sequence[Run], rate_qps: float, ceiling_qps: float) -> float:
-    """d log percentile / d log rate around a rate: how much a percentile says about a rate.
-
-    20, as queues near saturation show, where the rate is near `ceiling_qps`: a fit to a handful
-    of short runs there is mostly noise. Further below it curves are flatter and differ; then
-    from whole earlier runs, and 4 where they cannot say.
-    """
-    if rate_qps > _NEAR_SATURATION * ceiling_qps:
-        return 20.0
-    near = [
-        (math.log(r.rate_qps), math.log(r.summary.percentile_s))
-        for r in runs
-        if 0.85 < r.rate_qps / rate_qps < 1.15
-        and math.isfinite(r.summary.percentile_s)
-        and not r.stopped_early  # a run stopped early saw only the beginning of its queue
-    ]
-    x, y = np.array(near).T if near else (np.zeros(0), np.zeros(0))
-    if len(x) < 4 or np.ptp(x) < 0.02:
-        return 4.0
-    return float(np.clip(np.polyfit(x, y, 1)[0], 2.0, 40.0))
+def _lengths(
+    probe: Probe,
+    contestants: Sequence[Contestant],
+    duration_s: Callable[[float], float],
+    turn: int,
+    until: float,
+) -> list[float]:
+    """Of each one's runs: long against what is correlated, short enough for the least rounds."""
+    left = max(LEAST_ROUNDS + _LEADING - turn, 1) * 2 * len(contestants)
+    most_s = min((until - probe.clock()) / left, _LONGEST_S)
+    longest = max(one.correlation_s for one in contestants)
+    return [max(duration_s(one.rate_qps), min(_SPANS * longest, most_s)) for one in contestants]
 
 
-def ratio_of(one: Contestant, other: Contestant) -> Ratio | None:
-    """Of the rounds in which both said something; None with fewer than two of them."""
-    pairs = zip(one.log_rates, other.log_rates, strict=False)
-    logs = np.array([a - b for a, b in pairs if a is not None and b is not None])
-    if len(logs) < 2:
+def _play(probe: Probe, one: Contestant, lasts_s: float, turn: int) -> None:
+    """Both runs of one contestant's round."""
+    runs = []
+    for lane, rate in enumerate(one.rates_qps):
+        ahead = one.waiting[lane]
+        try:
+            run = probe(one.policy, rate, lasts_s, turn=turn, whole=True, ahead=ahead)
+        except Interrupted as end:
+            one.runs.append(end.run)
+            raise
+        one.runs.append(run)
+        runs.append(run)
+    one.take(runs, probe.sla)
+
+
+def ratio_of(one: Contestant, other: Contestant, sla: SLA) -> Ratio | None:
+    """Of the rounds that count for both; None with fewer than `_FEWEST`."""
+    both = sorted({*one._counted()} & {*other._counted()})
+    if len(both) < _FEWEST:
         return None
-    ratio, lo, hi = ratio_interval(logs)
-    return Ratio(ratio, (lo, hi), len(logs))
+    ratio, lo, hi = ratio_interval(one.log_rates(both, sla) - other.log_rates(both, sla))
+    return Ratio(ratio, (lo, hi), len(both))
 
 
 def _precise(ratio: Ratio | None) -> bool:

@@ -7,7 +7,6 @@ of progress through an `Observer`. Stopping early (time, or the owner) keeps wha
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +17,9 @@ from deeprecsys.tuning.capacity import (
     COARSE,
     FINE,
     GLANCE,
+    WALL,
     Capacity,
+    Clock,
     Effort,
     Interrupted,
     Probe,
@@ -27,7 +28,7 @@ from deeprecsys.tuning.capacity import (
     saturation_rate,
     search_rate,
 )
-from deeprecsys.tuning.interleave import Contestant, Ratio, elasticity, interleave, ratio_of
+from deeprecsys.tuning.interleave import Contestant, Ratio, interleave, ratio_of
 from deeprecsys.tuning.searches import BACKLOGS, SEARCHES, SIMULATED, Space, contenders
 from deeprecsys.workload import SizeLaw, Workload
 
@@ -120,12 +121,14 @@ def tune(
     run_s: float | None = None,
     observer: Observer | None = None,
     surrogate: System | None = None,
+    clock: Clock = WALL,
 ) -> Study:
     """Finds the policy with the highest capacity.
 
     budget_s bounds the time it may take; run_s is the length of every run (default: as the
     rate, the target and the budget ask). surrogate: a simulation of `system`, which method
-    "simulated" searches in its stead. Raises UserError for a wrong method, budget or length.
+    "simulated" searches in its stead. clock: what the budget is counted by.
+    Raises UserError for a wrong method, budget or length.
     """
     if method not in (*SEARCHES, SIMULATED):
         raise UserError(f"unknown method {method!r}; known: {', '.join([*SEARCHES, SIMULATED])}")
@@ -136,7 +139,7 @@ def tune(
     if run_s is not None and not (run_s > 0 and math.isfinite(run_s)):
         raise UserError(f"the length of a run must be positive, not {run_s:g} s")
     watching = observer or Observer()
-    return _Tuning(system, workload, sla, method, budget_s, run_s, watching, surrogate).run()
+    return _Tuning(system, workload, sla, method, budget_s, run_s, watching, surrogate, clock).run()
 
 
 def thresholds(sizes: SizeLaw, step: int = 5) -> tuple[int, ...]:
@@ -164,12 +167,13 @@ class _Tuning:
         run_s: float | None,
         observer: Observer,
         surrogate: System | None,
+        clock: Clock,
     ) -> None:
         self.system, self.workload, self.sla, self.method = system, workload, sla, method
         self.surrogate, self.facts = surrogate, system.facts()
         self.simulated: Study | None = None
         self.observer, self.run_s = observer, run_s
-        self.began = time.monotonic()
+        self.clock, self.began = clock, clock.now_s()
         self.budget_s = math.inf if budget_s is None else budget_s
         self.space = Space(
             self.facts.workers,
@@ -190,6 +194,7 @@ class _Tuning:
             stop=observer.stop,
             on_progress=observer.on_progress,
             on_run=self._on_run,
+            clock=clock,
         )
         self.current: list[Run] = []
 
@@ -229,15 +234,13 @@ class _Tuning:
                 self._measure(self.space.static, COARSE, self._until())
             return []
         close = [p for p in able[1:] if predicted[p] > _CLOSE * predicted[first]]
-        ceiling = saturation_rate(self.probe, first)
-        slope = elasticity([], rate, ceiling)
         cores = [p for p in able if p.offload_threshold is None][:1]
         entered = dict.fromkeys([first, *close[: _CONFIRMED - 1], *cores, self.space.static])
         if not predicted[self.space.static]:  # simulation may be wrong: the baseline is measured
             self._measure(self.space.static, COARSE, self._until())
         # A policy that meets the target at no rate, in simulation, has none to begin with.
         return [
-            Contestant(p, rate * predicted[p] / predicted[first], slope)
+            Contestant.at(p, rate * predicted[p] / predicted[first], self.probe)
             for p in entered
             if predicted[p] > 0
         ]
@@ -286,18 +289,18 @@ class _Tuning:
         finally:
             for one in entered:
                 before = self.trials.get(one.policy, Trial(one.policy, _NOT_MEASURED)).capacity
-                self.trials[one.policy] = Trial(one.policy, one.capacity(before))
+                self.trials[one.policy] = Trial(one.policy, one.capacity(before, self.sla))
         if self.chosen is None:
             self.chosen = max(entered, key=lambda c: self.trials[c.policy].capacity.rate_qps).policy
         winner = next(c for c in entered if c.policy == self.chosen)
         # Offloading has to show that it is worth it, turn by turn.
         cores = next((c for c in entered if c.policy == alone), None)
         if cores is not None and winner.policy.offload_threshold is not None:
-            ratio = ratio_of(winner, cores)
+            ratio = ratio_of(winner, cores, self.sla)
             if ratio is not None and ratio.ratio <= 1.0:
                 winner, self.chosen = cores, cores.policy
                 del others["the tuned cores alone"]
-        ratios = {c.policy: ratio_of(winner, c) for c in entered if c is not winner}
+        ratios = {c.policy: ratio_of(winner, c, self.sla) for c in entered if c is not winner}
         ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
         self.comparisons = [
             Comparison(name, policy, ratios.get(policy)) for name, policy in others.items()
@@ -309,10 +312,7 @@ class _Tuning:
         return self.trials[policy].capacity.rate_qps
 
     def _contestant(self, policy: Policy) -> Contestant:
-        capacity = self.trials[policy].capacity
-        ceiling = saturation_rate(self.probe, policy)
-        slope = elasticity(capacity.runs, capacity.rate_qps, ceiling)
-        return Contestant(policy, capacity.rate_qps, slope)
+        return Contestant.at(policy, self.trials[policy].capacity.rate_qps, self.probe)
 
     def _measure(
         self, policy: Policy, looks: Effort, until: float, guess_qps: float | None = None
@@ -347,7 +347,7 @@ class _Tuning:
 
     def _fair_until(self, effort: Effort, until: float) -> float:
         """No policy may use up what the others need."""
-        now = time.monotonic()
+        now = self.clock.now_s()
         left = sum(Policy(b) not in self.trials for b in self.space.batch_sizes)
         left += len(self.space.thresholds) + (len(BACKLOGS) if self.space.thresholds else 0)
         left -= sum(p.offload_threshold is not None for p in self.trials)
@@ -412,7 +412,7 @@ class _Tuning:
             trials=sorted(self.trials.values(), key=_by_knobs),
             comparisons=self.comparisons,
             interrupted=interrupted,
-            elapsed_s=time.monotonic() - self.began,
+            elapsed_s=self.clock.now_s() - self.began,
             simulated=self.simulated,
         )
         if best is not None:

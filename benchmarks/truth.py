@@ -1,0 +1,224 @@
+"""Do reported intervals hold the truth? Capacities of a simulated machine that counts as live.
+
+`python benchmarks/truth.py [--seeds N] [--tunes N] [--load LAW ...] [--json FILE]`
+
+The machine of `machines.service_time` laws is wrapped so that the search treats it as a real one:
+runs are as short and stopped as early, budgets count its time. The truth is bisected over runs of
+12,000,000 queries, once, and kept in `runs/true-capacities.json`. Minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import deeprecsys as drs
+from deeprecsys.core import SLA, Facts, Policy, Records, Schedule, Status, Watch, replace
+from deeprecsys.machines.service_time import Profile, ServiceTime
+from deeprecsys.simulation import Simulator
+from deeprecsys.tuning import Clock, find_capacity, tune
+
+TARGET, WORKERS, BATCH = SLA(0.100), 2, 512
+BASE_S, PER_ITEM_S = 2e-4, 16e-6
+BUDGET_S = 230.0  # of `deeprecsys tune` with its default method
+TRUTHS = Path("runs/true-capacities.json")
+_TRUE_QUERIES, _LOOK_S = 12_000_000, 0.1
+# Of a request's time: squared variation 8, lognormal.
+_HEAVY = math.sqrt(math.log(1 + 8.0))
+
+
+def heavy_tailed() -> ServiceTime:
+    """Requests of the same means, lognormal around them, as a profile of 4,000 quantiles each."""
+    from scipy import special
+
+    spread = np.exp(_HEAVY * special.ndtri((np.arange(4000) + 0.5) / 4000))
+    profile = Profile({"workers": WORKERS})
+    for batch in (1, 16, 64, 256, 512, 1024):
+        seconds = (BASE_S + PER_ITEM_S * batch) * spread / spread.mean()
+        profile = profile.with_visit((batch, WORKERS), seconds)
+    return ServiceTime.from_profile(profile)
+
+
+@dataclass(frozen=True)
+class Load:
+    """A workload and a service-time law, with the target that makes the machine well used."""
+
+    arrivals: str
+    service: ServiceTime
+    sla: SLA = TARGET
+
+
+LOADS = {
+    "poisson": Load("poisson", ServiceTime.linear(BASE_S, PER_ITEM_S)),
+    "bursty": Load("bursty", ServiceTime.linear(BASE_S, PER_ITEM_S)),
+    "heavy-tailed": Load("poisson", heavy_tailed()),
+}
+
+
+class AsLive:
+    """A simulator that passes for a live machine: its time is waited for, on `clock`."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.simulator, self.now_s, self.runs = simulator, 0.0, 0
+
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now_s, self._pass)
+
+    def _pass(self, seconds: float) -> None:
+        self.now_s += seconds
+
+    def facts(self) -> Facts:
+        return replace(self.simulator.facts(), virtual=False)
+
+    def disturbance(self) -> float:
+        return 0.0
+
+    def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
+        self.runs += 1
+        # Another run is another moment: service times are not those of the same queries before.
+        self.simulator.seed = self.runs
+        records, began_s = self.simulator.run(schedule, policy), self.now_s
+        ends_s = float(np.nanmax(records.finish_s, initial=0.0))
+        for now_s in np.arange(_LOOK_S, ends_s, _LOOK_S):
+            self.now_s = began_s + now_s
+            if watch is not None and watch(_at(records, now_s, Status.PENDING), now_s):
+                return _at(records, now_s, Status.CANCELLED)
+        self.now_s = began_s + ends_s
+        return records
+
+
+def _at(records: Records, now_s: float, unfinished: Status) -> Records:
+    """What is known at a moment of the queries that have arrived."""
+    seen = records[: int(np.searchsorted(records.arrival_s, now_s, side="right"))]
+    late = seen.finish_s > now_s
+    return replace(
+        seen,
+        finish_s=np.where(late, math.nan, seen.finish_s),
+        status=np.where(late, unfinished, seen.status).astype(np.int8),
+    )
+
+
+def true_rate(name: str, batch: int) -> float:
+    """The capacity in queries/s, to 0.05 %: bisected over long runs, and kept."""
+    load, key = LOADS[name], f"{name} {batch}"
+    known = json.loads(TRUTHS.read_text()) if TRUTHS.is_file() else {}
+    if key not in known:
+        known[key] = _bisected(load, Policy(batch))
+        TRUTHS.parent.mkdir(exist_ok=True)
+        TRUTHS.write_text(json.dumps(known, indent=1) + "\n")
+    return float(known[key])
+
+
+def _bisected(load: Load, policy: Policy) -> float:
+    simulator = Simulator(load.service, WORKERS)
+    work = drs.Workload(arrivals=load.arrivals, seed=4242)
+    low, high = 20.0, 600.0
+    while high > low * 1.0005:
+        rate = math.sqrt(low * high)
+        pieces = work.pieces(rate_qps=rate, queries=_TRUE_QUERIES)
+        held = simulator.stream(pieces, policy, load.sla).percentile_s <= load.sla.latency_s
+        low, high = (rate, high) if held else (low, rate)
+    return math.sqrt(low * high)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one call said, with the truth beside it."""
+
+    rate: float
+    truth: float
+    interval: tuple[float, float]
+    decided: bool
+    seconds: float
+    detail: dict[str, Any]
+
+    @property
+    def holds(self) -> bool:
+        return self.interval[0] <= self.truth <= self.interval[1]
+
+
+def capacities(name: str, seeds: int) -> Iterator[Answer]:
+    """`find_capacity` at the default budget, one call a seed."""
+    load, truth = LOADS[name], true_rate(name, BATCH)
+    for seed in range(seeds):
+        machine = AsLive(Simulator(load.service, WORKERS))
+        work = drs.Workload(arrivals=load.arrivals, seed=1000 * seed)
+        found = find_capacity(machine, work, load.sla, Policy(BATCH), clock=machine.clock())
+        yield Answer(found.rate_qps, truth, found.interval_qps, found.decided, machine.now_s,
+                     {"runs": machine.runs})  # fmt: skip
+
+
+def tunings(name: str, seeds: int) -> Iterator[tuple[Answer, Answer | None]]:
+    """`tune` at the budget of the command line: the best policy's capacity, and the speed-up."""
+    load = LOADS[name]
+    for seed in range(seeds):
+        machine = AsLive(Simulator(load.service, WORKERS))
+        work = drs.Workload(arrivals=load.arrivals, seed=1000 * seed)
+        study = tune(machine, work, load.sla, budget_s=BUDGET_S, clock=machine.clock())
+        if study.best is None:
+            yield Answer(0.0, 1.0, (0.0, math.inf), False, machine.now_s, {}), None
+            continue
+        best, capacity = study.best.policy, study.best.capacity
+        truth = true_rate(name, best.batch_size)
+        detail = {"batch": best.batch_size, "runs": machine.runs}
+        answer = Answer(capacity.rate_qps, truth, capacity.interval_qps, capacity.decided,
+                        machine.now_s, detail)  # fmt: skip
+        ratio, base = study.speedup, true_rate(name, study.baseline.policy.batch_size)
+        yield (
+            answer,
+            ratio
+            and Answer(ratio.ratio, truth / base, ratio.interval, True, machine.now_s, detail),
+        )
+
+
+def said(what: str, answers: list[Answer]) -> str:
+    """One line of the table."""
+    if not answers:
+        return f"| {what} | 0 | | | | | |"
+    held = sum(a.holds for a in answers)
+    over = np.array([a.rate / a.truth for a in answers])
+    width = [math.log(a.interval[1] / a.interval[0]) / 2 if a.interval[0] > 0 else math.inf
+             for a in answers]  # fmt: skip
+    undecided = sum(not a.decided for a in answers)
+    return (
+        f"| {what} | {held} of {len(answers)} | {over.mean():.3f} | {over.min():.2f} to "
+        f"{over.max():.2f} | ±{np.median(width):.1%} | {undecided} | "
+        f"{np.mean([a.seconds for a in answers]):.0f} s |"
+    )
+
+
+HEADER = """| | holds the truth | answer / truth | range | median width | undecided | time |
+| --- | --- | --- | --- | --- | --- | --- |"""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seeds", type=int, default=100)
+    options.add_argument("--tunes", type=int, default=20)
+    options.add_argument("--load", nargs="*", default=list(LOADS))
+    options.add_argument("--verbose", action="store_true")
+    asked = options.parse_args()
+    print(HEADER, flush=True)
+    for name in asked.load:
+        began, found = time.monotonic(), list(capacities(name, asked.seeds))
+        print(said(f"find_capacity, {name}", found), flush=True)
+        studies = list(tunings(name, asked.tunes))
+        best = [answer for answer, _ in studies]
+        print(said(f"tune, {name}: best", best), flush=True)
+        print(said(f"tune, {name}: speed-up", [r for _, r in studies if r]), flush=True)
+        if asked.verbose:
+            for one in [*found, *best]:
+                print(one)
+        print(f"# {name}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""At which rate does the share of queries over a target reach what a percentile allows?
+
+Pure: rates and shares in, a log rate out. Shares, unlike a run's percentile, can be pooled over
+runs: the mean of shares is the share of the whole, however short each run. Called by
+`tuning/interleave.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import special
+
+from deeprecsys.core import FloatArray
+
+# Slopes considered, as factors of the expected one; e is one standard deviation of what is thought
+# of it before it is seen. True ones, d logit(share) / d log(rate), run from 3 to several hundreds.
+_FACTORS = np.exp(np.linspace(-3.0, 3.0, 25))
+# Pairs of runs on one seed tell a slope better than as many independent ones.
+_PAIRED = 1.0
+_STEPS = 24  # of a bisection over a logit from -30 to 30
+
+
+def crossing(
+    log_rate: FloatArray, over: FloatArray, weight: FloatArray, share: float, slope: float
+) -> tuple[float, float]:
+    """(log rate at which `share` is over, slope there) by logistic regression.
+
+    log_rate, over, weight [m]: of each run, its share over the target and how many independent
+    queries it is worth. slope: what is expected before it is seen, to a factor of e or so. Half a
+    query over and half within are added, which takes most of the bias out of the logarithm of a
+    small count (Haldane, Annals of Human Genetics 20, 1956). The answer is the mean over slopes,
+    each weighted by its likelihood.
+    """
+    centre = float(np.average(log_rate, weights=weight))
+    slopes = slope * _FACTORS
+    reach = slopes[:, None] * (log_rate - centre)  # [slopes, m]
+    level = _levels(reach, over, weight)
+    logit = level[:, None] + reach
+    fit = (weight * (over * logit - np.logaddexp(0, logit))).sum(axis=1)
+    fit = _PAIRED * fit - np.log(_FACTORS) ** 2 / 2
+    likely = np.exp(fit - fit.max())
+    likely /= likely.sum()
+    where = centre + (special.logit(share) - level) / slopes
+    return float(likely @ where), float(np.exp(likely @ np.log(slopes)))
+
+
+def _levels(reach: FloatArray, over: FloatArray, weight: FloatArray) -> FloatArray:
+    """[slopes] The logit at the centre with which as many are over as were seen to be."""
+    seen = float(weight @ over) + 0.5
+    low, high = np.full((2, len(reach)), 30.0) * np.array([[-1.0], [1.0]])
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        expected = special.expit(middle[:, None] + reach) @ weight + special.expit(middle)
+        low, high = np.where(expected < seen, middle, low), np.where(expected < seen, high, middle)
+    return np.asarray((low + high) / 2)
+
+
+def pseudo_values(estimate: Callable[[list[int]], float], n: int) -> FloatArray:
+    """[n] The jackknife's: n times the estimate of all less n - 1 times that of all but one.
+
+    `estimate` takes the numbers of the parts to use. Their mean has the estimate's first bias
+    taken out, their spread is its error (Tukey, Annals of Mathematical Statistics 29, 1958).
+    """
+    every = list(range(n))
+    whole = estimate(every)
+    return np.array([n * whole - (n - 1) * estimate(every[:i] + every[i + 1 :]) for i in every])
