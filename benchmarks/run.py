@@ -176,8 +176,8 @@ def _ratio(engine: drs.Engine, sla: SLA, best: list) -> tuple[bool | None, str]:
     sizes = " against ".join(str(t.policy.batch_size) for t in best)
     if best[0].policy == best[1].policy:
         return True, f"1, the same batch size {best[0].policy.batch_size}"
-    contestants = [Contestant(t.policy, t.capacity.rate_qps, 20.0) for t in best]
     probe = Probe(engine, WORKLOAD, sla)
+    contestants = [Contestant.at(t.policy, t.capacity.rate_qps, probe) for t in best]
     found = interleave(probe, contestants, lambda rate: 5.0)[0]
     if found is None:
         return None, f"undecided, batch sizes {sizes}"

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,16 +22,19 @@ from typing import Any
 import numpy as np
 
 import deeprecsys as drs
-from deeprecsys.core import SLA, Facts, Policy, Records, Schedule, Status, Watch, replace
+from deeprecsys.core import SLA, Policy
 from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
-from deeprecsys.tuning import Clock, find_capacity, tune
+from deeprecsys.tuning import find_capacity, tune
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from as_live import AsLive
 
 TARGET, WORKERS, BATCH = SLA(0.100), 2, 512
 BASE_S, PER_ITEM_S = 2e-4, 16e-6
 BUDGET_S = 230.0  # of `deeprecsys tune` with its default method
 TRUTHS = Path("runs/true-capacities.json")
-_TRUE_QUERIES, _LOOK_S = 12_000_000, 0.1
+_TRUE_QUERIES = 12_000_000
 # Of a request's time: squared variation 8, lognormal.
 _HEAVY = math.sqrt(math.log(1 + 8.0))
 
@@ -61,49 +65,6 @@ LOADS = {
     "bursty": Load("bursty", ServiceTime.linear(BASE_S, PER_ITEM_S)),
     "heavy-tailed": Load("poisson", heavy_tailed()),
 }
-
-
-class AsLive:
-    """A simulator that passes for a live machine: its time is waited for, on `clock`."""
-
-    def __init__(self, simulator: Simulator) -> None:
-        self.simulator, self.now_s, self.runs = simulator, 0.0, 0
-
-    def clock(self) -> Clock:
-        return Clock(lambda: self.now_s, self._pass)
-
-    def _pass(self, seconds: float) -> None:
-        self.now_s += seconds
-
-    def facts(self) -> Facts:
-        return replace(self.simulator.facts(), virtual=False)
-
-    def disturbance(self) -> float:
-        return 0.0
-
-    def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
-        self.runs += 1
-        # Another run is another moment: service times are not those of the same queries before.
-        self.simulator.seed = self.runs
-        records, began_s = self.simulator.run(schedule, policy), self.now_s
-        ends_s = float(np.nanmax(records.finish_s, initial=0.0))
-        for now_s in np.arange(_LOOK_S, ends_s, _LOOK_S):
-            self.now_s = began_s + now_s
-            if watch is not None and watch(_at(records, now_s, Status.PENDING), now_s):
-                return _at(records, now_s, Status.CANCELLED)
-        self.now_s = began_s + ends_s
-        return records
-
-
-def _at(records: Records, now_s: float, unfinished: Status) -> Records:
-    """What is known at a moment of the queries that have arrived."""
-    seen = records[: int(np.searchsorted(records.arrival_s, now_s, side="right"))]
-    late = seen.finish_s > now_s
-    return replace(
-        seen,
-        finish_s=np.where(late, math.nan, seen.finish_s),
-        status=np.where(late, unfinished, seen.status).astype(np.int8),
-    )
 
 
 def true_rate(name: str, batch: int) -> float:

@@ -11,7 +11,6 @@ from deeprecsys.tuning.capacity import FINE, Probe, search_rate
 from deeprecsys.tuning.interleave import Contestant, Ratio, interleave
 
 WORKLOAD = drs.Workload()
-_ELASTICITY = 20.0  # of a percentile by the rate, near saturation (`tuning.interleave`)
 
 
 class ByPolicy:
@@ -55,11 +54,10 @@ def compare(
         until = probe.clock() + search_s
         found = search_rate(probe, policy, effort, until=until, guess_qps=guess_qps)
         guess_qps = found.rate_qps
-        # Rounds far below the capacity would say nothing of it (see `_ELASTICITY`).
         if found.rate_qps == 0:
             raise UserError(f"{name}: no rate met {sla} in time: more --search-s")
         by_policy[policy] = system
-        contestants[name] = Contestant(policy, found.rate_qps, _ELASTICITY)
+        contestants[name] = Contestant.at(policy, found.rate_qps, probe)
         rate = f"{found.rate_qps:.1f} queries/s"
         print(f"{name}: {rate} at {sla}, batch size {batch_size}", flush=True)
     contestants = {name: contestants[name] for name in systems}

@@ -5,8 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from deeprecsys.core import SLA, Policy, UserError
+from as_live import AsLive
+from deeprecsys.analysis.metrics import summarize
+from deeprecsys.core import SLA, Policy, Records, UserError
 from deeprecsys.machines.service_time import ServiceTime, query_work_s
+from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import Effort, find_capacity
 from deeprecsys.tuning.capacity import Probe, Run, capacity_of, search_rate
 from deeprecsys.workload import Workload
@@ -146,3 +149,43 @@ def test_the_reported_capacity_holds_below_and_breaks_above():
     above = [probe(Policy(100), 1.2 * found.rate_qps, 20, turn=t).passed for t in range(5)]
     assert sum(below) >= 4
     assert not any(above)
+
+
+def ran(rate, passed):
+    """A run of two seconds that says only whether it passed."""
+    columns = {"arrival_s": np.arange(40) * 0.05, "size": np.ones(40)}
+    columns["finish_s"] = columns["arrival_s"] + (0.01 if passed else 1.0)
+    return Run(rate, 0, summarize(Records.from_columns(columns), SLA(0.1)), False)
+
+
+def test_of_splits_that_contradict_as_few_runs_it_is_the_middle_that_counts():
+    """Once the highest was taken, and a lucky pass was as good as a capacity."""
+    runs = [ran(80, True), ran(90, False), ran(100, True), ran(110, False), ran(120, True)]
+    assert capacity_of(runs, 0.03, None).rate_qps == pytest.approx(100, rel=0.01)
+    assert capacity_of([*runs, ran(130, False)], 0.03, None).interval_qps[1] < 120
+
+
+def as_live(arrivals="poisson", seed=0):
+    machine = AsLive(Simulator(ServiceTime.linear(2e-4, 1.6e-5), 2))
+    return find_capacity(
+        machine,
+        Workload(arrivals=arrivals, seed=seed),
+        SLA(0.1),
+        Policy(512),
+        clock=machine.clock(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "true_qps", "within"), [("poisson", 421.3, 0.01), ("bursty", 236.6, 0.05)]
+)
+def test_intervals_hold_the_true_capacity_of_a_machine_that_counts_as_live(
+    arrivals, true_qps, within
+):
+    """Ten seeds; `benchmarks/truth.py` has a hundred. Before, half of the bursty ones missed, by
+    14 % on average."""
+    found = [as_live(arrivals, 1000 * seed) for seed in range(8)]
+    assert sum(f.interval_qps[0] <= true_qps <= f.interval_qps[1] for f in found) >= 6
+    assert np.mean([f.rate_qps for f in found]) == pytest.approx(true_qps, rel=within + 0.01)
+    assert all(f.kind == "interval" for f in found)
+    assert all(f.decided or f.more_s > 0 for f in found)

@@ -7,7 +7,9 @@ runs: the mean of shares is the share of the whole, however short each run. Call
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -17,21 +19,29 @@ from deeprecsys.core import FloatArray
 # Slopes considered, as factors of the expected one; e is one standard deviation of what is thought
 # of it before it is seen. True ones, d logit(share) / d log(rate), run from 3 to several hundreds.
 _FACTORS = np.exp(np.linspace(-3.0, 3.0, 25))
-# Pairs of runs on one seed tell a slope better than as many independent ones.
-_PAIRED = 1.0
 _STEPS = 24  # of a bisection over a logit from -30 to 30
+
+
+class Crossing(NamedTuple):
+    """log_rate: where the share is reached. slope: d logit(share) / d log(rate) there. doubt: the
+    standard deviation of log(slope)."""
+
+    log_rate: float
+    slope: float
+    doubt: float
 
 
 def crossing(
     log_rate: FloatArray, over: FloatArray, weight: FloatArray, share: float, slope: float
-) -> tuple[float, float]:
-    """(log rate at which `share` is over, slope there) by logistic regression.
+) -> Crossing:
+    """The log rate at which `share` is over, by logistic regression.
 
     log_rate, over, weight [m]: of each run, its share over the target and how many independent
     queries it is worth. slope: what is expected before it is seen, to a factor of e or so. Half a
     query over and half within are added, which takes most of the bias out of the logarithm of a
     small count (Haldane, Annals of Human Genetics 20, 1956). The answer is the mean over slopes,
-    each weighted by its likelihood.
+    each weighted by its likelihood, and that as the runs scatter: they are worth less than they
+    say if they differ by more than chance.
     """
     centre = float(np.average(log_rate, weights=weight))
     slopes = slope * _FACTORS
@@ -39,11 +49,21 @@ def crossing(
     level = _levels(reach, over, weight)
     logit = level[:, None] + reach
     fit = (weight * (over * logit - np.logaddexp(0, logit))).sum(axis=1)
-    fit = _PAIRED * fit - np.log(_FACTORS) ** 2 / 2
+    fit = fit / _scatter(over, weight, logit[np.argmax(fit)]) - np.log(_FACTORS) ** 2 / 2
     likely = np.exp(fit - fit.max())
     likely /= likely.sum()
     where = centre + (special.logit(share) - level) / slopes
-    return float(likely @ where), float(np.exp(likely @ np.log(slopes)))
+    mean = float(likely @ np.log(slopes))
+    doubt = math.sqrt(max(float(likely @ np.log(slopes) ** 2) - mean**2, 0.0))
+    return Crossing(float(likely @ where), math.exp(mean), doubt)
+
+
+def _scatter(over: FloatArray, weight: FloatArray, logit: FloatArray) -> float:
+    """Pearson's squares over what chance allows, at least 1 (McCullagh and Nelder, Generalized
+    Linear Models, 1989, section 4.5)."""
+    expected = special.expit(logit)
+    squares = weight * (over - expected) ** 2 / np.maximum(expected * (1 - expected), 1e-12)
+    return max(1.0, float(squares.sum()) / max(len(over) - 2, 1))
 
 
 def _levels(reach: FloatArray, over: FloatArray, weight: FloatArray) -> FloatArray:

@@ -198,19 +198,22 @@ def _inside(arrival_s: FloatArray, finish_s: FloatArray) -> FloatArray | None:
     return np.asarray((arrived - left.cumsum()).astype(np.float64))
 
 
-def ratio_interval(log_ratios: FloatArray, level: float = LEVEL) -> tuple[float, float, float]:
+def ratio_interval(
+    log_ratios: FloatArray, level: float = LEVEL, fitted: int = 1
+) -> tuple[float, float, float]:
     """(ratio, low, high): Student's interval of the mean of paired log ratios, exponentiated.
 
-    One pair says nothing of its own error: its interval is (0, infinity).
+    fitted: parameters that the values share, each a degree of freedom less. Without one left
+    they say nothing of their own error: the interval is (0, infinity).
     """
     logs = np.asarray(log_ratios, dtype=np.float64)
     if not len(logs):
         return math.nan, 0.0, math.inf
     mean = float(logs.mean())
-    if len(logs) == 1:
+    if len(logs) <= fitted:
         return math.exp(mean), 0.0, math.inf
     error = float(logs.std(ddof=1)) / math.sqrt(len(logs))
-    reach = _student(len(logs) - 1, 0.5 + level / 2) * error
+    reach = _student(len(logs) - fitted, 0.5 + level / 2) * error
     return math.exp(mean), math.exp(mean - reach), math.exp(mean + reach)
 
 

@@ -96,9 +96,11 @@ class Capacity:
 
     interval_qps: of kind "bracket", from a search: between that rate and the lowest that failed
     (infinity if none did), which says nothing of chance; of kind "interval", from rounds of fresh
-    runs (`interleave.py`): 95 %. decided: as narrow as asked for, in the time there was; more_s:
-    if not, how much longer that would take, where it can be told. idle_p95_s: latency percentile
-    of the idle machine, where the search had to ask.
+    runs (`interleave.py`): 95 %; of kind "estimate", up to what the cores could do at most by the
+    measured service time, where that is so little that no run was spent.
+    decided: as narrow as asked for, in the time there was; more_s: if not, how much longer that
+    would take, where it can be told. idle_p95_s: latency percentile of the idle machine, where
+    the search had to ask.
     """
 
     rate_qps: float
@@ -106,8 +108,20 @@ class Capacity:
     decided: bool
     runs: tuple[Run, ...] = ()
     idle_p95_s: float | None = None
-    kind: Literal["bracket", "interval"] = "bracket"
+    kind: Literal["bracket", "interval", "estimate"] = "bracket"
     more_s: float | None = None
+
+    @property
+    def doubt(self) -> str:
+        """What to say after the figures: nothing of a decided interval."""
+        if self.kind == "estimate":
+            return "at most, by its service time; not run"
+        said = "bracket" if self.kind == "bracket" else ""
+        if not self.decided:
+            said += ", undecided" if said else "undecided"
+        if self.more_s is not None:
+            said += f", about {math.ceil(self.more_s / 60)} min more would tell"
+        return said
 
     def to_dict(self) -> dict[str, Any]:
         lo, hi = self.interval_qps
@@ -153,11 +167,9 @@ class Effort:
         return replace(self, tolerance=self.tolerance / 3, second_tries=False, **more)
 
 
-# A first look at every policy, then a careful one at those that can still be the best; a glance
-# at those whose cores could not do what another policy was seen to do.
+# A first look at a policy; a careful one.
 COARSE = Effort(tolerance=0.10, queries=800, least_s=2.0, most_s=10.0, confirm=False)
 FINE = Effort()
-GLANCE: dict[str, Any] = {"tolerance": 0.25, "least_queries": 50, "second_tries": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,7 +344,7 @@ class _Search:
             if rate < self.ceiling * _FLOOR:
                 return self.idle_s is None and self._idle_passes()
             run = self._run(rate)
-            if not run.passed and self._surprising(run):
+            if self._surprising(run):
                 # A hypervisor may have stopped us for a second or two, unseen: wait it out.
                 self.stalls += 1
                 if self._waited(min(_PAUSE_S * self.stalls, _LONGEST_PAUSE_S), run):
@@ -392,11 +404,14 @@ class _Search:
         return math.sqrt(lo * hi) if hi > lo * (1 + self.effort.tolerance) else None
 
     def _surprising(self, run: Run) -> bool:
-        """A failure where one would expect success deserves a second try, on another seed.
+        """What one would not expect deserves a second try, on another seed, pass or failure.
 
         On a shared machine a neighbour can stop both cores for a moment; a stop of 0.2 s fails
-        a run of two seconds at any rate.
+        a run of two seconds at any rate. And a short run that saw no burst passes at a rate at
+        which the workers would always be busy.
         """
+        if run.passed:
+            return self.effort.second_tries and self.known and run.rate_qps > self.ceiling
         passed = [run.rate_qps for run in self.runs if run.passed]
         expected = max([*passed, self.ceiling if self.known else 0.0])
         return self.effort.second_tries and run.rate_qps < 0.97 * expected
@@ -439,16 +454,18 @@ def _finished_percentile_s(run: Run, sla: SLA) -> float | None:
 def _ends(runs: Sequence[Run]) -> tuple[float, float]:
     """(highest rate that passed, lowest that failed) on either side of the best split.
 
-    The split contradicts the fewest runs. Of equals the highest: on a shared machine a
-    neighbour fails runs that should pass, and nothing passes runs that should fail. A failure
-    while others used the cores does not count if it was repeated; a run that was cut short
-    never does.
+    The split contradicts the fewest runs; of equals it is the middle one: a neighbour fails runs
+    that should pass, and a run that is short against its bursts passes where it should fail. A
+    failure while others used the cores does not count if it was repeated; a run that was cut
+    short never does.
     """
     runs = [run for run in runs if not run.cut]
     last = {run.rate_qps: run for run in runs}
     runs = [r for r in runs if r.passed or r.disturbance < DISTURBED or r is last[r.rate_qps]]
     splits = [0.0, *sorted({run.rate_qps for run in runs})]
-    split = min(reversed(splits), key=lambda s: sum((r.rate_qps <= s) != r.passed for r in runs))
+    against = [sum((r.rate_qps <= s) != r.passed for r in runs) for s in splits]
+    equals = [s for s, count in zip(splits, against, strict=True) if count == min(against)]
+    split = equals[len(equals) // 2]
     lo = max((r.rate_qps for r in runs if r.passed and r.rate_qps <= split), default=0.0)
     hi = min((r.rate_qps for r in runs if not r.passed and r.rate_qps > split), default=math.inf)
     return lo, hi

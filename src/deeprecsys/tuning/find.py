@@ -18,14 +18,13 @@ from deeprecsys.tuning.capacity import (
     capacity_of,
     search_rate,
 )
-from deeprecsys.tuning.interleave import MOST_ROUNDS, Contestant, interleave
+from deeprecsys.tuning.interleave import MOST_LIVE, MOST_ROUNDS, Contestant, interleave
 from deeprecsys.tuning.study import Observer
 from deeprecsys.workload import Workload
 
 # Of the time there is, for the search; the rest is for the rounds. Either needs so many runs.
 _SEARCH, _RUNS = 0.3, 8
-# Without a budget, for the rounds at most; and how many of them, however short.
-_ROUNDS_S, _MANY = 240.0, 60
+_ROUNDS_S = 240.0  # for the rounds at most, without a budget
 
 
 def find_capacity(
@@ -75,7 +74,7 @@ def find_capacity(
             return found
         one = Contestant.at(policy, found.rate_qps, probe)
         ends = min(began + total_s, clock.now_s() + _ROUNDS_S)
-        most = MOST_ROUNDS if system.facts().virtual else _MANY
+        most = MOST_ROUNDS if system.facts().virtual else MOST_LIVE
         interleave(probe, [one], lambda r: effort.duration_s(r, sla), until=ends, most_rounds=most)
         return one.capacity(found, sla)
     except Interrupted:

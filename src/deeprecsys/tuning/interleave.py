@@ -18,19 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.analysis.crossing import crossing, pseudo_values
+from deeprecsys.analysis.crossing import Crossing, crossing, pseudo_values
 from deeprecsys.analysis.metrics import is_significant, ratio_interval
 from deeprecsys.core import SLA, FloatArray, IntArray, Policy
 from deeprecsys.tuning.capacity import DISTURBED, Capacity, Interrupted, Probe, Run, saturation_rate
 
-LEAST_ROUNDS, MOST_ROUNDS = 5, 12
+# At least, and at most in computed and in real time.
+LEAST_ROUNDS, MOST_ROUNDS, MOST_LIVE = 7, 12, 60
 # From so many an interval can be given, however wide.
 _FEWEST = 3
+_FITTED = 2  # level and slope
 # Enough when every ratio is known to this, up or down.
 PRECISION = 0.03
 # Rounds move a rate by no more than this at a time: beyond it one slope does not hold.
 _LARGEST_STEP, _LOGITS = 0.15, 2.0
-_APART = 0.5
+_APART = 0.8
 # How far below and above: about one logit, a share of 2 % against 13 %.
 _NEAREST, _FARTHEST = 0.005, 0.10
 # The first round leads; later ones count if they lie within so many logits of the answer.
@@ -38,7 +40,8 @@ _LEADING, _CLOSE = 1, 3.5
 _SLOPE = 20.0
 _LEAST_SPARE = 0.03
 # A run lasts so many times as long as what happens in it is correlated.
-_SPANS, _LONGEST_S = 10.0, 60.0
+_SPANS, _LONGEST_S, _SHORTEST_S = 10.0, 60.0, 0.5
+_MARGIN = 0.9  # of the time left: a run ends when its last query is answered
 # A lane with more over than this is overloaded: what waits at its end is no steady state.
 _OVERLOADED = 0.6
 
@@ -97,6 +100,7 @@ class Contestant:
     rounds: list[Round | None] = field(default_factory=list)
     runs: list[Run] = field(default_factory=list)
     waiting: list[IntArray] = field(default_factory=lambda: [np.zeros(0, np.int64)] * 2)
+    leading: int = _LEADING
     expected: float = field(init=False)  # the slope, before the rounds
 
     def __post_init__(self) -> None:
@@ -111,6 +115,10 @@ class Contestant:
             return cls(policy, rate_qps)
         spare = max(1 - rate_qps / saturation_rate(probe, policy), _LEAST_SPARE)
         return cls(policy, rate_qps, -math.log(1 - probe.sla.percentile / 100) / spare)
+
+    def again(self) -> Contestant:
+        """From where it is, with nothing said yet."""
+        return replace(self, leading=0, rounds=[], runs=[], slope=self.expected)
 
     @property
     def rates_qps(self) -> tuple[float, float]:
@@ -138,7 +146,7 @@ class Contestant:
             return
         self.rounds.append(Round.of(runs))
         used = self._counted() or [len(self.rounds) - 1]
-        log_rate, self.slope = self._crossing(used, sla)
+        log_rate, self.slope, _ = self._crossing(used, sla)
         if runs[0].over > _OVERLOADED:  # both are far beyond it: what was served is nearer
             log_rate = min(log_rate, math.log(max(runs[0].held_qps, 1e-9)))
         step = (log_rate - math.log(self.rate_qps)) * len(used) / (len(used) + 2)
@@ -151,12 +159,12 @@ class Contestant:
         return [
             i
             for i, r in enumerate(self.rounds)
-            if i >= _LEADING
+            if i >= self.leading
             and r is not None
             and abs(r.log_rate.mean() - now) * self.expected < _CLOSE
         ]
 
-    def _crossing(self, rounds: list[int], sla: SLA) -> tuple[float, float]:
+    def _crossing(self, rounds: list[int], sla: SLA) -> Crossing:
         chosen = [r for i in rounds if (r := self.rounds[i]) is not None]
         queries = np.concatenate([r.queries for r in chosen])
         worth = sum(r.effective.sum() for r in chosen) / queries.sum()
@@ -179,7 +187,9 @@ class Contestant:
         counted = self._counted()
         if len(counted) < _FEWEST:
             return None
-        return ratio_interval(self.log_rates(counted, sla))
+        rate, lo, hi = ratio_interval(self.log_rates(counted, sla), fitted=_FITTED)
+        wider = math.exp(self._crossing(counted, sla).doubt / 2)  # a slope too steep is too sure
+        return rate, rate * (lo / rate) ** wider, rate * (hi / rate) ** wider
 
     def settled(self, sla: SLA) -> bool:
         """Is its own capacity known to `PRECISION`?"""
@@ -197,7 +207,7 @@ class Contestant:
         if found is None:
             if self.rounds and before.rate_qps == 0:
                 return replace(before, rate_qps=self.rate_qps, runs=runs)
-            return replace(before, runs=runs)
+            return replace(before, decided=False, runs=runs)
         rate, lo, hi = found
         excess = math.log(hi / lo) / (2 * math.log1p(DECIDED))
         spent_s = sum(run.summary.duration_s for run in self.runs)
@@ -222,19 +232,20 @@ def interleave(
     duration_s: Callable[[float], float],
     *,
     until: float = math.inf,
+    turn: int = 100,
     most_rounds: int = MOST_ROUNDS,
 ) -> list[Ratio | None]:
     """Rounds until the ratios of the first contestant over each other one are known.
 
-    None where time allowed fewer than three rounds that count.
+    turn: of the first; see `Probe`. None where time allowed fewer than three rounds that count.
     """
     ratios: list[Ratio | None] = [None] * (len(contestants) - 1)
-    for turn in range(most_rounds):
-        lasts_s = _lengths(probe, contestants, duration_s, turn, until)
+    for number in range(most_rounds):
+        lasts_s = _lengths(probe, contestants, duration_s, number, until)
         if probe.clock() + sum(lasts_s) * 2 > until:
             break
-        for i in range(len(contestants))[:: 1 if turn % 2 else -1]:
-            _play(probe, contestants[i], lasts_s[i], 100 + turn)
+        for i in range(len(contestants))[:: 1 if number % 2 else -1]:
+            _play(probe, contestants[i], lasts_s[i], turn + number)
         ratios = [ratio_of(contestants[0], other, probe.sla) for other in contestants[1:]]
         if all(map(_precise, ratios)) and contestants[0].settled(probe.sla):
             break
@@ -250,9 +261,12 @@ def _lengths(
 ) -> list[float]:
     """Of each one's runs: long against what is correlated, short enough for the least rounds."""
     left = max(LEAST_ROUNDS + _LEADING - turn, 1) * 2 * len(contestants)
-    most_s = min((until - probe.clock()) / left, _LONGEST_S)
+    most_s = min(_MARGIN * (until - probe.clock()) / left, _LONGEST_S)
     longest = max(one.correlation_s for one in contestants)
-    return [max(duration_s(one.rate_qps), min(_SPANS * longest, most_s)) for one in contestants]
+    return [
+        max(min(max(duration_s(one.rate_qps), _SPANS * longest), most_s), _SHORTEST_S)
+        for one in contestants
+    ]
 
 
 def _play(probe: Probe, one: Contestant, lasts_s: float, turn: int) -> None:
@@ -275,7 +289,9 @@ def ratio_of(one: Contestant, other: Contestant, sla: SLA) -> Ratio | None:
     both = sorted({*one._counted()} & {*other._counted()})
     if len(both) < _FEWEST:
         return None
-    ratio, lo, hi = ratio_interval(one.log_rates(both, sla) - other.log_rates(both, sla))
+    ratio, lo, hi = ratio_interval(
+        one.log_rates(both, sla) - other.log_rates(both, sla), fitted=_FITTED
+    )
     return Ratio(ratio, (lo, hi), len(both))
 
 

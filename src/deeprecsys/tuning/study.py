@@ -7,7 +7,7 @@ of progress through an `Observer`. Stopping early (time, or the owner) keeps wha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from deeprecsys.tuning.binds import Binds, what_binds
 from deeprecsys.tuning.capacity import (
     COARSE,
     FINE,
-    GLANCE,
     WALL,
     Capacity,
     Clock,
@@ -28,14 +27,25 @@ from deeprecsys.tuning.capacity import (
     saturation_rate,
     search_rate,
 )
-from deeprecsys.tuning.interleave import Contestant, Ratio, interleave, ratio_of
+from deeprecsys.tuning.interleave import (
+    MOST_LIVE,
+    MOST_ROUNDS,
+    Contestant,
+    Ratio,
+    interleave,
+    ratio_of,
+)
 from deeprecsys.tuning.searches import BACKLOGS, SEARCHES, SIMULATED, Space, contenders
 from deeprecsys.workload import SizeLaw, Workload
 
 # How a time budget is spent: first looks, careful looks; the rest is for the comparison.
-_FIRST_LOOKS, _CAREFUL_LOOKS = 0.45, 0.72
+_FIRST_LOOKS, _CAREFUL_LOOKS = 0.30, 0.50
+# Seeds of the rounds that choose, and of those that say how good the chosen one is.
+_CHOOSING, _FINAL = 300, 100
 # A policy whose cores saturate below this share of the best rate seen needs no exact figure.
 _NO_CHANCE = 0.7
+# Where rounds of such a policy begin, of what its cores could do at most.
+_BELOW = 0.92
 # Simulation names the policies worth confirming: so many, at least this close to its best.
 _CONFIRMED, _CLOSE = 2, 0.97
 _NOT_MEASURED = Capacity(0.0, (0.0, math.inf), False)
@@ -202,11 +212,12 @@ class _Tuning:
         interrupted = False
         try:
             if self.surrogate is not None:
-                self._compare(self._simulate(self.surrogate))
+                entered = self._simulate(self.surrogate)
             else:
                 self._search()
-                self._look_again()
-                self._compare([])
+                entered = self._contenders()
+            if entered:
+                self._compare(self._choose(entered), entered)
         except Interrupted:
             interrupted = True
         return self._study(interrupted or bool(self.simulated and self.simulated.interrupted))
@@ -252,67 +263,87 @@ class _Tuning:
         self._measure(self.space.static, COARSE, until)
         SEARCHES[self.method](lambda p: self._measure(p, COARSE, until), self.space)
 
-    def _look_again(self) -> None:
-        """Careful looks at the policies that can be the best, and at the baselines."""
-        self.observer.on_phase("refine")
-        until = self.began + _CAREFUL_LOOKS * self.budget_s
+    def _contenders(self) -> list[Contestant]:
+        """The policies whose first look leaves them a chance of being the best."""
         able = contenders([(t.policy, t.capacity) for t in self.trials.values()])
-        for policy in dict.fromkeys([*able, self.space.static]):
-            if not self._hopeless(policy):
-                self._measure(policy, FINE, until)
+        return [self._contestant(policy) for policy in able]
 
-    def _compare(self, entered: list[Contestant]) -> None:
-        """The best against both baselines, interleaved; or those that simulation named."""
-        best = self._best()
-        if best is None:
-            return
+    def _choose(self, entered: list[Contestant]) -> Contestant:
+        """Careful looks: rounds of those that can be the best, on the same seeds."""
+        self.observer.on_phase("refine")
+        if len(entered) > 1:
+            until = self.began + _CAREFUL_LOOKS * self.budget_s
+            self._rounds(entered, _CHOOSING, until)
+        return max(entered, key=lambda one: one.rate_qps)
+
+    def _compare(self, best: Contestant, entered: list[Contestant]) -> None:
+        """The best against both baselines, in rounds that chose nothing."""
         self.observer.on_phase("compare")
         others = {
             "the static baseline": self.space.static,
             "the paper's literal": self.space.literal,
         }
-        alone = self._best_alone(entered)
+        alone = self._best_alone(entered if self.surrogate else [])
         if alone is not None and best.policy.offload_threshold is not None:
             others["the tuned cores alone"] = alone
-        if not entered:
-            self.chosen = best.policy
-            rivals = [p for p in others.values() if p != best.policy and self._rate(p) > 0]
-            entered = [self._contestant(policy) for policy in (best.policy, *rivals)]
+        self.chosen = best.policy
+        led = {one.policy: one for one in entered}
+        rivals = [
+            policy
+            for policy in others.values()
+            # Guided, the time is short and nothing was measured of the literal.
+            if (self.surrogate is None or policy != self.space.literal)
+            and policy != best.policy
+            and self._rate(policy, led) > 0
+        ]
+        finalists = [
+            led[p].again() if p in led else self._contestant(p)
+            for p in dict.fromkeys([best.policy, *rivals])
+        ]
+        self._rounds(finalists, _FINAL, self._until())
+        winner = finalists[0]
+        # Offloading has to show that it is worth it, turn by turn.
+        cores = next((c for c in finalists if c.policy == alone), None)
+        if cores is not None and winner.policy.offload_threshold is not None:
+            ratio = ratio_of(winner, cores, self.sla)
+            if ratio is not None and ratio.ratio <= 1.0:
+                winner, self.chosen = cores, cores.policy
+                del others["the tuned cores alone"]
+        ratios = {c.policy: ratio_of(winner, c, self.sla) for c in finalists if c is not winner}
+        ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
+        self.comparisons = [
+            Comparison(name, policy, ratios.get(policy)) for name, policy in others.items()
+        ]
+
+    def _rounds(self, entered: list[Contestant], turn: int, until: float) -> None:
+        """Rounds; what they say of each policy takes the place of what was known."""
         looks = self._effort(FINE)
         try:
             interleave(
                 self.probe,
                 entered,
                 lambda rate: looks.duration_s(rate, self.sla),
-                until=self._until(),
+                until=until,
+                turn=turn,
+                most_rounds=MOST_ROUNDS if self.facts.virtual else MOST_LIVE,
             )
         finally:
             for one in entered:
                 before = self.trials.get(one.policy, Trial(one.policy, _NOT_MEASURED)).capacity
                 self.trials[one.policy] = Trial(one.policy, one.capacity(before, self.sla))
-        if self.chosen is None:
-            self.chosen = max(entered, key=lambda c: self.trials[c.policy].capacity.rate_qps).policy
-        winner = next(c for c in entered if c.policy == self.chosen)
-        # Offloading has to show that it is worth it, turn by turn.
-        cores = next((c for c in entered if c.policy == alone), None)
-        if cores is not None and winner.policy.offload_threshold is not None:
-            ratio = ratio_of(winner, cores, self.sla)
-            if ratio is not None and ratio.ratio <= 1.0:
-                winner, self.chosen = cores, cores.policy
-                del others["the tuned cores alone"]
-        ratios = {c.policy: ratio_of(winner, c, self.sla) for c in entered if c is not winner}
-        ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
-        self.comparisons = [
-            Comparison(name, policy, ratios.get(policy)) for name, policy in others.items()
-        ]
 
-    def _rate(self, policy: Policy) -> float:
+    def _rate(self, policy: Policy, led: Mapping[Policy, Contestant]) -> float:
+        """Where its rounds would begin; 0 if it meets the target at no rate."""
+        if policy in led:
+            return led[policy].rate_qps
         if policy not in self.trials:
             self._measure(policy, COARSE, self._until())
         return self.trials[policy].capacity.rate_qps
 
     def _contestant(self, policy: Policy) -> Contestant:
-        return Contestant.at(policy, self.trials[policy].capacity.rate_qps, self.probe)
+        known = self.trials[policy].capacity
+        rate_qps = known.rate_qps * (_BELOW if known.kind == "estimate" else 1.0)
+        return Contestant.at(policy, rate_qps, self.probe)
 
     def _measure(
         self, policy: Policy, looks: Effort, until: float, guess_qps: float | None = None
@@ -323,9 +354,10 @@ class _Tuning:
             return before
         effort = self._effort(looks)
         self.current = list(before.runs) if before else []
-        best = self._best()
-        if best and saturation_rate(self.probe, policy) < _NO_CHANCE * best.capacity.rate_qps:
-            effort = replace(effort, **GLANCE)
+        if before is None and (bound := self._no_chance(policy)) is not None:
+            self.trials[policy] = Trial(policy, bound)
+            self.observer.on_trial(self.trials[policy])
+            return bound
         try:
             until = min(until, self._fair_until(effort, until))
             capacity = search_rate(
@@ -345,10 +377,21 @@ class _Tuning:
         self.observer.on_trial(self.trials[policy])
         return capacity
 
+    def _no_chance(self, policy: Policy) -> Capacity | None:
+        """What its cores could do at most, if that is far below what another policy was seen to
+        do: then no run is spent on it. Simulated runs cost nothing, and figures want them."""
+        best = self._best()
+        if best is None or self.facts.virtual or self.facts.service_s is None:
+            return None
+        most = saturation_rate(self.probe, policy)
+        if most >= _NO_CHANCE * best.capacity.rate_qps:
+            return None
+        return Capacity(most, (0.0, most), False, kind="estimate")
+
     def _fair_until(self, effort: Effort, until: float) -> float:
         """No policy may use up what the others need."""
         now = self.clock.now_s()
-        left = sum(Policy(b) not in self.trials for b in self.space.batch_sizes)
+        left = sum(p not in self.trials and self._no_chance(p) is None for p in self._cores)
         left += len(self.space.thresholds) + (len(BACKLOGS) if self.space.thresholds else 0)
         left -= sum(p.offload_threshold is not None for p in self.trials)
         share = (until - now) / max(left, 3) if math.isfinite(until) else 0.0
@@ -362,10 +405,6 @@ class _Tuning:
         """The runs of a trial that was cut short still count for what they say."""
         if self.current:
             self.trials[policy] = Trial(policy, capacity_of(self.current, COARSE.tolerance, None))
-
-    def _hopeless(self, policy: Policy) -> bool:
-        trial = self.trials.get(policy)
-        return trial is not None and trial.capacity.rate_qps == 0
 
     def _best(self) -> Trial | None:
         """The one chosen for the comparison; before it, the highest rate so far."""
@@ -381,6 +420,10 @@ class _Tuning:
         able = [p for p, rate in rates.items() if rate > 0 and p.offload_threshold is None]
         return max(able, key=lambda p: rates[p], default=None)
 
+    @property
+    def _cores(self) -> list[Policy]:
+        return [Policy(batch_size=size) for size in self.space.batch_sizes]
+
     def _until(self) -> float:
         return self.began + self.budget_s
 
@@ -394,7 +437,8 @@ class _Tuning:
         if self.surrogate is not None:  # a look at one policy; then up to three, four rounds
             share, runs = 1.0, 13
         elif looks is COARSE:
-            looked_at = len(self.space.batch_sizes) + len(self.space.thresholds)
+            looked_at = sum(self._no_chance(policy) is None for policy in self._cores)
+            looked_at += len(self.space.thresholds)
             looked_at += len(BACKLOGS) if self.space.thresholds else 0
             share, runs = _FIRST_LOOKS, 4 * (looked_at + 2)
         else:  # three contenders and the baseline; then three policies, four rounds or more
