@@ -80,9 +80,11 @@ def _levels(reach: FloatArray, over: FloatArray, weight: FloatArray) -> FloatArr
 def pseudo_values(estimate: Callable[[list[int]], float], n: int) -> FloatArray:
     """[n] The jackknife's: n times the estimate of all less n - 1 times that of all but one.
 
-    `estimate` takes the numbers of the parts to use. Their mean has the estimate's first bias
-    taken out, their spread is its error (Tukey, Annals of Mathematical Statistics 29, 1958).
+    `estimate` takes the numbers of the parts to use. Their spread is its error (Tukey, Annals of
+    Mathematical Statistics 29, 1958). They are moved so that the estimate itself is their mean:
+    what theirs takes away of a bias, it adds to the scatter many times over where parts are few.
     """
     every = list(range(n))
     whole = estimate(every)
-    return np.array([n * whole - (n - 1) * estimate(every[:i] + every[i + 1 :]) for i in every])
+    others = np.array([estimate(every[:i] + every[i + 1 :]) for i in every])
+    return np.asarray(whole - (n - 1) * (others - others.mean()))

@@ -136,6 +136,7 @@ def trials_table(summary: dict[str, Any]) -> Table:
         name = policy_text(policy)
         note = [notes[name]] if name in notes else []
         note += ["best"] if policy == best else []
+        note += [capacity["kind"]] if capacity.get("kind", "interval") != "interval" else []
         note += [] if capacity["decided"] else ["undecided"]
         table.add_row(
             name.removeprefix("batch size "),

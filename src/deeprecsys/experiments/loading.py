@@ -239,7 +239,7 @@ def _nearest(costs: Sequence[tuple[Run, Told]], capacity: Capacity) -> tuple[Run
 def _verdict(capacity: Capacity, sla: SLA) -> str:
     if capacity.rate_qps:
         bounds = text.interval(capacity.to_dict()["interval_qps"], text.rate)
-        doubt = "" if capacity.decided else ", undecided"
+        doubt = f", {capacity.doubt}" if capacity.doubt else ""
         return f"{text.rate(capacity.rate_qps)} queries/s {bounds} at {sla}{doubt}"
     if capacity.idle_p95_s is not None and capacity.idle_p95_s > sla.latency_s:
         return (

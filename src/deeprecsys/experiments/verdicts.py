@@ -19,7 +19,7 @@ def tuned(study: Study) -> str:
     if best is None:
         return _none_meets(study)
     capacity = best.capacity
-    doubt = "" if capacity.decided else ", undecided"
+    doubt = f", {capacity.doubt}" if capacity.doubt else ""
     parts = [f"{best.policy}: {rate(capacity)} at {sla}{doubt}"]
     parts += [said for c in study.comparisons if (said := _comparison(c, study))]
     if ratio := predicted_over_measured(study):
@@ -40,7 +40,7 @@ def trial(found: Trial) -> str:
     capacity = found.capacity
     if capacity.rate_qps == 0 and capacity.idle_p95_s is not None:
         return f"{found.policy}: no rate; idle {text.ms(capacity.idle_p95_s)} ms"
-    return f"{found.policy}: {rate(capacity)}{'' if capacity.decided else ' undecided'}"
+    return f"{found.policy}: {rate(capacity)} {capacity.doubt}".rstrip()
 
 
 def rate(capacity: Capacity) -> str:

@@ -34,7 +34,9 @@ def _trial(trial: dict[str, Any], best: bool) -> str:
 
 def _capacity(capacity: dict[str, Any]) -> str:
     bounds = text.interval(capacity["interval_qps"], text.rate)
-    doubt = "" if capacity.get("decided", True) else " · undecided"
+    kind = capacity.get("kind", "interval")
+    doubt = "" if kind == "interval" else f" · {kind}"
+    doubt += "" if capacity.get("decided", True) else " · undecided"
     if not capacity["rate_qps"]:
         return f"no rate {bounds}{doubt}"
     return f"{text.rate(capacity['rate_qps'])} queries/s {bounds}{doubt}"
