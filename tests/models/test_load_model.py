@@ -63,12 +63,19 @@ def test_where_not_even_the_weights_fit_no_scale_is_advised(monkeypatch):
     assert load_model("ncf", scale=1e-3, check_memory=False).tasks == 1
 
 
-def test_a_containers_limit_counts_and_its_page_cache_does_not(tmp_path):
-    (tmp_path / "memory.max").write_text("5000\n")
-    (tmp_path / "memory.current").write_text("4000\n")
-    (tmp_path / "memory.stat").write_text("anon 3000\ninactive_file 900\n")
+@pytest.mark.parametrize("group", ["", "system.slice/docker-1.scope"])
+def test_the_limit_of_a_container_or_of_one_around_it_counts_and_page_cache_does_not(
+    tmp_path, group
+):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/system.slice/docker-1.scope/app\n")
+    folder = tmp_path / "sys/fs/cgroup" / group
+    folder.mkdir(parents=True)
+    (folder / "memory.max").write_text("5000\n")
+    (folder / "memory.current").write_text("4000\n")
+    (folder / "memory.stat").write_text("anon 3000\ninactive_file 900\n")
     assert available_bytes(tmp_path) == 1900
-    (tmp_path / "memory.max").write_text("max\n")
+    (folder / "memory.max").write_text("max\n")
     assert available_bytes(tmp_path) > 5000
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from deeprecsys.models.cgroups import folders
 
 ROOT = Path("/")
-_MOUNT = "sys/fs/cgroup"
 _USUAL_PERIOD_US = 100_000
 
 
@@ -39,32 +40,9 @@ def tightest(root: Path | None = None) -> Quota:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """Where each limit would be: of every group of the process, and of those above it."""
-    for version, group in _groups(root):
-        mounts = ("", "unified") if version == 2 else ("cpu", "cpu,cpuacct", "cpuacct,cpu")
-        name = "cpu.max" if version == 2 else "cpu.cfs_quota_us"
-        # Where only the container's own part is mounted, the path may lead out of it.
-        path = PurePosixPath(*(part for part in PurePosixPath(group).parts if part not in "/.."))
-        for mount in mounts:
-            for above in (path, *path.parents):
-                yield root / _MOUNT / mount / above / name
-
-
-def _groups(root: Path) -> set[tuple[int, str]]:
-    """Version and path of those that may limit this process's processor time; see cgroups(7)."""
-    found = {(1, "/"), (2, "/")}
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except (OSError, ValueError):
-        return found
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0" and not controllers:
-            found.add((2, path))
-        elif "cpu" in controllers.split(","):
-            found.add((1, path))
-    return found
+    """Where each limit would be."""
+    for version, folder in folders("cpu", root):
+        yield folder / ("cpu.max" if version == 2 else "cpu.cfs_quota_us")
 
 
 def _limit(file: Path) -> list[float]:

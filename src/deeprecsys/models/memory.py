@@ -9,21 +9,24 @@ from pathlib import Path
 
 import psutil
 
-_CGROUPS = (  # (limit, usage, statistics, reclaimable): version 2, then version 1
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    (
-        "memory/memory.limit_in_bytes",
-        "memory/memory.usage_in_bytes",
-        "memory/memory.stat",
+from deeprecsys.models.cgroups import folders
+
+_FILES = {  # by version: limit, usage, statistics, reclaimable
+    1: (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "memory.stat",
         "total_inactive_file",
     ),
-)
+    2: ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+}
 
 
-def available_bytes(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Free memory of the machine, or what the container's limit leaves if that is less."""
+def available_bytes(root: Path = Path("/")) -> int:
+    """Free memory of the machine, or what a limit of the containers leaves if that is less."""
     free = int(psutil.virtual_memory().available)
-    limits = (_left_in_cgroup(root, *names) for names in _CGROUPS)
+    every = folders("memory", root)
+    limits = (_left_in_cgroup(folder, *_FILES[version]) for version, folder in every)
     return max(0, min([free, *(left for left in limits if left is not None)]))
 
 
