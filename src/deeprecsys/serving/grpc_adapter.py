@@ -126,7 +126,7 @@ class Calls:
                 return await method(asked)
             except Refusal as error:
                 self.plane.refused(error, query=name == "ModelInfer")
-                refusal = error
+                refusal = error.with_traceback(None)  # which holds the message
             except _Answered as answered:
                 refusal = answered.refusal
             except (asyncio.CancelledError, grpc.aio.AbortError):
@@ -137,6 +137,7 @@ class Calls:
                 self.plane.refused(refusal, query=name == "ModelInfer")
             finally:
                 self._open -= 1
+                asked.body = b""
                 asked.hold.release()
             await context.abort(getattr(grpc.StatusCode, refusal.reason.code), refusal.message)
             raise AssertionError("unreachable: abort raises")
@@ -322,6 +323,8 @@ class _Methods:
             def take() -> None:  # in a thread
                 try:
                     self._take(query, asked, body, encoding)
+                except Refusal as refusal:
+                    _post(query._loop, query.fail, refusal.with_traceback(None))
                 except Exception as error:
                     _post(query._loop, query.fail, error)
 

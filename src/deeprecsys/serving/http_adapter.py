@@ -309,6 +309,8 @@ class Connection(asyncio.BufferedProtocol):
                 plain = self._inflated(body, encoding, hold)
                 call = wire.parse(model, version, plain, json_bytes, long=True)
                 ticket = self._offer(head, call)
+            except Refusal as error:
+                refusal = error.with_traceback(None)  # which holds the body
             except Exception as error:
                 refusal = error
             loop.call_soon_threadsafe(self._taken, head, ticket, refusal)

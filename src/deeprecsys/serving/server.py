@@ -29,7 +29,7 @@ from deeprecsys.core import Policy, UserError
 from deeprecsys.engine import Engine, Load, topology
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.serving import files, metrics, page
-from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.bounds import Bounds, give_back
 from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
 from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.http_routes import Page
@@ -195,6 +195,8 @@ class Server:
             site.sweep(now_s)
             self._say_turned_away(site)
             self.plane.observed.loop_lag_s = site.looks.lag_s()
+            if self.plane.waiting.owes():
+                _in_thread(give_back, "giving memory back")
             if engine is not None:
                 if engine.replace_hung(self.served.longest_s):
                     self.log("worker replaced", why=engine.load().lost_workers[-1])
