@@ -83,6 +83,13 @@ def run(
     ] = 5.0,
     max_queued_items: Annotated[int, typer.Option(help="Items that may wait.")] = 1_000_000,
     hang_s: Annotated[float, typer.Option(help="A request this long: its worker hangs.")] = 30.0,
+    device_hang_s: Annotated[
+        float,
+        typer.Option(
+            help="A request this long, and ten times its usual time: its accelerator hangs, and "
+            "the cores answer."
+        ),
+    ] = 0.5,
     tls_cert: Annotated[str | None, typer.Option(help="PEM file; with --tls-key.")] = None,
     tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
     key_file: Annotated[
@@ -116,7 +123,12 @@ def run(
     }  # fmt: skip
     if not 0 <= drain_s < math.inf:
         raise UserError("--drain-s must not be negative")
-    for name, value in {"workers": workers, "hang-s": hang_s, **bounds}.items():
+    for name, value in {
+        "workers": workers,
+        "hang-s": hang_s,
+        "device-hang-s": device_hang_s,
+        **bounds,
+    }.items():
         opt.positive(f"--{name}", value)
     if bool(tls_cert) != bool(tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
@@ -143,6 +155,7 @@ def run(
             accelerators=accelerator or (),
             percentile=sla.percentile,
             pin=pinned,
+            device_hang_s=device_hang_s,
         ).__enter__()
 
     deadline_s = sla.latency_s if deadline_ms is None else deadline_ms / 1e3 or None
