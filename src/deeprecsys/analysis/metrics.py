@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.analysis.statistics import (
+    PercentileEstimate,
     backlog_grows,
     backlog_growth,
+    enough,
     estimate_percentile,
     is_significant,
     percentile,
@@ -57,6 +59,8 @@ class Summary:
     limited_by: "generator" if the target was missed but would have been met with each query's
         own lateness taken off.
     effective_queries: how many independent queries are worth the same, at `percentile_s`.
+    enough_queries: where the interval at `percentile_s` has no upper end, of how many queries a
+        run would have one, if they are as correlated as these seem to be.
     by_size: up to four classes of query size: lo, hi, queries, p50_s, p95_s.
     """
 
@@ -84,6 +88,7 @@ class Summary:
     errors: dict[str, int]
     generator_lag_p99_s: float
     by_size: list[dict[str, Any]]
+    enough_queries: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: NaN and infinity become None."""
@@ -127,7 +132,15 @@ def summarize(records: Records, sla: SLA | None = None, *, warm_up: int | None =
         errors=_errors(records),
         generator_lag_p99_s=percentile(records.lag_s, 99),
         by_size=_by_size(steady),
+        enough_queries=_enough(found[p], len(steady), p),
     )
+
+
+def _enough(found: PercentileEstimate, n: int, p: float) -> int | None:
+    """See `Summary.enough_queries`; None too where queries without an answer are the reason."""
+    if math.isfinite(found.interval[1]) or not math.isfinite(found.value) or found.effective_n == 0:
+        return None
+    return max(n + 1, math.ceil(enough(found.effective_n / n, p)))
 
 
 def verdict_so_far(

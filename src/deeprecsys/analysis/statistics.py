@@ -23,9 +23,10 @@ LEVEL = 0.95
 # more leave a correlation between neighbours that a first-order model no longer describes.
 _BATCHES = 32
 _LARGEST_CORRELATION = 0.95
-# The correlation is looked for at this percentile too: see `_effective_n`.
-_LOWER_PERCENTILE = 75.0
+# The correlation is looked for at these percentiles too: see `_effective_n`.
+_BUSY_PERCENTILES = (75.0, 90.0)
 _LEAST_FREEDOM = 1.5
+_MORE = 1.1  # the step in which a long enough run is looked for
 _STRETCHES = 16
 _BACKLOG_BLOCKS = 20
 # Of 97.5 and 99 %: at load 1.05 and 10 s (3,100 queries) it finds 69 % instead of 52 % of the
@@ -84,6 +85,15 @@ def estimate_percentile(values: FloatArray, p: float, level: float = LEVEL) -> P
     lower = float(ordered[first - 1]) if first > 0 else 0.0
     upper = float(ordered[last - 1]) if last < n else math.inf
     return PercentileEstimate(value, (lower, upper), effective)
+
+
+def enough(effective_share: float, p: float, level: float = LEVEL) -> float:
+    """Values from which the interval of the p-th percentile has an upper end, where each is worth
+    `effective_share` of an independent one."""
+    share, n = 1 - p / 100, 10.0
+    while share_interval(share, n * effective_share, min(p, 100 - p) / 100, level)[0] * n < 1:
+        n *= _MORE
+    return n
 
 
 def share_over(
@@ -151,7 +161,9 @@ def backlog_grows(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1)
     `arrival_s` [n] sorted; `finish_s` [n], NaN or infinity for queries that never left.
     """
     inside = _inside(arrival_s, finish_s)
-    return inside is not None and grows(inside, len(arrival_s), workers)
+    if inside is None:
+        return False
+    return grows(inside, len(arrival_s), workers, _lasting(arrival_s))
 
 
 def backlog_growth(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1) -> float:
@@ -164,13 +176,29 @@ def backlog_growth(arrival_s: FloatArray, finish_s: FloatArray, workers: int = 1
     return 0.0 if inside is None else growth(inside, len(arrival_s), workers)
 
 
-def grows(inside: FloatArray, n: int, workers: int = 1) -> bool:
-    """`backlog_grows` of n queries, from how many were in the system at equal intervals."""
+def grows(inside: FloatArray, n: int, workers: int = 1, lasting: float = 1.0) -> bool:
+    """`backlog_grows` of n queries, from how many were in the system at equal intervals.
+
+    lasting: how much further than a random walk they stray, because bursts last.
+    """
     if not _worth_a_test(inside, n, workers):
         return False
     steps = np.diff(inside)
-    error = steps.std(ddof=1) / math.sqrt(len(steps))
+    error = lasting * steps.std(ddof=1) / math.sqrt(len(steps))
     return bool(steps.mean() > _student(len(steps) - 1, _BACKLOG_LEVEL) * error)
+
+
+def _lasting(arrival_s: FloatArray) -> float:
+    """How much bursts that outlast a block lengthen a walk: by the first-order correlation of
+    the arrivals of neighbouring blocks, as in `inflation`."""
+    counts = np.histogram(arrival_s, _BACKLOG_BLOCKS)[0].astype(np.float64)
+    counts -= counts.mean()
+    squares = float(counts @ counts)
+    if squares == 0:
+        return 1.0
+    r = float(counts[:-1] @ counts[1:]) / squares
+    r = min(max(r + (1 + 4 * r) / len(counts), 0.0), _LARGEST_CORRELATION)
+    return math.sqrt((1 + r) / (1 - r))
 
 
 def growth(inside: FloatArray, n: int, workers: int = 1) -> float:
@@ -230,10 +258,9 @@ def _effective_n(filled: FloatArray, over: NDArray[np.bool_], p: float) -> float
     lower percentile, with many more queries to judge by, so the larger of the two counts.
     (M/M/2, load 0.8, 2,000 queries: without it the 95 % interval covers in 91 % of the runs.)
     """
-    inflation = _inflation(over)
-    if p > _LOWER_PERCENTILE:
-        inflation = max(inflation, _inflation(filled > percentile(filled, _LOWER_PERCENTILE)))
-    return len(filled) / inflation
+    others = [q for q in _BUSY_PERCENTILES if q != p]
+    seen = [over, *(filled > percentile(filled, q) for q in others)]
+    return len(filled) / max(map(_inflation, seen))
 
 
 def _inflation(over: NDArray[np.bool_]) -> float:

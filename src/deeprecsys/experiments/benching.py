@@ -128,6 +128,8 @@ def sentence(found: Summary, sla: SLA | None) -> str:
         why = ", limited by the generator, not by the system"
     errors = "".join(f", {n} {name}" for name, n in found.errors.items())
     verdict = f"; {word[found.meets_sla]} {sla}" if sla else ""
+    if sla and found.meets_sla is None and found.enough_queries:
+        verdict += f" (a run of {found.enough_queries:,} queries could tell)"
     return (
         f"{text.rate(found.throughput_qps)} queries/s, {found.items_per_s:,.0f} items/s"
         f"{verdict}{why}{errors}"
