@@ -360,6 +360,8 @@ class _Tuning:
             return bound
         try:
             until = min(until, self._fair_until(effort, until))
+            # However late, a run is its due: a policy without one says nothing.
+            until = max(until, min(self.clock.now_s() + effort.most_s, self._until()))
             capacity = search_rate(
                 self.probe,
                 policy,
