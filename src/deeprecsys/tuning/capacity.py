@@ -396,7 +396,10 @@ class _Search:
         if lo == 0 and math.isinf(hi):
             return self.guess
         if math.isinf(hi):
-            return max(lo * 1.06, min(lo * 2, 0.8 * self.ceiling if self.known else math.inf))
+            beyond = len({r.rate_qps for r in self.runs if r.passed and r.rate_qps > self.ceiling})
+            # Ever larger steps: what passes well beyond the ceiling shows that it is none.
+            step = min(1.06 ** (2**beyond), 2.0)
+            return max(lo * step, min(lo * 2, 0.8 * self.ceiling if self.known else math.inf))
         if lo == 0:
             # Ever larger steps down, so that a far capacity is found in few runs.
             failed = len({r.rate_qps for r in self.runs if not r.passed})

@@ -306,7 +306,7 @@ class _Tuning:
         cores = next((c for c in finalists if c.policy == alone), None)
         if cores is not None and winner.policy.offload_threshold is not None:
             ratio = ratio_of(winner, cores, self.sla)
-            if ratio is not None and ratio.ratio <= 1.0:
+            if ratio is not None and not (ratio.significant and ratio.ratio > 1.0):
                 winner, self.chosen = cores, cores.policy
                 del others["the tuned cores alone"]
         ratios = {c.policy: ratio_of(winner, c, self.sla) for c in finalists if c is not winner}
