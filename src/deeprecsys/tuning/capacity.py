@@ -170,6 +170,8 @@ class Effort:
 # A first look at a policy; a careful one.
 COARSE = Effort(tolerance=0.10, queries=800, least_s=2.0, most_s=10.0, confirm=False)
 FINE = Effort()
+# Of a simulated policy that has no chance.
+GLANCE: dict[str, Any] = {"tolerance": 0.25, "queries": 800, "second_tries": False}
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,7 +400,7 @@ class _Search:
         if math.isinf(hi):
             beyond = len({r.rate_qps for r in self.runs if r.passed and r.rate_qps > self.ceiling})
             # Ever larger steps: what passes well beyond the ceiling shows that it is none.
-            step = min(1.06 ** (2**beyond), 2.0)
+            step = min(math.pow(1.06, 2**beyond), 2.0)
             return max(lo * step, min(lo * 2, 0.8 * self.ceiling if self.known else math.inf))
         if lo == 0:
             # Ever larger steps down, so that a far capacity is found in few runs.

@@ -16,6 +16,7 @@ from deeprecsys.tuning.binds import Binds, what_binds
 from deeprecsys.tuning.capacity import (
     COARSE,
     FINE,
+    GLANCE,
     WALL,
     Capacity,
     Clock,
@@ -355,9 +356,11 @@ class _Tuning:
         effort = self._effort(looks)
         self.current = list(before.runs) if before else []
         if before is None and (bound := self._no_chance(policy)) is not None:
-            self.trials[policy] = Trial(policy, bound)
-            self.observer.on_trial(self.trials[policy])
-            return bound
+            if not self.facts.virtual:
+                self.trials[policy] = Trial(policy, bound)
+                self.observer.on_trial(self.trials[policy])
+                return bound
+            effort = replace(effort, **GLANCE)  # simulated runs cost little, and figures want them
         try:
             until = min(until, self._fair_until(effort, until))
             # However late, a run is its due: a policy without one says nothing.
@@ -381,9 +384,9 @@ class _Tuning:
 
     def _no_chance(self, policy: Policy) -> Capacity | None:
         """What its cores could do at most, if that is far below what another policy was seen to
-        do: then no run is spent on it. Simulated runs cost nothing, and figures want them."""
+        do: then no live run is spent on it, and a glance in simulation."""
         best = self._best()
-        if best is None or self.facts.virtual or self.facts.service_s is None:
+        if best is None or self.facts.service_s is None:
             return None
         most = saturation_rate(self.probe, policy)
         if most >= _NO_CHANCE * best.capacity.rate_qps:
