@@ -22,7 +22,7 @@ FILES = [
 VERBS = typer.main.get_command(app)
 
 
-@pytest.mark.measures
+@pytest.mark.engine
 def test_the_example_of_the_readme_runs(capsys):
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(examples) > 1

@@ -9,7 +9,7 @@ from small import SMALL
 from deeprecsys.cli.main import call
 from deeprecsys.machines.service_time import Profile, ServiceTime
 
-pytestmark = pytest.mark.measures
+pytestmark = pytest.mark.engine
 
 
 def test_profile_goes_on_refuses_another_model_and_is_what_a_service_time_reads(tmp_path, capsys):

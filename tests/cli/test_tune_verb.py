@@ -8,9 +8,8 @@ from small import SMALL
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records
 
-pytestmark = pytest.mark.measures
 
-
+@pytest.mark.measures
 def test_tune_writes_what_the_design_promises(tmp_path):
     # A lax target: what is asserted holds on a machine that others use.
     arguments = ["tune", "ncf", "--budget-s", "10", "--sla-ms", "200", "--method", "static"]
@@ -37,6 +36,7 @@ def test_tune_writes_what_the_design_promises(tmp_path):
     assert (tmp_path / "report.html").is_file()
 
 
+@pytest.mark.measures
 def test_tune_answers_no_when_no_rate_meets_the_target(tmp_path, capsys):
     folder = tmp_path / "x"
     arguments = ["tune", "ncf", "--sla-ms", "0.01", "--budget-s", "4", "--method", "static"]
@@ -49,6 +49,7 @@ def test_tune_answers_no_when_no_rate_meets_the_target(tmp_path, capsys):
     assert not (folder / "policy.json").exists()
 
 
+@pytest.mark.engine
 def test_bench_and_tune_live_with_an_emulated_accelerator(tmp_path, capsys):
     device = ["--accelerator", "gtx-1080ti"]
     arguments = ["bench", "ncf", "--qps", "150", "--duration-s", "1", *SMALL, *device]
@@ -69,6 +70,7 @@ def test_bench_and_tune_live_with_an_emulated_accelerator(tmp_path, capsys):
     assert summary["verdict"].startswith("with an emulated gtx-1080ti: ")
 
 
+@pytest.mark.engine
 def test_tune_by_simulation_ends_with_a_live_capacity(tmp_path, capsys):
     arguments = ["tune", "ncf", "--method", "simulated", "--budget-s", "8", "--sla-ms", "200"]
     assert call([*arguments, *SMALL, "--out", "run"]) in (0, 1)

@@ -14,7 +14,7 @@ from deeprecsys.experiments.profiling import profile
 from deeprecsys.experiments.tuning import CHECKED_AT, Check
 from deeprecsys.report import read_run
 
-pytestmark = pytest.mark.measures
+pytestmark = pytest.mark.engine
 
 # Every path to a value in the JSON of version 0.1's verbs; a later version may add, not take away.
 KEYS = json.loads((Path(__file__).parent / "keys.json").read_text())
