@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeprecsys.core import Records, Requests, UserError, for_json
+from deeprecsys.core import UserError
 
 if TYPE_CHECKING:
     from deeprecsys.cli.options import Request
@@ -57,35 +56,6 @@ def write_json(text: str, target: str | None) -> None:
         print(text)
     elif target:
         Path(target).write_text(text + "\n")
-
-
-def write_run(
-    folder: Path,
-    summary: dict[str, Any],
-    json_target: str | None,
-    records: Records | None = None,
-    requests: Requests | None = None,
-) -> Path:
-    """summary.json, the run's tables, report.html, and the summary for machines; the report."""
-    from deeprecsys.report import write_report
-
-    text = json.dumps(for_json(summary), indent=1, allow_nan=False)
-    (folder / "summary.json").write_text(text + "\n")
-    if records is not None and len(records):
-        records.save(folder / "records.parquet")
-    if requests is not None and len(requests):
-        requests.save(folder / "requests.parquet")
-    if json_target == "-":
-        print(text)
-    elif json_target:
-        Path(json_target).write_text(text + "\n")
-    return write_report(folder)
-
-
-def provenance(verb: str) -> dict[str, Any]:
-    from deeprecsys.experiments.result import origin
-
-    return origin(verb)
 
 
 def read_summary(folder: str) -> dict[str, Any]:

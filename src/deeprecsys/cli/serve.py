@@ -8,19 +8,30 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.experiments.result import origin
+
+if TYPE_CHECKING:
+    from deeprecsys.engine import Engine
+    from deeprecsys.serving.bounds import Bounds
+    from deeprecsys.serving.server import Server
 
 NAME = "serve"
 # Not "auto": what is measured fastest alone may hold the GIL that reading requests needs.
 _RUNTIME = "torchscript"
+_POSITIVE = (
+    "workers", "hang_s", "device_hang_s", "max_body_mb", "max_waiting_mb", "pipe_kb",
+    "max_connections", "max_calls", "head_s", "max_candidates", "max_unsent_mb", "body_s", "send_s",
+    "idle_s",
+)  # fmt: skip
 HELP = """Serve a model over KServe v2 (Open Inference Protocol), HTTP and gRPC, under a policy.
 
 Queries that would miss the target are turned away at once (429), so that the others hold it; the
@@ -30,167 +41,189 @@ Example: deeprecsys serve dlrm-rmc1 --policy runs/20261121-tune-dlrm-rmc1/policy
 """
 
 
-def run(
-    model: opt.ModelName,
+@dataclass(frozen=True)
+class Wanted:
+    """What is served, under which rules, to whom, and within which bounds."""
+
+    model: opt.ModelName
     policy: Annotated[
         str | None, typer.Option(help="policy.json of a tuning.  [default: batch size 128]")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Instead of a policy file.")] = None,
-    sla_ms: opt.SlaMs = None,
-    percentile: opt.Percentile = None,
+    ] = None
+    batch_size: Annotated[int | None, typer.Option(help="Instead of a policy file.")] = None
+    sla_ms: opt.SlaMs = None
+    percentile: opt.Percentile = None
     deadline_ms: Annotated[
         float | None,
         typer.Option(
             help="Of queries that bring no timeout; 0: none, and nobody is turned away.  "
             "[default: the target]"
         ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 for every one.")
-    ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(help="0: a free one.")] = 8000,
-    grpc_port: Annotated[int, typer.Option(help="0: a free one; -1: no gRPC.")] = 8001,
-    workers: opt.Workers = None,
-    pin: opt.Pin = "auto",
-    scale: opt.Scale = 1.0,
-    variant: opt.Variant = "paper",
+    ] = None
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for every one.")] = (
+        "127.0.0.1"
+    )
+    http_port: Annotated[int, typer.Option(help="0: a free one.")] = 8000
+    grpc_port: Annotated[int, typer.Option(help="0: a free one; -1: no gRPC.")] = 8001
+    workers: opt.Workers = None
+    pin: opt.Pin = "auto"
+    scale: opt.Scale = 1.0
+    variant: opt.Variant = "paper"
     runtime: Annotated[
         str | None,
         typer.Option(help="torchscript, eager or auto.  [default: the policy's, or torchscript]"),
-    ] = None,
+    ] = None
     query_inputs: Annotated[
         bool,
         typer.Option(help="Also take what belongs to the user in one row for all candidates."),
-    ] = True,
-    accelerator: opt.Accelerators = None,
-    max_body_mb: Annotated[float, typer.Option(help="Of one request.")] = 64.0,
-    max_waiting_mb: Annotated[float, typer.Option(help="Of all bodies not answered.")] = 1024.0,
-    max_connections: Annotated[int, typer.Option(help="Of HTTP.")] = 4096,
-    max_calls: Annotated[int, typer.Option(help="Of gRPC, at once.")] = 1024,
-    max_candidates: Annotated[int, typer.Option(help="Of one query.")] = 65_536,
+    ] = True
+    accelerator: opt.Accelerators = None
+    max_body_mb: Annotated[float, typer.Option(help="Of one request.")] = 64.0
+    max_waiting_mb: Annotated[float, typer.Option(help="Of all bodies not answered.")] = 1024.0
+    max_connections: Annotated[int, typer.Option(help="Of HTTP.")] = 4096
+    max_calls: Annotated[int, typer.Option(help="Of gRPC, at once.")] = 1024
+    max_candidates: Annotated[int, typer.Option(help="Of one query.")] = 65_536
     max_unsent_mb: Annotated[
         float, typer.Option(help="Of answers that clients do not read, all together.")
-    ] = 128.0,
+    ] = 128.0
     pipe_kb: Annotated[
         float, typer.Option(help="Of a connection's answers not read: its next request waits.")
-    ] = 64.0,
-    head_s: Annotated[float, typer.Option(help="For a request's head to come.")] = 10.0,
-    body_s: Annotated[float, typer.Option(help="For a request's whole body to come.")] = 60.0,
-    send_s: Annotated[float, typer.Option(help="For an answer to be read.")] = 60.0,
-    idle_s: Annotated[float, typer.Option(help="Between a connection's requests.")] = 75.0,
+    ] = 64.0
+    head_s: Annotated[float, typer.Option(help="For a request's head to come.")] = 10.0
+    body_s: Annotated[float, typer.Option(help="For a request's whole body to come.")] = 60.0
+    send_s: Annotated[float, typer.Option(help="For an answer to be read.")] = 60.0
+    idle_s: Annotated[float, typer.Option(help="Between a connection's requests.")] = 75.0
     drain_s: Annotated[
         float, typer.Option(help="After SIGTERM: not ready, but still taking what comes.")
-    ] = 5.0,
-    max_queued_items: Annotated[int, typer.Option(help="Items that may wait.")] = 1_000_000,
-    hang_s: Annotated[float, typer.Option(help="A request this long: its worker hangs.")] = 30.0,
+    ] = 5.0
+    max_queued_items: Annotated[int, typer.Option(help="Items that may wait.")] = 1_000_000
+    hang_s: Annotated[float, typer.Option(help="A request this long: its worker hangs.")] = 30.0
     device_hang_s: Annotated[
         float,
         typer.Option(
             help="A request this long, and ten times its usual time: its accelerator hangs, and "
             "the cores answer."
         ),
-    ] = 0.5,
-    tls_cert: Annotated[str | None, typer.Option(help="PEM file; with --tls-key.")] = None,
-    tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None,
+    ] = 0.5
+    tls_cert: Annotated[str | None, typer.Option(help="PEM file; with --tls-key.")] = None
+    tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None
     key_file: Annotated[
         str | None, typer.Option(help="File with the bearer key that clients must bring.")
-    ] = None,
-    seed: opt.Seed = 0,
-    log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info",
-    log_queries: Annotated[bool, typer.Option(help="A line of the log for every query.")] = False,
-    json_file: opt.JsonFile = None,
-) -> int:
+    ] = None
+    seed: opt.Seed = 0
+    log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info"
+    log_queries: Annotated[bool, typer.Option(help="A line of the log for every query.")] = False
+    json_file: opt.JsonFile = None
+
+
+@opt.expanded
+def run(wanted: Wanted) -> int:
     from deeprecsys.models import get_spec
 
-    spec = get_spec(model, variant)
-    spec.check_scale(scale)
-    tuned = Tuned.read(policy, model) if policy else Tuned()
-    if policy and batch_size is not None:
-        raise UserError("give either --policy or --batch-size")
-    chosen = tuned.policy if batch_size is None else Policy(batch_size=batch_size)
-    sla = _sla(tuned.sla or spec.target, sla_ms, percentile)
-    runtime = runtime or tuned.runtime or _RUNTIME
-    opt.check_runtime(runtime)
-    _check_accelerators(accelerator or [], chosen)
-    pinned = opt.pinned(pin)
-    if deadline_ms is not None and deadline_ms < 0:
-        raise UserError("--deadline-ms must not be negative")
-    bounds = {
-        "max-body-mb": max_body_mb, "max-waiting-mb": max_waiting_mb, "pipe-kb": pipe_kb,
-        "max-connections": max_connections, "max-calls": max_calls, "head-s": head_s,
-        "max-candidates": max_candidates, "max-unsent-mb": max_unsent_mb, "body-s": body_s,
-        "send-s": send_s, "idle-s": idle_s,
-    }  # fmt: skip
-    if not 0 <= drain_s < math.inf:
-        raise UserError("--drain-s must not be negative")
-    for name, value in {
-        "workers": workers,
-        "hang-s": hang_s,
-        "device-hang-s": device_hang_s,
-        **bounds,
-    }.items():
-        opt.positive(f"--{name}", value)
-    if bool(tls_cert) != bool(tls_key):
-        raise UserError("TLS needs both --tls-cert and --tls-key")
-    files.check_target("--json", json_file)
-    key = _key(key_file)
-    _start_logging(log_level)
+    spec = get_spec(wanted.model, wanted.variant)
+    spec.check_scale(wanted.scale)
+    tuned = Tuned.read(wanted.policy, wanted.model) if wanted.policy else Tuned()
+    sla = _sla(tuned.sla or spec.target, wanted.sla_ms, wanted.percentile)
+    tuned = replace(tuned, policy=_policy(tuned, wanted), sla=sla,
+                    runtime=wanted.runtime or tuned.runtime or _RUNTIME)  # fmt: skip
+    _check(wanted, tuned)
+    key = _key(wanted.key_file)
+    _start_logging(wanted.log_level)
     try:
-        from deeprecsys.serving.bounds import Bounds
-        from deeprecsys.serving.dataplane import Served
-        from deeprecsys.serving.server import Address, Server, json_log
+        server = _server(wanted, tuned, sla, key, bool(spec.of_user))
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
-
-    def open_engine() -> Any:
-        from deeprecsys.engine import Engine
-        from deeprecsys.models import load_model
-
-        once = query_inputs and bool(spec.of_user)
-        return Engine(
-            load_model(model, scale=scale, seed=seed, variant=variant, query_inputs=once),
-            workers,
-            runtime,
-            max_queued_items=max_queued_items,
-            accelerators=accelerator or (),
-            percentile=sla.percentile,
-            pin=pinned,
-            device_hang_s=device_hang_s,
-        ).__enter__()
-
-    deadline_s = sla.latency_s if deadline_ms is None else deadline_ms / 1e3 or None
-    server = Server(
-        Served(model, chosen, sla, deadline_s, deadline_s is not None, hang_s, log_queries),
-        open_engine,
-        Address(host, http_port, None if grpc_port < 0 else grpc_port, tls_cert, tls_key, key),
-        Bounds(
-            body_bytes=int(max_body_mb * 2**20),
-            waiting_bytes=int(max_waiting_mb * 2**20),
-            connections=max_connections,
-            unsent_bytes=int(max_unsent_mb * 2**20),
-            pipe_bytes=int(pipe_kb * 2**10),
-            calls=max_calls,
-            candidates=max_candidates,
-            head_s=head_s,
-            body_s=body_s,
-            send_s=send_s,
-            idle_s=idle_s,
-            drain_s=drain_s,
-        ),
-        json_log(),
-    )
     server.run()
-    if json_file:
-        text = json.dumps({**files.provenance(NAME), "model": model, **server.totals()}, indent=1)
-        if json_file == "-":
-            print(text)
-        else:
-            Path(json_file).write_text(text + "\n")
+    if wanted.json_file:
+        said = {**origin(NAME), "model": wanted.model, **server.totals()}
+        files.write_json(json.dumps(said, indent=1), wanted.json_file)
     if server.left_behind:  # a thread in a library's code, which may not outlive the interpreter
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _server(wanted: Wanted, tuned: Tuned, sla: SLA, key: str | None, of_user: bool) -> Server:
+    from deeprecsys.serving.dataplane import Served
+    from deeprecsys.serving.server import Address, Server, json_log
+
+    deadline_s = sla.latency_s if wanted.deadline_ms is None else wanted.deadline_ms / 1e3 or None
+    grpc_port = None if wanted.grpc_port < 0 else wanted.grpc_port
+    return Server(
+        Served(
+            wanted.model, tuned.policy, sla, deadline_s, deadline_s is not None, wanted.hang_s,
+            wanted.log_queries,
+        ),
+        lambda: _engine(wanted, tuned, sla, of_user),
+        Address(wanted.host, wanted.http_port, grpc_port, wanted.tls_cert, wanted.tls_key, key),
+        _bounds(wanted),
+        json_log(),
+    )  # fmt: skip
+
+
+def _engine(wanted: Wanted, tuned: Tuned, sla: SLA, of_user: bool) -> Engine:
+    """Open, with the model loaded."""
+    from deeprecsys.engine import Engine
+    from deeprecsys.models import load_model
+
+    model = load_model(
+        wanted.model,
+        scale=wanted.scale,
+        seed=wanted.seed,
+        variant=wanted.variant,
+        query_inputs=wanted.query_inputs and of_user,
+    )
+    return Engine(
+        model,
+        wanted.workers,
+        tuned.runtime or _RUNTIME,
+        max_queued_items=wanted.max_queued_items,
+        accelerators=wanted.accelerator or (),
+        percentile=sla.percentile,
+        pin=opt.pinned(wanted.pin),
+        device_hang_s=wanted.device_hang_s,
+    ).__enter__()
+
+
+def _bounds(wanted: Wanted) -> Bounds:
+    from deeprecsys.serving.bounds import Bounds
+
+    return Bounds(
+        body_bytes=int(wanted.max_body_mb * 2**20),
+        waiting_bytes=int(wanted.max_waiting_mb * 2**20),
+        connections=wanted.max_connections,
+        unsent_bytes=int(wanted.max_unsent_mb * 2**20),
+        pipe_bytes=int(wanted.pipe_kb * 2**10),
+        calls=wanted.max_calls,
+        candidates=wanted.max_candidates,
+        head_s=wanted.head_s,
+        body_s=wanted.body_s,
+        send_s=wanted.send_s,
+        idle_s=wanted.idle_s,
+        drain_s=wanted.drain_s,
+    )
+
+
+def _policy(tuned: Tuned, wanted: Wanted) -> Policy:
+    if wanted.policy and wanted.batch_size is not None:
+        raise UserError("give either --policy or --batch-size")
+    return tuned.policy if wanted.batch_size is None else Policy(batch_size=wanted.batch_size)
+
+
+def _check(wanted: Wanted, tuned: Tuned) -> None:
+    """UserError for what contradicts itself, before any work."""
+    opt.check_runtime(tuned.runtime or _RUNTIME)
+    _check_accelerators(wanted.accelerator or [], tuned.policy)
+    opt.pinned(wanted.pin)
+    if wanted.deadline_ms is not None and wanted.deadline_ms < 0:
+        raise UserError("--deadline-ms must not be negative")
+    if not 0 <= wanted.drain_s < math.inf:
+        raise UserError("--drain-s must not be negative")
+    for name in _POSITIVE:
+        opt.positive(f"--{name.replace('_', '-')}", getattr(wanted, name))
+    if bool(wanted.tls_cert) != bool(wanted.tls_key):
+        raise UserError("TLS needs both --tls-cert and --tls-key")
+    files.check_target("--json", wanted.json_file)
 
 
 @dataclass(frozen=True, slots=True)
