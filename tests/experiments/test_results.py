@@ -9,10 +9,13 @@ import pytest
 import deeprecsys as drs
 from deeprecsys.cli.main import call
 from deeprecsys.cli.serve import Tuned
+from deeprecsys.experiments import verdicts
 from deeprecsys.experiments.benching import bench
 from deeprecsys.experiments.profiling import profile
 from deeprecsys.experiments.tuning import CHECKED_AT, Check
 from deeprecsys.report import read_run
+from deeprecsys.tuning import Comparison
+from deeprecsys.tuning.interleave import Ratio
 
 pytestmark = pytest.mark.engine
 
@@ -133,3 +136,11 @@ def test_a_run_that_missed_is_shown_as_one(monkeypatch):
     found = dataclasses.replace(found, checks=(missed,) * 3, shown=missed)
     assert "0 of 3 fresh runs at 0.95× of it held the target: measure again" in found.verdict
     assert "which missed the target" in found.report()
+
+
+def test_a_ratio_that_may_be_anything_is_called_undecided():
+    found = drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static").study
+    name, policy = "the static baseline", drs.Policy(25)
+    wide = Comparison(name, policy, Ratio(1.1, (0.05, 25.0), 3))
+    found.comparisons[:] = [wide]
+    assert "against the static baseline of 25 undecided: 3 rounds" in verdicts.tuned(found)

@@ -12,6 +12,9 @@ from deeprecsys.tuning import Capacity, Comparison, Study, Trial
 if TYPE_CHECKING:
     from deeprecsys.experiments.tuning import Check
 
+# A ratio that may be anything within such a factor says nothing to a reader.
+_WIDEST = 4.0
+
 
 def tuned(study: Study) -> str:
     """Which policy serves how much, against which baselines, and what binds."""
@@ -80,6 +83,8 @@ def _comparison(comparison: Comparison, study: Study) -> str:
         none = any(t.policy == comparison.policy and _none_holds(t.capacity) for t in study.trials)
         return f"{name} holds it at no rate" if none else f"against {name} not measured"
     lo, hi = ratio.interval
+    if hi > _WIDEST * lo:
+        return f"against {name} undecided: {ratio.rounds} rounds were too few"
     doubt = "" if ratio.significant else ", not significant"
     return f"{ratio.ratio:.2f}× [{lo:.2f}, {hi:.2f}] {name}{doubt}"
 
