@@ -7,12 +7,15 @@ import socket
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.protocol import wire
+from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.observed import EDGES_S
 from deeprecsys.serving.server import json_log
 from deeprecsys.serving.window import Window, percentiles
 from stub_model import StubModel, StubRuntime
@@ -128,6 +131,27 @@ def test_the_level_of_a_line_is_that_of_what_it_says(caplog):
     ]  # fmt: skip
 
 
+def busy(server, act, done):
+    """Does that while the loop is as busy as if it read what many others sent; again, where others
+    had the cores in between, until it is done."""
+    working, over = threading.Event(), threading.Event()
+
+    def work():
+        server.site.looks.came_s(server._loop, time.perf_counter())
+        working.set()
+        over.wait(WAIT_S)
+
+    while not done():
+        working.clear()
+        over.clear()
+        server._loop.call_soon_threadsafe(work)
+        assert working.wait(WAIT_S)
+        answers = act()
+        time.sleep(0.1)
+        over.set()
+        answers()
+
+
 def test_a_busy_loop_counts_from_its_last_look():
     """What finds the loop at work has waited for it, and that wait is part of its time."""
     head, _ = wire.request(query(), binary=False)
@@ -136,18 +160,38 @@ def test_a_busy_loop_counts_from_its_last_look():
         serving(StubModel(), StubRuntime()) as server,
         socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) as client,
     ):
-        working = threading.Event()
-
-        def work():  # as if it were reading what many others sent
-            server.site.looks.came_s(server._loop, time.perf_counter())
-            working.set()
-            time.sleep(0.1)
-
         receive = server.plane.observed.stages["receive"]
-        while receive.sum_s < 0.05:  # where others had the cores in between, once more
-            working.clear()
-            server._loop.call_soon_threadsafe(work)
-            assert working.wait(WAIT_S)
+
+        def ask():
             client.sendall(line + head)
-            assert client.recv(1000).startswith(b"HTTP/1.1 200")
+            return lambda: client.recv(1000).startswith(b"HTTP/1.1 200") or pytest.fail("no answer")
+
+        busy(server, ask, lambda: receive.sum_s >= 0.05)
         assert receive.quantile_s(1.0) >= 0.05
+
+
+def test_calls_that_stand_behind_others_count_from_when_their_queue_began():
+    """gRPC hands them over one by one: the last of a burst has waited for all before it too."""
+    asked = message("ModelInferRequest")(model_name="stub", raw_input_contents=[bytes(16)])
+    asked.inputs.add(name="dense", datatype="FP32", shape=[1, 4])
+    with (
+        serving(StubModel(), StubRuntime()) as server,
+        grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel,
+    ):
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        call(asked.SerializeToString())  # it is connected
+        counts = server.plane.observed.stages["receive"].counts
+
+        def late():
+            return sum(counts[EDGES_S.index(0.08) :])
+
+        before = 0
+
+        def ask():
+            nonlocal before
+            before = late()
+            burst = [call.future(asked.SerializeToString()) for _ in range(20)]
+            return lambda: [one.result(WAIT_S) for one in burst]
+
+        busy(server, ask, lambda: late() - before >= 18)
+        assert server.site.looks.lag_s() + server.plane.observed.loop_lag_s >= 0.05

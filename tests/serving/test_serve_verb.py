@@ -35,6 +35,7 @@ def policy(tmp_path):
         (["ncf", "--tls-cert", "a.pem"], "both --tls-cert and --tls-key"),
         (["ncf", "--deadline-ms", "-1"], "must not be negative"),
         (["ncf", "--workers", "0"], "--workers must be positive"),
+        (["ncf", "--max-qps-per-client", "0"], "--max-qps-per-client must be positive"),
         (["ncf", "--key-file", "nowhere"], "cannot read the key"),
         (["ncf", "--log-level", "loud"], "--log-level is info"),
     ],

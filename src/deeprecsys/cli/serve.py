@@ -30,7 +30,7 @@ _RUNTIME = "torchscript"
 _POSITIVE = (
     "workers", "hang_s", "device_hang_s", "max_body_mb", "max_waiting_mb", "pipe_kb",
     "max_connections", "max_calls", "head_s", "max_candidates", "max_unsent_mb", "body_s", "send_s",
-    "idle_s",
+    "idle_s", "max_qps_per_client",
 )  # fmt: skip
 HELP = """Serve a model over KServe v2 (Open Inference Protocol), HTTP and gRPC, under a policy.
 
@@ -82,6 +82,10 @@ class Wanted:
     max_connections: Annotated[int, typer.Option(help="Of HTTP.")] = 4096
     max_calls: Annotated[int, typer.Option(help="Of gRPC, at once.")] = 1024
     max_candidates: Annotated[int, typer.Option(help="Of one query.")] = 65_536
+    max_qps_per_client: Annotated[
+        float | None,
+        typer.Option(help="Queries/s of one client, by its address.  [default: any]"),
+    ] = None
     max_unsent_mb: Annotated[
         float, typer.Option(help="Of answers that clients do not read, all together.")
     ] = 128.0
@@ -196,6 +200,7 @@ def _bounds(wanted: Wanted) -> Bounds:
         pipe_bytes=int(wanted.pipe_kb * 2**10),
         calls=wanted.max_calls,
         candidates=wanted.max_candidates,
+        client_qps=wanted.max_qps_per_client,
         head_s=wanted.head_s,
         body_s=wanted.body_s,
         send_s=wanted.send_s,

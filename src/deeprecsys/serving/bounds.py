@@ -21,6 +21,7 @@ class Bounds:
     """body_bytes: of one request, also once decompressed. waiting_bytes: of the bodies of all
     that are not answered yet. unsent_bytes: of all answers that their clients do not read;
     pipe_bytes: of one connection's, beyond which its next request waits. calls: of gRPC, at once.
+    client_qps: queries/s of one client (None: any).
 
     Seconds: head_s, body_s from the first byte of a request's head or body to its last; send_s for
     an answer to be read; idle_s between requests; drain_s in which a server that is to end still
@@ -34,6 +35,7 @@ class Bounds:
     pipe_bytes: int = 64 << 10
     calls: int = 1024
     candidates: int = 65_536
+    client_qps: float | None = None
     head_s: float = 10.0
     body_s: float = 60.0
     send_s: float = 60.0

@@ -30,6 +30,7 @@ from deeprecsys.protocol.tensors import Array
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.serving.bounds import Bounds, Budget, over
 from deeprecsys.serving.observed import Observed
+from deeprecsys.serving.rates import Rates
 from deeprecsys.serving.threads import Threads
 
 OUTPUT = "scores"
@@ -74,6 +75,7 @@ class DataPlane:
     ) -> None:
         self.served, self.bounds, self.log = served, bounds or Bounds(), log
         self.waiting = Budget(self.bounds.waiting_bytes, "max-waiting-mb")
+        self.rates = Rates(self.bounds.client_qps)
         self.threads = Threads()
         self.observed = Observed()
         self.state = "starting"

@@ -31,7 +31,9 @@ from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
 from deeprecsys.serving.bounds import Bounds, Hold, over
 from deeprecsys.serving.dataplane import OUTPUT, VERSION, DataPlane, clock
+from deeprecsys.serving.doors import Doors, newest_server
 from deeprecsys.serving.gate import Gate
+from deeprecsys.serving.looks import Looks
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method = Callable[["Asked"], Awaitable[Any]]
@@ -45,13 +47,15 @@ _AHEAD_BYTES = 64 << 10
 
 async def start(
     plane: DataPlane,
+    looks: Looks,
     address: str,
     key: str | None = None,
     credentials: grpc.ServerCredentials | None = None,
 ) -> tuple[grpc.aio.Server, int]:
     """The server, started, and its port. Raises OSError where it cannot listen."""
     server = grpc.aio.server(options=_options(plane.bounds))
-    calls, probes = Calls(plane), Calls(plane, places=2)
+    doors = Doors(looks, newest_server())
+    calls, probes = Calls(plane, doors), Calls(plane, doors, places=2)
     methods = _Methods(plane, probes)
     handlers = {
         name: (probes if name in _KEYLESS else calls).handler(
@@ -91,6 +95,7 @@ def _options(bounds: Bounds) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.per_message_decompression", 0),
         ("grpc.max_concurrent_streams", bounds.calls),
+        ("grpc.enable_channelz", 1),
         ("grpc.http2.lookahead_bytes", _AHEAD_BYTES),
         ("grpc.http2.bdp_probe", 0),
         ("grpc.so_reuseport", 0),
@@ -102,26 +107,28 @@ class Asked:
 
     __slots__ = ("arrived_s", "body", "context", "hold", "until_s")
 
-    def __init__(self, context: Context, hold: Hold) -> None:
+    def __init__(self, context: Context, hold: Hold, arrived_s: float) -> None:
         self.context, self.hold, self.body = context, hold, b""
-        self.arrived_s = clock()
+        self.arrived_s = arrived_s
         left_s = context.time_remaining()
-        self.until_s = float("inf") if left_s is None else self.arrived_s + left_s
+        self.until_s = float("inf") if left_s is None else clock() + left_s
 
 
 class Calls:
     """Calls that are open, up to a bound; and how each is received and answered."""
 
-    def __init__(self, plane: DataPlane, places: int | None = None) -> None:
-        self.plane, self._gate = plane, Gate(plane.bounds, places)
+    def __init__(self, plane: DataPlane, doors: Doors, places: int | None = None) -> None:
+        self.plane, self._gate, self.doors = plane, Gate(plane.bounds, places), doors
+        self._loop = asyncio.get_running_loop()
         self._open = 0
 
     def handler(self, name: str, method: Method, key: str | None) -> Any:
         async def call(_: Any, context: Context) -> Any:
             self._open += 1
-            asked = Asked(context, self.plane.waiting.hold())
+            arrived_s = self.doors.enter(self._loop, clock())
+            asked = Asked(context, self.plane.waiting.hold(), arrived_s)
             try:
-                self._check(context, key)
+                self._check(context, key, query=name == "ModelInfer")
                 await self._receive(asked)
                 return await method(asked)
             except Refusal as error:
@@ -137,6 +144,7 @@ class Calls:
                 self.plane.refused(refusal, query=name == "ModelInfer")
             finally:
                 self._open -= 1
+                self.doors.leave()
                 asked.body = b""
                 asked.hold.release()
             await context.abort(getattr(grpc.StatusCode, refusal.reason.code), refusal.message)
@@ -144,8 +152,11 @@ class Calls:
 
         return grpc.stream_unary_rpc_method_handler(call, None, _serialized)
 
-    def _check(self, context: Context, key: str | None) -> None:
+    def _check(self, context: Context, key: str | None, *, query: bool) -> None:
+        """Refuses by what is known before the message is received."""
         _check_key(context, key)
+        if query:
+            self.plane.rates.take(_client(context.peer()), clock())
         if self._open > self.plane.bounds.calls:
             raise over(Reason.OVERLOADED, "overloaded: too many calls at once", "max-calls")
 
@@ -160,6 +171,7 @@ class Calls:
         """A call's next message; None: there is no more."""
         async with self._gate.place(context.peer()):
             body = await context.read()
+        self.doors.looked(self._loop, clock())
         return body if isinstance(body, bytes) else None
 
 
@@ -291,6 +303,7 @@ class _Methods:
     async def Watch(self, _: Any, context: Context) -> AsyncIterator[Any]:
         """Says the status, and again whenever it is another, until the server ends."""
         self._watches += 1
+        self._probes.doors.enter(asyncio.get_running_loop(), clock())
         try:
             if self._watches > self._plane.bounds.calls:
                 raise over(Reason.OVERLOADED, "overloaded: too many watches", "max-calls")
@@ -307,6 +320,7 @@ class _Methods:
             await _refuse(self._plane, refusal, context)
         finally:
             self._watches -= 1
+            self._probes.doors.leave()
 
     def _status(self, service: str) -> int:
         if service not in ("", SERVICE, self._plane.served.name):
@@ -354,6 +368,7 @@ def _describer(probes: Calls, key: str | None) -> Any:
     """Server reflection: the services, and the files that describe them."""
 
     async def describe(_: Any, context: Context) -> AsyncIterator[Any]:
+        probes.doors.enter(asyncio.get_running_loop(), clock())
         try:
             _check_key(context, key)
             for _ in range(_MOST_DESCRIBED):
@@ -362,6 +377,8 @@ def _describer(probes: Calls, key: str | None) -> Any:
                 yield _reflected(grpc_request.parsed("ServerReflectionRequest", body))
         except Refusal as refusal:
             await _refuse(probes.plane, refusal, context)
+        finally:
+            probes.doors.leave()
 
     return describe
 

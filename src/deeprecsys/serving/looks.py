@@ -15,10 +15,12 @@ _AT_ONCE_S = 1e-3  # a look that waits for less has found something
 
 
 class Looks:
-    """lag_s: the longest that the loop was busy between two looks, since it was asked last."""
+    """late: what is read now was found at once. lag_s: the longest that the loop was busy between
+    two looks, or that something stood in a queue before it, since it was asked last."""
 
     def __init__(self) -> None:
         self._reading = False  # what the last look found
+        self.late = False
         self._began_s = self._ended_s = self._came_s = -1.0
         self._lag_s = 0.0
 
@@ -26,10 +28,14 @@ class Looks:
         """The earliest that what is read now can have come."""
         if not self._reading:
             self._reading = True
-            late = now_s - self._ended_s < _AT_ONCE_S
+            self.late = late = now_s - self._ended_s < _AT_ONCE_S
             self._came_s, self._began_s = (self._began_s if late else now_s), now_s
             loop.call_soon(self._ended)  # once all that was found is read
         return self._came_s
+
+    def waited(self, seconds: float) -> None:
+        """So long stood what is read now in a queue that the loop does not see."""
+        self._lag_s = max(self._lag_s, seconds)
 
     def lag_s(self) -> float:
         lag_s, self._lag_s = self._lag_s, 0.0

@@ -84,7 +84,7 @@ class _Collector:
         expired = seen.failures[Reason.DEADLINE]
         yield one("deeprecsys_expired", "Queries whose deadline passed.", expired, triton)
         yield one("deeprecsys_sla_seconds", "The target.", plane.served.sla.latency_s)
-        lag = "The longest that the event loop was busy in the last second."
+        lag = "The longest that a request waited for the event loop in the last second."
         yield one("deeprecsys_loop_lag_seconds", lag, seen.loop_lag_s)
         yield one("deeprecsys_ready", "1 if it takes queries.", float(plane.ready))
         if load is not None:

@@ -73,7 +73,7 @@ class Observed:
         self.failures: dict[Reason, int] = dict.fromkeys(Reason, 0)
         self.others: dict[Reason, int] = dict.fromkeys(Reason, 0)  # of requests for other things
         self.bounds: dict[str, int] = {}  # by option
-        self.loop_lag_s = 0.0  # of the last second, the longest between two looks at the sockets
+        self.loop_lag_s = 0.0  # of the last second, the longest that what came was not looked at
         self.stages = {name: Histogram() for name in STAGES}
         self.by_size = [Histogram() for _ in SIZE_CLASSES]
         self.fail_s = 0.0

@@ -179,6 +179,7 @@ class Server:
         try:
             server, self.grpc_port = await grpc_adapter.start(
                 self.plane,
+                self.site.looks,
                 f"{_bracketed(address.host)}:{address.grpc_port}",
                 address.key,
                 credentials,
@@ -193,6 +194,7 @@ class Server:
             await asyncio.sleep(1.0)
             now_s, engine = clock(), self.plane.engine
             site.sweep(now_s)
+            self.plane.rates.sweep(now_s)
             self._say_turned_away(site)
             self.plane.observed.loop_lag_s = site.looks.lag_s()
             if self.plane.waiting.owes():

@@ -1,0 +1,79 @@
+"""When a gRPC call came: they are handed over one by one, and the others stand in gRPC's own queue.
+
+Under load that queue is where calls wait, for seconds, while everything behind it looks quick. How
+many stand there gRPC tells (channelz), for a third of a millisecond each time, so it is asked every
+few milliseconds, and only where calls are found at once: call number n had come at the first time
+that n had come. In the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable
+
+from deeprecsys.serving.looks import Looks
+
+_ASK_S = 5e-3
+
+
+class Doors:
+    """waiting: how many calls were begun by clients and are neither taken nor ended, beside so many
+    that are open."""
+
+    def __init__(self, looks: Looks, waiting: Callable[[int], int]) -> None:
+        self._looks, self._waiting = looks, waiting
+        self._taken = self._open = 0
+        self._asked_s = -1.0
+        self._queued: deque[tuple[int, float]] = deque()  # the last call that had come, and when
+
+    def enter(self, loop: asyncio.AbstractEventLoop, now_s: float) -> float:
+        """A call is taken, until `leave`: the earliest that it can have come."""
+        looked_s = self._looks.came_s(loop, now_s)
+        self._taken += 1
+        self._open += 1
+        if (self._looks.late or self._queued) and now_s - self._asked_s >= _ASK_S:
+            self._asked_s = now_s
+            if (waiting := self._waiting(self._open)) > 0:
+                self._queued.append((self._taken + waiting, looked_s))
+            else:
+                self._queued.clear()
+        while self._queued and self._queued[0][0] < self._taken:
+            self._queued.popleft()
+        came_s = min(looked_s, self._queued[0][1]) if self._queued else looked_s
+        self._looks.waited(now_s - came_s)
+        return came_s
+
+    def leave(self) -> None:
+        self._open -= 1
+
+    def looked(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
+        """A message is taken: what is done with it is done before the loop looks again."""
+        self._looks.came_s(loop, now_s)
+
+
+def newest_server() -> Callable[[int], int]:
+    """`Doors.waiting` of the server that this process began last; none, where gRPC cannot tell."""
+    try:
+        from grpc._cython import cygrpc  # what the package grpcio-channelz asks, too
+
+        number, end = 0, False
+        while not end:
+            page = json.loads(cygrpc.channelz_get_servers(number + 1 if number else 0))
+            number = max([number, *(int(s["ref"]["serverId"]) for s in page.get("server", ()))])
+            end = page.get("end", True)
+    except (ImportError, AttributeError, KeyError, ValueError):
+        return lambda _: 0
+
+    def waiting(open_: int) -> int:
+        data = json.loads(cygrpc.channelz_get_server(number))["server"]["data"]
+        begun, *ended = (
+            int(data.get(name, 0)) for name in ("callsStarted", "callsSucceeded", "callsFailed")
+        )
+        return begun - sum(ended) - open_
+
+    return waiting
+
+
+__all__ = ["Doors", "newest_server"]
