@@ -190,6 +190,39 @@ def test_what_a_slot_cannot_hold_is_not_the_device_s(monkeypatch):
         device.begin([query(NCF, most + 1, 0)])
 
 
+def test_what_candidates_share_is_sent_once_and_not_repeated_on_the_host():
+    """Whether their query brings one row of the user, or one each; several queries as one."""
+    model = loaded(SHARED)
+    device = Cuda(model, largest=4, streams=FakeStreams())
+    of_user = [spec.name for spec in model.inputs if spec.scope == "query"]
+    for shared, sizes in (([1], [60]), ([1, 1, 1], [7, 30, 1]), ([1, 20], [9, 20])):
+        pieces = [query(model, n, n) for n in sizes]
+        for (inputs, scores), rows in zip(pieces, shared, strict=True):
+            if rows > 1:
+                inputs.update(repeat_inputs(model.inputs, inputs, len(scores)))
+            else:
+                assert len(inputs[of_user[0]]) == 1
+        before = device.spent.copied_bytes
+        device.end(device.begin(pieces))
+        sent = sum(array.nbytes for inputs, _ in pieces for array in inputs.values())
+        assert sent <= device.spent.copied_bytes - before < sent + ALIGNMENT * len(model.inputs)
+        for inputs, scores in pieces:
+            np.testing.assert_allclose(scores, model.reference(inputs), atol=1e-4)
+    row = Packing(model.inputs).layout([query(model, 60, 0)[0]], [60])
+    block = torch.zeros(row.bytes, dtype=torch.uint8)
+    for spec, tensor in zip(model.inputs, Packing(model.inputs).views(block, row), strict=True):
+        assert len(tensor) == 60
+        assert (tensor.stride(0) == 0) is (spec.scope == "query")
+
+
+def test_a_slot_has_bytes_for_what_comes_and_not_for_what_might():
+    model = loaded(SHARED)
+    device = Cuda(model, largest=4, streams=FakeStreams())
+    device.end(device.begin([query(model, 200, 0)]))
+    assert max(slot.items for slot in device._slots) == 200
+    assert max(len(slot.staged) for slot in device._slots) < device._packing.bytes(50)
+
+
 def test_a_slot_grows_to_no_more_than_it_may_take():
     device = Cuda(NCF, largest=8, streams=FakeStreams())
     for n in (9, 30, 17, 100):
@@ -244,9 +277,10 @@ def test_packed_inputs_are_the_inputs(sizes, name):
     packing = Packing(spec.inputs, spec.joined)
     assume(n := sum(sizes))
     queries = [spec.example(size, np.random.default_rng(i)) for i, size in enumerate(sizes)]
-    block = np.zeros(packing.bytes(n), np.uint8)
-    packing.pack(block, queries, sizes)
-    tensors = packing.views(torch.from_numpy(block), n)
+    layout = packing.layout(queries, sizes)
+    block = np.zeros(layout.bytes, np.uint8)
+    packing.pack(block, queries, layout)
+    tensors = packing.views(torch.from_numpy(block), layout)
     apart = [s.name for s in spec.inputs if s.name not in set(spec.joined)]
     for tensor, wanted in zip(tensors, apart, strict=False):
         repeated = [repeat_inputs(spec.inputs, q, n) for q, n in zip(queries, sizes, strict=True)]
@@ -255,7 +289,8 @@ def test_packed_inputs_are_the_inputs(sizes, name):
     if spec.joined:
         ids = np.concatenate([[q[name].reshape(-1) for name in spec.joined] for q in queries], 1)
         np.testing.assert_array_equal(tensors[-1].numpy(), ids.T)
-    assert all(offset % ALIGNMENT == 0 for offset in packing.offsets(n))
+    assert all(offset % ALIGNMENT == 0 for offset in layout.offsets)
+    assert sum(s > 0 for s in sizes) < len(sizes) or layout.bytes <= packing.bytes(n)
 
 
 MODELS = {name: loaded(name) for name in [*NAMES, SHARED]}

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving_fixture import WAIT_S, Client, serving
 
+from deeprecsys.protocol import wire
 from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.protocol.reasons import Refusal
 from deeprecsys.runtimes.stub import NoOp
@@ -77,9 +78,7 @@ def test_over_http_a_client_beyond_it_is_told_which_bound_and_others_are_served(
         assert http_codes(server, "127.0.0.3", 1) == [200]
         with Client(server) as client:
             assert client.get("/v2/health/ready")[0] == 200
-            query = (
-                b'{"inputs":[{"name":"dense","datatype":"FP32","shape":[1,4],"data":[1,1,1,1]}]}'
-            )
+            query, _ = wire.request({"dense": np.ones((1, 4), np.float32)}, binary=False)
             answers = [client.ask("POST", "/v2/models/stub/infer", query) for _ in range(2)]
             assert [status for status, _, _ in answers] == [200, 429]
             _, headers, body = answers[1]

@@ -20,7 +20,7 @@ import torch
 from deeprecsys.core import Inputs, UserError
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.runtimes import Scores
-from deeprecsys.runtimes.packing import Packing
+from deeprecsys.runtimes.packing import Layout, Packing
 
 # For slots, intermediate results and the libraries' own workspace, beside the model.
 HEADROOM_BYTES = 2 << 30
@@ -90,7 +90,7 @@ class Spent:
 class _Slot:
     """Memory of one request under way; grows, by doubling, up to what a slot may take."""
 
-    items: int
+    items: int  # with bytes for as many that share nothing, or for more of those that do
     staged: torch.Tensor  # pinned bytes, in
     inputs: torch.Tensor  # the same on the device
     scores: torch.Tensor  # [items, K] on the device
@@ -129,7 +129,8 @@ class Cuda:
         self._in, self._compute, self._out = (streams.stream() for _ in range(3))
         self.most_items = self._fitting(SLOTS_BYTES // self.depth)
         largest = min(largest, self.most_items)
-        self._slots = [self._slot(largest) for _ in range(self.depth)]
+        size = self._packing.bytes(largest)
+        self._slots = [self._slot(largest, size) for _ in range(self.depth)]
         self._begun = 0
         self.service_s = self._warm(model, largest)
         self.spent = Spent()
@@ -150,14 +151,12 @@ class Cuda:
         n = sum(sizes)
         if n > self.most_items:
             raise ValueError(f"{n} items are more than {self.name} holds: {self.most_items}")
-        if n > self._slots[which].items:
-            self._slots[which] = self._slot(
-                min(max(n, 2 * self._slots[which].items), self.most_items)
-            )
-        slot, size = self._slots[which], self._packing.bytes(n)
+        queries = [inputs for inputs, _ in pieces]
+        layout = self._packing.layout(queries, sizes)
+        slot, size = self._roomy(which, n, layout.bytes), layout.bytes
         packing = time.perf_counter()
         staged = slot.staged.numpy()[:size]
-        self._packing.pack(staged, [inputs for inputs, _ in pieces], sizes)
+        self._packing.pack(staged, queries, layout)
         packed = time.perf_counter()
         ticket = _Ticket(slot, outputs)
         mark = ticket.events.append
@@ -166,7 +165,7 @@ class Cuda:
         mark(self._in.record())
         self._compute.after(ticket.events[-1])
         mark(self._compute.record())
-        self._compute.run(lambda: self._execute(slot, n))
+        self._compute.run(lambda: self._execute(slot, layout))
         mark(self._compute.record())
         self._out.after(ticket.events[-1])
         mark(self._out.record())
@@ -196,17 +195,28 @@ class Cuda:
         self._slots.clear()
         del self._module
 
-    def _execute(self, slot: _Slot, n: int) -> None:
+    def _execute(self, slot: _Slot, layout: Layout) -> None:
+        n = sum(layout.sizes)
         with torch.inference_mode():
-            slot.scores[:n].copy_(self._module(self._packing.views(slot.inputs, n)))
+            slot.scores[:n].copy_(self._module(self._packing.views(slot.inputs, layout)))
 
     def _fitting(self, size_bytes: int) -> int:
         """The most items whose inputs and scores fit so many bytes; at least one."""
         each = self._packing.bytes(_MANY) / _MANY + 4 * self._tasks
         return max(1, int(size_bytes / each))
 
-    def _slot(self, items: int) -> _Slot:
-        size, device = self._packing.bytes(items), self._streams.device
+    def _roomy(self, which: int, items: int, size: int) -> _Slot:
+        """That slot; a larger one in its place, where it is too small. size: bytes."""
+        slot, most = self._slots[which], self.most_items
+        if items > slot.items or size > len(slot.staged):
+            items = slot.items if items <= slot.items else min(max(items, 2 * slot.items), most)
+            if size > len(slot.staged):
+                size = min(max(size, 2 * len(slot.staged)), self._packing.bytes(most))
+            slot = self._slots[which] = self._slot(items, max(size, len(slot.staged)))
+        return slot
+
+    def _slot(self, items: int, size: int) -> _Slot:
+        device = self._streams.device
         answer = self._streams.pinned(4 * items * self._tasks).view(torch.float32)
         return _Slot(
             items,

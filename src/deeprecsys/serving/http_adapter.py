@@ -292,7 +292,7 @@ class Connection(asyncio.BufferedProtocol):
         plane = self.site.plane
         plane.check_model(model, version)
         plane.serving()
-        plane.rates.take(_client(self.transport), self._moved_s)
+        plane.rates.take(_client(self.transport), clock())
         encoding = head.text(b"content-encoding")
         json_bytes = head.json_bytes()
         text = len(body) if json_bytes is None else json_bytes
