@@ -5,6 +5,7 @@ import gzip
 import json
 import re
 import socket
+import time
 
 import numpy as np
 import psutil
@@ -13,7 +14,9 @@ from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import NoOp
+from deeprecsys.serving import http_adapter
 from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.server import Address
 from stub_model import StubModel, StubRuntime
 
@@ -146,6 +149,35 @@ def test_a_chunked_body_and_what_follows_it_in_the_same_segment(size):
         client.sendall(sent + LIVE + sent + LIVE)
         client.shutdown(socket.SHUT_WR)
         assert statuses(until_closed(client)) == [200] * 4
+
+
+def test_a_trailer_that_comes_line_by_line_ends_like_any_other():
+    """It is read rarely, and neither its end nor the next request is missed for that."""
+    with serving(StubModel(), NoOp()) as server, raw(server) as client:
+        client.sendall(CHUNKED + b"\r\n" + chunked(as_json(), 100)[:-2])
+        for line in (b"a: b\r\n", b"c: d", b"\r", b"\n", b"\r\n" + LIVE):
+            time.sleep(0.01)
+            client.sendall(line)
+        client.shutdown(socket.SHUT_WR)
+        assert statuses(until_closed(client)) == [200, 200]
+
+
+def test_a_flood_of_trailers_costs_few_readings(monkeypatch):
+    read = []
+    updated = Connection.buffer_updated
+    monkeypatch.setattr(
+        Connection, "buffer_updated", lambda self, n: (read.append(n), updated(self, n))
+    )
+    monkeypatch.setattr(http_adapter, "_REST_S", 0.2)
+    with serving(StubModel(), NoOp()) as server, raw(server) as client:
+        client.sendall(CHUNKED + b"\r\n0\r\na: b\r\n")
+        for _ in range(30):
+            time.sleep(0.002)
+            client.sendall(b"a: b\r\n")
+        client.shutdown(socket.SHUT_WR)
+        until_closed(client)
+        assert sum(read) > 30 * 6
+        assert len(read) < 15
 
 
 def test_a_trailer_is_bounded_and_is_no_header():

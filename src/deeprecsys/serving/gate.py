@@ -2,7 +2,10 @@
 
 gRPC says how long a message is only when it is whole, so the gate counts messages instead of
 bytes. Connections take turns, and none has more than half of the places; who holds one for long
-while others wait loses it. In the event loop's thread.
+while others wait loses it.
+
+A message becomes bytes in the event loop, in one piece: 60 MB stop it for 20 ms, and nobody can cut
+that. So whoever sent a long one waits before its next, in proportion. In the event loop's thread.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from deeprecsys.serving.bounds import Bounds, over
 from deeprecsys.serving.dataplane import clock
 
 _LEASE_S = 0.25  # a message that takes longer makes room for those that wait
+_LONG_BYTES, _BYTES_A_S = 8 << 20, 256 << 20  # of one client's long messages: a tenth of the loop
 
 
 class Gate:
-    """`async with gate.place(peer): read`. places: as many of the longest messages as are a
-    quarter of the bytes that may wait."""
+    """`async with gate.place(peer, client): read`, then `gate.came(client, bytes)`. places: as many
+    of the longest messages as are a quarter of the bytes that may wait."""
 
     def __init__(self, bounds: Bounds, places: int | None = None) -> None:
         self._places = places or max(1, bounds.waiting_bytes // bounds.body_bytes // 4)
@@ -30,12 +34,20 @@ class Gate:
         self._reading: dict[_Place, None] = {}  # by age
         self._held: dict[str, int] = {}  # places, by connection
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}  # by connection, in turn
+        self._rests_s: dict[str, float] = {}  # until when each client does
 
     @asynccontextmanager
-    async def place(self, peer: str) -> AsyncIterator[None]:
-        """Refusal where the message takes too long."""
-        if len(self._reading) >= self._places or self._held.get(peer, 0) >= self._most:
+    async def place(self, peer: str, client: str) -> AsyncIterator[None]:
+        """Refusal where the message takes too long. client: of whom peer is one connection."""
+        while True:
+            while (rest_s := self._rest_s(client)) > 0:
+                await asyncio.sleep(rest_s)
+            if len(self._reading) < self._places and self._held.get(peer, 0) < self._most:
+                break
             await self._turn(peer)
+            if self._rest_s(client) <= 0:
+                break
+            self._admit()  # it waits again, and its turn is the next one's
         place = _Place(peer)
         self._take(place)
         late = place.loop.call_later(self._body_s, place.end, "body-s")
@@ -49,6 +61,16 @@ class Gate:
         finally:
             late.cancel()
             self._leave(place)
+
+    def came(self, client: str, size: int) -> None:
+        """A message of so many bytes; said before its place is left."""
+        if size > _LONG_BYTES:
+            now_s = clock()
+            self._rests_s = {who: until for who, until in self._rests_s.items() if until > now_s}
+            self._rests_s[client] = max(now_s, self._rests_s.get(client, now_s)) + size / _BYTES_A_S
+
+    def _rest_s(self, client: str) -> float:
+        return self._rests_s.get(client, 0.0) - clock()
 
     async def _turn(self, peer: str) -> None:
         loop = asyncio.get_running_loop()

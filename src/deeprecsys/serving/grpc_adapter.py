@@ -169,8 +169,12 @@ class Calls:
 
     async def read(self, context: Context) -> bytes | None:
         """A call's next message; None: there is no more."""
-        async with self._gate.place(context.peer()):
+        peer = context.peer()
+        client = _client(peer)
+        async with self._gate.place(peer, client):
             body = await context.read()
+            if isinstance(body, bytes):
+                self._gate.came(client, len(body))
         self.doors.looked(self._loop, clock())
         return body if isinstance(body, bytes) else None
 

@@ -36,6 +36,9 @@ from deeprecsys.serving.site import Site
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
 _ALIGNMENT = 16  # of binary tensors: what numpy's own memory begins at
 _LINGER_S, _ENDING_S = 2.0, 10.0  # after the last answer: without a byte, and in all
+# What nobody needs (trailers, what comes after the last answer) is read so rarely, and much at
+# once: each reading costs the loop more than its bytes do.
+_REST_S, _SCRAP = 5e-3, memoryview(bytearray(256 << 10))
 # What is read and written without a thread takes under a millisecond.
 _SHORT_JSON, _SHORT_BODY, _SHORT_ANSWER = 32 << 10, 8 << 20, 2048  # bytes, bytes, scores
 _GONE_S = 0.1  # a client that shut its sending side may have gone: it is asked after so long
@@ -61,6 +64,7 @@ class Connection(asyncio.BufferedProtocol):
         self._early: tuple[Call, Array | Refusal] | None = None  # its answer, where that was faster
         self._began_s = self._moved_s = self._arrived_s = clock()
         self._paused = False  # nothing is read
+        self._rests = False  # nor will be, for `_REST_S`
         self._goes_on = False  # with what lies in the scratch buffer, when others had their turn
         self._choked = 0  # bytes that count as unsent, while the client does not read
         self._written = 0
@@ -120,7 +124,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         if self._ending:
-            return self._scratch
+            return _SCRAP
         if self._body is not None and self._got < len(self._body):
             return self._body[self._got :]
         return self._scratch[self._filled :]
@@ -128,6 +132,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, received: int) -> None:
         self._moved_s = clock()
         if self._ending:
+            self._rest()
             return
         if self._body is not None and self._got < len(self._body):
             self._got += received
@@ -166,13 +171,24 @@ class Connection(asyncio.BufferedProtocol):
     def _mind_reading(self) -> None:
         """Reads on if there is room for what comes."""
         full = self._filled == _HEAD_BYTES and not self._ending
-        if full is self._paused or self._gone or self.transport.is_closing():
+        pause = full or self._rests
+        if pause is self._paused or self._gone or self.transport.is_closing():
             return
-        self._paused = full
-        if full:
+        self._paused = pause
+        if pause:
             self.transport.pause_reading()
         else:
             self.transport.resume_reading()
+
+    def _rest(self) -> None:
+        if not self._rests:
+            self._rests = True
+            self._mind_reading()
+            self.loop.call_later(_REST_S, self._rested)
+
+    def _rested(self) -> None:
+        self._rests = False
+        self._mind_reading()
 
     def _read_head(self) -> None:
         end = self._buffer.find(b"\r\n\r\n", 0, self._filled) + 4
@@ -231,6 +247,8 @@ class Connection(asyncio.BufferedProtocol):
             self._complete(chunks.body)
         elif used:
             self._go_on()
+            if chunks.in_trailer:
+                self._rest()
 
     def _use(self, count: int) -> None:
         """So much of the scratch buffer is used; what is behind it moves to its beginning."""

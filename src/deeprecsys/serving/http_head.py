@@ -125,6 +125,11 @@ class Chunks:
         self._after = False  # the line end behind a chunk is still to come
         self._trailer: int | None = None  # bytes of it, once it has begun
 
+    @property
+    def in_trailer(self) -> bool:
+        """What still comes is dropped."""
+        return bool(self._trailer)
+
     def feed(self, data: bytes) -> int:
         """How many bytes were used; fewer than given: a line is not whole, or `_TURN` chunks were
         read. Costs what is fed, however it is cut. Refusal (400, 431)."""
