@@ -1,5 +1,6 @@
 """Compiled kernels run wherever they are, whatever was kept of them before."""
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -70,6 +71,22 @@ def test_an_index_that_cannot_be_read_is_ignored_and_written_anew(kernel, tmp_pa
     again = kernel()
     assert again(3) == 6
     assert sum(again.stats.cache_hits.values()) == 1
+
+
+def test_a_kernel_is_compiled_anew_when_one_that_it_calls_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # which knows whole seconds only
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "calling.py").write_text(
+        "from deeprecsys.simulation.compiled import compiled\nfrom doubling import twice\n\n"
+        "@compiled()\ndef more(x):\n    return twice(x) + 1\n"
+    )
+    for source, answer in ((SOURCE, 7), (SOURCE.replace("2 * x", "5 * x"), 16)):
+        (tmp_path / "doubling.py").write_text(source)
+        for name in ("calling", "doubling"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        assert importlib.import_module("calling").more(3) == answer
 
 
 def test_code_that_cannot_be_read_is_compiled_anew(kernel, tmp_path):

@@ -7,12 +7,15 @@ kernels are compiled anew.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numba import njit
 from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
 
 Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
@@ -46,11 +49,14 @@ class _Kept(FunctionCache):  # type: ignore[misc]
     """numba's own cache, but trouble with it is no trouble of whoever calls a kernel.
 
     numba unpickles an index before it asks whether that is of this source, and an index names
-    classes by their modules: after an upgrade that had moved one, no simulation ran.
+    classes by their modules: after an upgrade that had moved one, no simulation ran. And it knows
+    a kernel by its own file only: one that calls those of another was kept when they had changed.
     """
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
+            # Not before: what a kernel calls may stand below it.
+            self._cache_file._source_stamp = _stamp(self._py_func)
             return super().load_overload(sig, target_context)
         except Exception:
             with suppress(OSError):
@@ -60,3 +66,16 @@ class _Kept(FunctionCache):  # type: ignore[misc]
     def save_overload(self, sig: Any, data: Any) -> None:
         with suppress(Exception):
             super().save_overload(sig, data)
+
+
+def _stamp(function: Any) -> str:
+    """Of the sources of a kernel and of all that it calls."""
+    called, left = {function}, [function]
+    while left:
+        kernel = left.pop()
+        named = (kernel.__globals__.get(name) for name in kernel.__code__.co_names)
+        more = {value.py_func for value in named if isinstance(value, Dispatcher)} - called
+        called |= more
+        left += more
+    sources = sorted({kernel.__code__.co_filename for kernel in called})
+    return hashlib.sha256(b"".join(Path(path).read_bytes() for path in sources)).hexdigest()
