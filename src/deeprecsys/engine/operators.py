@@ -46,7 +46,8 @@ _BLOCKS = {
 }
 _PRODUCTS = {"addmm", "mm", "matmul", "linear", "bmm", "baddbmm", "mkldnn_linear", "t", "transpose"}
 _FORWARD, _SCOPE, _BETWEEN = "deeprecsys.forward", "deeprecsys.", "between operators"
-_WARM, _LEAST = 3, 5
+# Reading back what was recorded takes longer than recording it.
+_WARM, _LEAST, _MOST = 3, 5, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ class Operators:
 
 
 def measure_operators(model: Any, batch_size: int, seconds: float = 1.0) -> Operators:
-    """Of requests of `batch_size` items, for about so long; on a thread like a worker's."""
+    """Of 5 to 300 requests of `batch_size` items, about so long; on a thread like a worker's."""
     import torch
 
     def work(_: int) -> Operators:
@@ -98,7 +99,7 @@ def _operators(model: Any, batch_size: int, seconds: float) -> Operators:
         spent, requests = 0.0, 0
         until = time.perf_counter() + seconds
         with profile(activities=[ProfilerActivity.CPU]) as recorded:
-            while requests < _LEAST or time.perf_counter() < until:
+            while requests < _LEAST or (requests < _MOST and time.perf_counter() < until):
                 execute = next(windows)
                 began = time.perf_counter()
                 with record_function(_FORWARD):
