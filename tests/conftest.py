@@ -8,6 +8,7 @@ runs on every core.
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,3 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile("suite", derandomize=True, database=None, deadline=None)
 settings.register_profile("search", deadline=None)
 settings.load_profile("suite")
+
+
+@pytest.fixture
+def short_simulations(monkeypatch):
+    """Searches on a simulated machine run no longer than on a live one: for tests that ask what a
+    search does, and not how exactly."""
+    monkeypatch.setattr("deeprecsys.tuning.capacity._VIRTUAL_MORE", 2)

@@ -7,6 +7,8 @@ import pytest
 
 from deeprecsys.cli.main import call
 
+pytestmark = pytest.mark.usefixtures("short_simulations")
+
 ROOT = Path(__file__).parent.parent.parent
 
 

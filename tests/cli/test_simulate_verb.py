@@ -7,7 +7,10 @@ import pytest
 
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records
+from deeprecsys.experiments import paper
 from deeprecsys.machines.service_time import Profile
+
+pytestmark = pytest.mark.usefixtures("short_simulations")
 
 ERLANG = ["simulate", "--service", "exponential:0.001", "--workers", "4", "--qps", "3200",
           "--batch-size", "1", "--sizes", "fixed:1"]  # fmt: skip
@@ -91,7 +94,8 @@ def test_an_overload_is_simulated_to_its_end_and_called_one(capsys):
 
 
 @pytest.mark.parametrize("name", ["quarter", "handful", "nosuch"])
-def test_a_result_of_the_paper(tmp_path, capsys, name):
+def test_a_result_of_the_paper(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setattr(paper, "_HANDFUL_QUERIES", 100_000)
     profile = Profile({"model": "ncf", "variant": "paper", "scale": 1.0, "workers": 2})
     for batch in (1, 32, 1024):
         for busy in (1, 2):

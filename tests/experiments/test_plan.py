@@ -12,6 +12,8 @@ from deeprecsys.fleet.fleet import Kind
 from deeprecsys.machines.accelerators import Accelerator
 from deeprecsys.machines.service_time import ServiceTime
 
+pytestmark = pytest.mark.usefixtures("short_simulations")
+
 LAW = ServiceTime.constant(0.01)
 POLICY = Policy(1024)
 KEYS = {

@@ -1,5 +1,6 @@
 """Results: the JSON keeps its keys, and a library user gets the folder that a verb leaves."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -54,6 +55,11 @@ def engine():
         yield engine
 
 
+@pytest.fixture(scope="module")
+def study():
+    return drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static")
+
+
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_no_key_of_the_json_has_gone(verb, tmp_path):
     file = tmp_path / "found.json"
@@ -68,28 +74,26 @@ def _parent(path):
     return path.rpartition(".")[0]
 
 
-def test_a_study_saves_the_folder_that_the_verb_leaves(tmp_path):
+def test_a_study_saves_the_folder_that_the_verb_leaves(study, tmp_path):
     verb, own = tmp_path / "verb", tmp_path / "own"
     assert call([*COMMANDS["simulate --tune"], "--out", str(verb)]) == 0
-    found = drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static")
-    assert found.save(own) == own / "report.html"
+    assert study.save(own) == own / "report.html"
     assert names(own) == names(verb)
     (ours, *_), (theirs, *_) = read_run(own), read_run(verb)
     passing = {"date": "", "command": "", "elapsed_s": 0.0}
     assert ours | passing == theirs | passing
 
 
-def test_a_live_study_leaves_the_policy_that_a_server_takes(tmp_path):
-    found = drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static")
+def test_a_live_study_leaves_the_policy_that_a_server_takes(study, tmp_path):
     live = dataclasses.replace(
-        found,
+        study,
         virtual=False,
-        asked=dataclasses.replace(found.asked, model="ncf"),
+        asked=dataclasses.replace(study.asked, model="ncf"),
         system={"workers": 4, "accelerator": None, "engine": {"runtime": "eager"}},
     )
     live.save(tmp_path)
     tuned = Tuned.read(str(tmp_path / "policy.json"), "ncf")
-    assert (tuned.policy, tuned.sla, tuned.runtime) == (found.best.policy, SLA, "eager")
+    assert (tuned.policy, tuned.sla, tuned.runtime) == (study.best.policy, SLA, "eager")
 
 
 def names(folder):
@@ -99,15 +103,15 @@ def names(folder):
 @pytest.mark.parametrize(
     "measure",
     [
-        lambda engine: bench(engine, drs.Workload(), rate_qps=50, duration_s=0.5),
-        lambda engine: profile(engine, batch_sizes=[1, 16], budget_s=1),
+        lambda get: bench(get("engine"), drs.Workload(), rate_qps=50, duration_s=0.5),
+        lambda get: profile(get("engine"), batch_sizes=[1, 16], budget_s=1),
         lambda _: bench(drs.Simulator(SERVICE, 4), drs.Workload(), rate_qps=300, queries=2000),
-        lambda _: drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static"),
+        lambda get: get("study"),
     ],
     ids=["bench", "profile", "simulate", "tune"],
 )
-def test_every_result_is_frozen_saved_and_shown(measure, engine, tmp_path):
-    found = measure(engine)
+def test_every_result_is_frozen_saved_and_shown(measure, request, tmp_path):
+    found = measure(request.getfixturevalue)
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.origin = {}
     assert found.save(tmp_path / "run").read_text() == found.report()
@@ -118,9 +122,9 @@ def test_every_result_is_frozen_saved_and_shown(measure, engine, tmp_path):
     assert shown.count("id=figure-") == 1
 
 
-def test_a_capacity_is_checked_on_fresh_seeds_and_the_pictures_are_of_a_run_that_held(tmp_path):
+def test_a_capacity_is_checked_on_fresh_seeds_and_the_pictures_are_of_a_run_that_held(study):
     """The report shows evidence for its verdict: a run below the capacity, judged like any."""
-    found = drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static")
+    found = study
     rate = CHECKED_AT * found.best.capacity.rate_qps
     assert [check.rate_qps for check in found.checks] == [rate] * 3
     assert len({check.seed for check in found.checks}) == 3
@@ -130,16 +134,15 @@ def test_a_capacity_is_checked_on_fresh_seeds_and_the_pictures_are_of_a_run_that
     assert "which held the target" in found.report()
 
 
-def test_a_run_that_missed_is_shown_as_one(monkeypatch):
+def test_a_run_that_missed_is_shown_as_one(study):
     missed = Check(100.0, 1, 0.3, False, False, 1000, 10.0)
-    found = drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static")
-    found = dataclasses.replace(found, checks=(missed,) * 3, shown=missed)
+    found = dataclasses.replace(study, checks=(missed,) * 3, shown=missed)
     assert "0 of 3 fresh runs at 0.95× of it held the target: measure again" in found.verdict
     assert "which missed the target" in found.report()
 
 
-def test_a_ratio_that_may_be_anything_is_called_undecided():
-    found = drs.tune(drs.Simulator(SERVICE, 4), drs.Workload(), SLA, "static").study
+def test_a_ratio_that_may_be_anything_is_called_undecided(study):
+    found = copy.deepcopy(study.study)
     name, policy = "the static baseline", drs.Policy(25)
     wide = Comparison(name, policy, Ratio(1.1, (0.05, 25.0), 3))
     found.comparisons[:] = [wide]

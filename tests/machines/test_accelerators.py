@@ -11,6 +11,8 @@ from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import tune
 from deeprecsys.workload import Workload
 
+pytestmark = pytest.mark.usefixtures("short_simulations")
+
 
 def profiled(model="dlrm-rmc3"):
     profile = Profile({"model": model, "workers": 2})

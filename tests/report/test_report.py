@@ -2,13 +2,11 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
 
-from browser import Browser
+from browser import CHROMIUM, Browser
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records, Requests, UserError
 from deeprecsys.report import render, write_report
@@ -16,11 +14,15 @@ from deeprecsys.report.figures import capacity, fleet, latency
 from deeprecsys.report.html import grid
 from deeprecsys.report.text import interval, ms, rate, ratio
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium here: install Debian's package chromium"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("profile")) as one:
+        yield one
 
 
 def run(qps, p95, meets, **more):
@@ -281,13 +283,9 @@ def test_numbers_read_as_a_person_writes_them():
     assert ratio({"ratio": None}) == "not measured"
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
-def test_a_browser_draws_every_figure_without_errors_or_requests(folder, tmp_path):
-    page = write_report(folder)
-    dom, console = browse(page, tmp_path)
-    assert console == []
-    figures = own_part(page.read_text()).count("class=figure")
-    assert dom.count('class="main-svg"') >= 2 * figures
+@needs_browser
+def test_a_browser_draws_every_figure_without_errors_or_requests(folder, browser):
+    assert_drawn(browser, write_report(folder))
 
 
 def many_models():
@@ -297,9 +295,9 @@ def many_models():
     return summary
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
+@needs_browser
 @pytest.mark.parametrize("width", [1280, 390])
-def test_no_legend_lies_over_its_picture(tmp_path, width):
+def test_no_legend_lies_over_its_picture(tmp_path, browser, width):
     overlaps = """
         [...document.querySelectorAll(".figure")].filter((figure) => {
           const legend = figure.querySelector(".legend")?.getBoundingClientRect();
@@ -307,12 +305,11 @@ def test_no_legend_lies_over_its_picture(tmp_path, width):
           return legend && legend.left < plot.right - 1 && legend.right > plot.left + 1
             && legend.top < plot.bottom - 1 && legend.bottom > plot.top + 1;
         }).map((figure) => figure.id)"""
-    with Browser(tmp_path / "profile") as browser:
-        for summary in (tune_summary(), many_models()):
-            (tmp_path / "summary.json").write_text(json.dumps(summary))
-            browser.open(write_report(tmp_path).as_uri(), width=width)
-            assert browser.evaluate("document.querySelectorAll('.legend').length") > 1
-            assert browser.evaluate(overlaps) == []
+    for summary in (tune_summary(), many_models()):
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        browser.open(write_report(tmp_path).as_uri(), width=width)
+        assert browser.evaluate("document.querySelectorAll('.legend').length") > 1
+        assert browser.evaluate(overlaps) == []
 
 
 FLEET = """
@@ -340,35 +337,36 @@ cost = 3.0
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
-@pytest.mark.parametrize("verb", [["simulate", "--fleet"], ["plan"]])
-def test_a_browser_draws_fleets_and_plans(tmp_path, monkeypatch, verb):
+@needs_browser
+@pytest.mark.usefixtures("short_simulations")
+@pytest.mark.parametrize(
+    "verb", [["simulate", "--fleet"], ["plan", "--balancer", "two-choices"]], ids=lambda v: v[0]
+)
+def test_a_browser_draws_fleets_and_plans(tmp_path, monkeypatch, browser, verb):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "f.toml").write_text(FLEET)
     assert call([*verb, "f.toml", "--out", "o"]) == 0
-    page = tmp_path / "o" / "report.html"
-    dom, console = browse(page, tmp_path)
-    assert console == []
-    figures = own_part(page.read_text()).count("class=figure")
-    assert figures == (3 if len(verb) == 2 else 1)
-    assert dom.count('class="main-svg"') >= 2 * figures
+    assert assert_drawn(browser, tmp_path / "o" / "report.html") == (
+        3 if verb[0] == "simulate" else 1
+    )
     assert call(["report", "o"]) == 0
 
 
-def browse(page, tmp_path):
-    """The document as a browser left it, and what it said on its console."""
-    command = [
-        CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
-        "--virtual-time-budget=5000", "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+def assert_drawn(browser, page):
+    """Every figure of it, and nothing said on the console or asked for; how many there are."""
+    browser.open(page.as_uri())
+    figures = own_part(page.read_text()).count("class=figure")
+    browser.until(f"document.querySelectorAll('.main-svg').length >= {2 * figures}")
+    assert browser.complaints() == []
+    assert browser.asked() == [page.as_uri()]
+    return figures
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: install Debian's package chromium")
-def test_a_request_would_be_seen(tmp_path):
+@needs_browser
+def test_a_request_would_be_seen(tmp_path, browser):
     """The page's policy turns any request into an error on the console: the test above sees it."""
     (tmp_path / "summary.json").write_text(json.dumps(bench_summary()))
     page = write_report(tmp_path)
     page.write_text(page.read_text().replace("<main>", "<main><img src=http://127.0.0.1:9/x.png>"))
-    assert "Content Security Policy" in "".join(browse(page, tmp_path)[1])
+    browser.open(page.as_uri())
+    assert "Content Security Policy" in "".join(browser.complaints())

@@ -261,6 +261,7 @@ def test_the_adaptive_policy_of_a_profile_leaves_a_quarter_of_the_target():
     }  # fmt: skip
 
 
+@pytest.mark.usefixtures("short_simulations")
 def test_a_joint_search_is_as_good_as_the_climb_and_repeats_itself():
     pytest.importorskip("optuna", reason="optuna is not installed")
     system = Simulator(ServiceTime.linear(2e-4, 4e-5), 3)
@@ -270,6 +271,7 @@ def test_a_joint_search_is_as_good_as_the_climb_and_repeats_itself():
     assert found[0].capacity.rate_qps > 0.95 * climbed.capacity.rate_qps
 
 
+@pytest.mark.usefixtures("short_simulations")
 def test_guided_tuning_where_the_static_baseline_meets_the_target_at_no_rate():
     """Five workers: the baseline's requests of 200 items are over the target by themselves."""
     law = ServiceTime.linear(1e-4, 1e-4)

@@ -21,7 +21,7 @@ from deeprecsys.workload import Workload
 from deeprecsys.workload.mix import Mix, Share
 
 HANDFUL, WHOLE = 5, 300
-_DAY_QUERIES = 8_000_000
+_DAY_QUERIES, _HANDFUL_QUERIES = 8_000_000, 2_000_000
 _HOURS, _HOUR_QUERIES = 24, 40_000
 _SIZES = ("production", "lognormal", "fixed:270")
 
@@ -100,7 +100,7 @@ def handful(case: Case) -> list[Row]:
     if best is None:
         return [Row(f"{case.model}, {HANDFUL} machines", "within 10 % [R]", "no rate holds it")]
     policy, capacity = best
-    days = [_day(case, policy, machines, 0.6 * capacity, "poisson", 2_000_000)
+    days = [_day(case, policy, machines, 0.6 * capacity, "poisson", _HANDFUL_QUERIES)
             for machines in (HANDFUL, WHOLE)]  # fmt: skip
     return [
         Row(
