@@ -37,6 +37,30 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, tune_folder, capsys):
     assert "one run has a p95 latency, the other a capacity" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "says", "queries"),
+    [
+        # As far apart as their errors: four times as long a run has half the error.
+        ([1.0, 0.8, 1.25], [1.2, 0.96, 1.5], "two runs of about 3,000 queries (30 s)", 3000),
+        ([1.0, 0.8, None], [1.2, 0.9, 1.5], "two runs of about 20,000 queries (200 s)", 20_000),
+        ([1.0, 0.8, 1.25], [1.0, 0.8, 1.25], "not significant", None),
+    ],
+    ids=["wide", "without an end", "alike"],
+)
+def test_what_is_undecided_says_how_long_a_run_would_decide(
+    tmp_path, capsys, first, second, says, queries
+):
+    for name, (p95, low, high) in (("a", first), ("b", second)):
+        (tmp_path / name).mkdir()
+        found = {"verb": "bench", "p95_s": p95, "p95_interval_s": [low, high], "queries": 1000,
+                 "rate_qps": 100.0, "enough_queries": 20_000 if high is None else None}  # fmt: skip
+        (tmp_path / name / "summary.json").write_text(json.dumps(found))
+    assert call(["compare", "a", "b", "--json", "r.json"]) == 0
+    assert says in capsys.readouterr().out
+    found = json.loads((tmp_path / "r.json").read_text())["enough_queries"]
+    assert found == (queries and pytest.approx(queries, rel=0.05))
+
+
 @pytest.mark.parametrize(("factor", "code"), [(0.5, 1), (2.0, 0)])
 def test_a_clear_difference_is_significant_and_a_worse_second_fails(
     tmp_path, tune_folder, factor, code

@@ -59,8 +59,8 @@ class Summary:
     limited_by: "generator" if the target was missed but would have been met with each query's
         own lateness taken off.
     effective_queries: how many independent queries are worth the same, at `percentile_s`.
-    enough_queries: where the interval at `percentile_s` has no upper end, of how many queries a
-        run would have one, if they are as correlated as these seem to be.
+    enough_queries: where the interval at `percentile_s` has no upper end, of about how many queries
+        a run would have one, if they are as correlated as these seem to be.
     by_size: up to four classes of query size: lo, hi, queries, p50_s, p95_s.
     """
 
@@ -132,12 +132,12 @@ def summarize(records: Records, sla: SLA | None = None, *, warm_up: int | None =
         errors=_errors(records),
         generator_lag_p99_s=percentile(records.lag_s, 99),
         by_size=_by_size(steady),
-        enough_queries=_enough(found[p], len(steady), p),
+        enough_queries=enough_queries(found[p], len(steady), p),
     )
 
 
-def _enough(found: PercentileEstimate, n: int, p: float) -> int | None:
-    """See `Summary.enough_queries`; None too where queries without an answer are the reason."""
+def enough_queries(found: PercentileEstimate, n: int, p: float) -> int | None:
+    """`Summary.enough_queries`; None too where queries without an answer are the reason."""
     if math.isfinite(found.interval[1]) or not math.isfinite(found.value) or found.effective_n == 0:
         return None
     return max(n + 1, math.ceil(enough(found.effective_n / n, p)))

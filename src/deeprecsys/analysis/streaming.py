@@ -1,8 +1,9 @@
 """The summary of a run too long to keep: records come in pieces and are forgotten.
 
-Latencies are counted in logarithmic bins of 0.1 %, by stretch of the run, and neighbouring
-stretches are merged when there are many: memory does not grow with the run. Same meaning as
-`metrics.summarize`, but for the warm-up: nothing is left out. Called by simulations.
+Latencies are counted in logarithmic bins of 0.1 %, by stretch of equally many queries, and
+neighbouring stretches are merged when there are many: memory does not grow with the run. Same
+meaning and rules as `metrics.summarize`, but for the warm-up: nothing is left out. Called by
+simulations.
 """
 
 from __future__ import annotations
@@ -13,13 +14,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.analysis.metrics import Interval, Summary, meets
-from deeprecsys.analysis.statistics import grows, growth, inflation, rank, share_interval
+from deeprecsys.analysis.metrics import Summary, enough_queries, meets
+from deeprecsys.analysis.statistics import (
+    BACKLOG_BLOCKS,
+    PercentileEstimate,
+    ends,
+    grows,
+    growth,
+    inflation,
+    judged_at,
+    rank,
+)
 from deeprecsys.core import SLA, FloatArray, IntArray, Records, Status
 
 _LEAST_S, _STEP = 1e-7, 1e-3  # the first bin, and the relative width of each
 _BINS = math.ceil(math.log(1e14) / _STEP)
-_MOST_STRETCHES = 64
+_SHORTEST, _MOST_STRETCHES = 8, 64  # queries of a stretch at first
 _SIZE_CLASSES = 4
 _PERCENTILES = (50.0, 95.0, 99.0)
 
@@ -34,9 +44,9 @@ class RunningSummary:
         self._sum_s = 0.0
         self._status = np.zeros(len(Status), np.int64)
         self._stretches: list[IntArray] = []  # [bins] of each
-        self._inside: list[float] = [0.0]  # queries in the system at the end of each
-        self._per_stretch = 1  # pieces
-        self._pieces = 0
+        # At the first arrival, and at the last of each: time, queries so far and in the system.
+        self._seen: list[tuple[float, int, int]] = []
+        self._length = _SHORTEST
         self._unfinished = np.zeros(0)  # finishes after the last arrival
         self._edges: IntArray | None = None
         self._classes: list[dict[str, Any]] = []
@@ -45,10 +55,22 @@ class RunningSummary:
         """One more piece; its queries arrived no earlier than those before."""
         if not len(records):
             return
-        latency_s = records.latency_s
-        ok = np.isfinite(latency_s)
         if not self.queries:
             self.first_s = float(records.arrival_s[0])
+            self._seen.append((self.first_s, 0, 0))
+        bins = _bins(records.latency_s)
+        self._by_size(records.size, bins)
+        first = 0
+        while first < len(records):
+            rows = slice(first, first + self._length - self.queries % self._length)
+            self._add(records[rows], bins[rows])
+            first = rows.stop
+
+    def _add(self, records: Records, bins: IntArray) -> None:
+        """What belongs to one stretch."""
+        fresh = self.queries % self._length == 0
+        latency_s = records.latency_s
+        ok = np.isfinite(latency_s)
         self.last_s = float(records.arrival_s[-1])
         self.queries += len(records)
         self.ok += int(ok.sum())
@@ -59,9 +81,7 @@ class RunningSummary:
         self.end_s = max(self.end_s, self.last_s, float(finish_s.max(initial=0.0)))
         unfinished = np.concatenate([self._unfinished, finish_s])
         self._unfinished = unfinished[unfinished > self.last_s]
-        bins = _bins(latency_s)
-        self._count(np.bincount(bins, minlength=_BINS + 1))
-        self._by_size(records.size, bins)
+        self._count(np.bincount(bins, minlength=_BINS + 1), fresh)
 
     @property
     def inside(self) -> int:
@@ -70,9 +90,9 @@ class RunningSummary:
 
     def summary(self) -> Summary:
         found = {p: self._estimate(p) for p in {*_PERCENTILES, self._p}}
-        value_s, interval_s, effective = found[self._p]
-        inside = np.array(self._inside)
-        overloaded = grows(inside, self.queries, self.workers)
+        asked = found[self._p]
+        inside, arrived = self._backlog()
+        overloaded = grows(inside, self.queries, self.workers, arrived)
         span_s = self.end_s - self.first_s if self.queries else 0.0
         offered_s = self.last_s - self.first_s if self.queries else 0.0
 
@@ -87,20 +107,21 @@ class RunningSummary:
             throughput_qps=per_second(self.ok, span_s),
             items_per_s=per_second(self.items, span_s),
             mean_s=self._sum_s / self.ok if self.ok else math.nan,
-            p50_s=found[50.0][0],
-            p95_s=found[95.0][0],
-            p99_s=found[99.0][0],
-            p50_interval_s=found[50.0][1],
-            p95_interval_s=found[95.0][1],
-            p99_interval_s=found[99.0][1],
-            percentile_s=value_s,
-            sla_interval_s=interval_s,
+            p50_s=found[50.0].value,
+            p95_s=found[95.0].value,
+            p99_s=found[99.0].value,
+            p50_interval_s=found[50.0].interval,
+            p95_interval_s=found[95.0].interval,
+            p99_interval_s=found[99.0].interval,
+            percentile_s=asked.value,
+            sla_interval_s=asked.interval,
             target_s=self.sla.latency_s if self.sla else math.nan,
-            meets_sla=meets(interval_s, overloaded, self.sla),
+            meets_sla=meets(asked.interval, overloaded, self.sla),
             overloaded=overloaded,
             backlog_growth=growth(inside, self.queries, self.workers),
             limited_by=None,
-            effective_queries=effective,
+            effective_queries=asked.effective_n,
+            enough_queries=enough_queries(asked, self.queries, self._p),
             errors={s.name.lower(): int(self._status[s]) for s in Status if s and self._status[s]},
             generator_lag_p99_s=0.0,
             by_size=[
@@ -114,20 +135,26 @@ class RunningSummary:
     def _p(self) -> float:
         return self.sla.percentile if self.sla else 95.0
 
-    def _count(self, counts: IntArray) -> None:
-        """Into the current stretch, or a new one; pairs are merged when they are too many."""
-        if self._pieces % self._per_stretch == 0:
+    def _count(self, counts: IntArray, fresh: bool) -> None:
+        """Into a fresh stretch or the current one; pairs are merged when they are too many."""
+        seen = (self.last_s, self.queries, self.inside)
+        if fresh:
             self._stretches.append(counts)
-            self._inside.append(float(self.inside))
+            self._seen.append(seen)
         else:
             self._stretches[-1] += counts
-            self._inside[-1] = float(self.inside)
-        self._pieces += 1
-        if len(self._stretches) == _MOST_STRETCHES and self._pieces % self._per_stretch == 0:
+            self._seen[-1] = seen
+        if self.queries == _MOST_STRETCHES * self._length:
             pairs = zip(self._stretches[::2], self._stretches[1::2], strict=True)
             self._stretches = [one + other for one, other in pairs]
-            self._inside = self._inside[::2]
-            self._per_stretch *= 2
+            self._seen = self._seen[::2]
+            self._length *= 2
+
+    def _backlog(self) -> tuple[FloatArray, FloatArray]:
+        """Queries in the system at the edges of blocks of equal time, and arrivals in each."""
+        time_s, arrived, inside = np.array(self._seen or [(0.0, 0, 0)], np.float64).T
+        edges = np.linspace(time_s[0], time_s[-1], BACKLOG_BLOCKS + 1)
+        return np.interp(edges, time_s, inside), np.diff(np.interp(edges, time_s, arrived))
 
     def _by_size(self, size: IntArray, bins: IntArray) -> None:
         """Classes with about equally many queries each, by the first piece."""
@@ -147,24 +174,27 @@ class RunningSummary:
                 entry["hi"] = max(entry["hi"], int(size[rows].max()))
                 entry["counts"] += np.bincount(bins[rows], minlength=_BINS + 1)
 
-    def _estimate(self, p: float) -> tuple[float, Interval, float]:
-        """A percentile, its 95 % interval, and how many independent queries these are worth."""
+    def _estimate(self, p: float) -> PercentileEstimate:
+        """As `statistics.estimate_percentile`, to a bin."""
         if not self.queries:
-            return math.nan, (math.nan, math.inf), 0.0
+            return PercentileEstimate(math.nan, (math.nan, math.inf), 0.0)
         stretches = np.array(self._stretches)
         counts = stretches.sum(axis=0)
-        at = _bin(counts, p)
-        share = float(counts[at + 1 :].sum()) / self.queries
+        effective = self.queries / max(self._inflation(stretches, q) for q in judged_at(p))
+        first, last = ends(self.queries, effective, p)
+        upper = math.inf if last is None else _ranked(counts, last)
+        lower = _ranked(counts, first) if first > 0 else 0.0
+        return PercentileEstimate(_value(counts, p), (lower, upper), effective)
+
+    def _inflation(self, stretches: IntArray, p: float) -> float:
+        """Of the variance of the share of queries over a percentile, by their correlation."""
+        counts = stretches.sum(axis=0)
+        above = _bin(counts, rank(p, self.queries)) + 1
         # The last stretch may be cut short: it says less of the variance than the others.
         whole = stretches[:-1] if len(stretches) > 4 else stretches
         sizes = whole.sum(axis=1)
-        shares = whole[:, at + 1 :].sum(axis=1) / sizes
-        effective = self.queries / inflation(shares, float(sizes.mean()), share)
-        low, high = share_interval(1 - p / 100, effective, min(p, 100 - p) / 100)
-        return _value(counts, p), (
-            _value(counts, 100 * (1 - high)),
-            _value(counts, 100 * (1 - low)) if low > 0 else math.inf,
-        ), effective  # fmt: skip
+        shares = whole[:, above:].sum(axis=1) / sizes
+        return inflation(shares, float(sizes.mean()), float(counts[above:].sum()) / self.queries)
 
 
 def _bins(latency_s: FloatArray) -> NDArray[np.int64]:
@@ -175,13 +205,17 @@ def _bins(latency_s: FloatArray) -> NDArray[np.int64]:
     return np.asarray(position.astype(np.int64))
 
 
-def _bin(counts: IntArray, p: float) -> int:
-    return int(np.searchsorted(counts.cumsum(), rank(p, int(counts.sum()))))
+def _bin(counts: IntArray, at: int) -> int:
+    return int(np.searchsorted(counts.cumsum(), at))
 
 
 def _value(counts: IntArray, p: float) -> float:
-    """Middle of the bin that holds a percentile."""
-    at = _bin(counts, p)
-    if at == _BINS:
+    return _ranked(counts, rank(p, int(counts.sum())))
+
+
+def _ranked(counts: IntArray, at: int) -> float:
+    """Middle of the bin that holds the latency of a rank."""
+    found = _bin(counts, at)
+    if found == _BINS:
         return math.inf
-    return 0.0 if at == 0 else _LEAST_S * math.exp((at + 0.5) * _STEP)
+    return 0.0 if found == 0 else _LEAST_S * math.exp((found + 0.5) * _STEP)

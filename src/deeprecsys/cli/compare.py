@@ -13,6 +13,7 @@ from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.folder import check_target, read_summary
 from deeprecsys.core import UserError
+from deeprecsys.report import text
 
 NAME = "compare"
 HELP = """Compare two runs of the same verb: capacities of two tunings, latencies of two benches.
@@ -58,6 +59,7 @@ def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
     lo, hi = interval
     significant = (lo is not None and lo > 1) or (hi is not None and hi < 1)
     worse = ratio is not None and (ratio < 1 if tuning else ratio > 1)
+    more = None if tuning or significant else _longer(one, two, ratio, interval)
     return {
         "what": what,
         "first": a[0],
@@ -66,13 +68,18 @@ def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         "interval": [lo, hi],
         "significant": significant,
         "worse": worse,
+        "enough_queries": more,
+        "enough_s": more and _enough_s(more, one, two),
         # Summaries from before there were query inputs say nothing of them: there were none.
         "differs": [name for name in _FACTS if one.get(name, False) != two.get(name, False)],
     }
 
 
 Estimate = tuple[float | None, float | None, float | None]  # value, low, high
-Bounds = tuple[float | None, tuple[float | None, float | None]]
+Interval = tuple[float | None, float | None]
+Bounds = tuple[float | None, Interval]
+# Nobody waits for a run that would tell a difference of less than 1 % from none.
+_ALIKE = 0.01
 
 
 def _found(summary: dict[str, Any]) -> tuple[str, Estimate]:
@@ -107,6 +114,28 @@ def _quadrature(a: Estimate, b: Estimate) -> Bounds:
     return ratio, (ratio * math.exp(-reach), ratio * math.exp(reach))
 
 
+def _longer(
+    one: dict[str, Any], two: dict[str, Any], ratio: float | None, interval: Interval
+) -> int | None:
+    """Queries of about as long a run as would decide: where a percentile has no upper bound, the
+    length that gives it one, as the run itself said; else that at which a ratio like this one would
+    be out of doubt, its error falling with the square root. None where nothing can be said."""
+    least = [int(run["enough_queries"]) for run in (one, two) if run.get("enough_queries")]
+    if least:
+        return max(least)
+    if ratio is None or interval[0] is None or abs(math.log(ratio)) < _ALIKE:
+        return None
+    reach = math.log(ratio / interval[0])
+    queries = max(int(run.get("queries", 0)) for run in (one, two))
+    return math.ceil(queries * float(reach / math.log(ratio)) ** 2) or None
+
+
+def _enough_s(queries: int, *runs: dict[str, Any]) -> float | None:
+    """How long that takes at the slower of the two rates."""
+    rates = [run["rate_qps"] for run in runs if run.get("rate_qps")]
+    return queries / min(rates) if rates else None
+
+
 def _sentence(result: dict[str, Any]) -> str:
     capacity = result["what"] == "capacity"
     first, second = (
@@ -116,4 +145,8 @@ def _sentence(result: dict[str, Any]) -> str:
     lo, hi = (f"{v:.2f}" if v is not None else "–" for v in result["interval"])
     ratio = f"{result['ratio']:.2f}×" if result["ratio"] is not None else "no ratio"
     doubt = "significant" if result["significant"] else "not significant"
-    return f"{result['what']}: {first} → {second}, {ratio} [{lo}, {hi}], {doubt}"
+    said = f"{result['what']}: {first} → {second}, {ratio} [{lo}, {hi}], {doubt}"
+    if not result["enough_queries"]:
+        return said
+    rate = result["enough_s"] and result["enough_queries"] / result["enough_s"]
+    return f"{said}; two runs of about {text.about(result['enough_queries'], rate)} could tell"

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 _KEYS = (
     "queries", "warm_up_queries", "duration_s", "throughput_qps", "items_per_s", "mean_s",
     "p50_s", "p95_s", "p99_s", "p50_interval_s", "p95_interval_s", "p99_interval_s", "by_size",
-    "meets_sla", "overloaded", "limited_by", "effective_queries", "errors", "generator_lag_p99_s",
+    "meets_sla", "overloaded", "limited_by", "effective_queries", "enough_queries", "errors",
+    "generator_lag_p99_s",
 )  # fmt: skip
 
 
@@ -128,11 +129,20 @@ def sentence(found: Summary, sla: SLA | None) -> str:
         why = ", limited by the generator, not by the system"
     errors = "".join(f", {n} {name}" for name, n in found.errors.items())
     verdict = f"; {word[found.meets_sla]} {sla}" if sla else ""
-    if sla and found.meets_sla is None and found.enough_queries:
-        verdict += f" (a run of {found.enough_queries:,} queries could tell)"
+    percentile = f"p{sla.percentile if sla else 95:g}"
+    short = f"; {too_short(found, percentile)}" if found.enough_queries else ""
     return (
         f"{text.rate(found.throughput_qps)} queries/s, {found.items_per_s:,.0f} items/s"
-        f"{verdict}{why}{errors}"
+        f"{verdict}{why}{errors}{short}"
+    )
+
+
+def too_short(found: Summary, percentile: str) -> str:
+    """Where a percentile has no upper bound: how long a run would give it one."""
+    queries = found.enough_queries or 0
+    return (
+        f"the run is too short to bound {percentile}: one of about "
+        f"{text.about(queries, found.rate_qps)} could"
     )
 
 

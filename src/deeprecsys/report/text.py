@@ -18,6 +18,16 @@ def rate(value: Number) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def about(queries: int, rate_qps: Number) -> str:
+    """A length of run that is a guess: two digits, and its seconds where the rate is known."""
+    seconds = f" ({_two_digits(queries / rate_qps):,} s)" if rate_qps else ""
+    return f"{_two_digits(queries):,} queries{seconds}"
+
+
+def _two_digits(value: float) -> int:
+    return max(1, round(float(f"{value:.2g}")))
+
+
 def ms(seconds: Number) -> str:
     """Milliseconds: three digits, whole from 100 on; a dash where there is none."""
     return rate(None if seconds is None else seconds * 1e3)
