@@ -7,7 +7,7 @@ import pytest
 from deeprecsys.cli.main import call
 from stub_server import HttpStub
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("short_simulations")]
 
 MODEL = ["ncf", "--scale", "0.001", "--runtime", "eager"]
 LIVE = [*MODEL, "--workers", "2", "--sla-ms", "50"]

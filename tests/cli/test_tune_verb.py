@@ -50,6 +50,7 @@ def test_tune_answers_no_when_no_rate_meets_the_target(tmp_path, capsys):
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("short_simulations")
 def test_bench_and_tune_live_with_an_emulated_accelerator(tmp_path, capsys):
     device = ["--accelerator", "gtx-1080ti"]
     arguments = ["bench", "ncf", "--qps", "150", "--duration-s", "1", *SMALL, *device]
@@ -71,6 +72,7 @@ def test_bench_and_tune_live_with_an_emulated_accelerator(tmp_path, capsys):
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("short_simulations")
 def test_tune_by_simulation_ends_with_a_live_capacity(tmp_path, capsys):
     arguments = ["tune", "ncf", "--method", "simulated", "--budget-s", "8", "--sla-ms", "200"]
     assert call([*arguments, *SMALL, "--out", "run"]) in (0, 1)
