@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from deeprecsys.core import InputSpec
+from deeprecsys.core import InputSpec, OutputSpec
 from deeprecsys.models.check import InputCheck
 
 
@@ -17,11 +17,11 @@ class StubModel:
     seed = 0
     scale = 1.0
     inputs = (InputSpec("dense", "FP32", (4,)),)
-
-    class spec:
-        features = ()
-        tables = ()
-        width = 1
+    outputs = (OutputSpec("scores", "FP32", (1,)),)
+    tables = ()
+    work = target = most_items = None
+    whole = False
+    memory_bytes = 0
 
     def __init__(self):
         self.check = InputCheck(self.name, self.inputs)

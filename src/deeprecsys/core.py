@@ -123,6 +123,12 @@ class Policy:
     def from_json(cls, text: str | bytes) -> Self:
         return cls.from_dict(json.loads(text))
 
+    def uncut(self, size: int) -> Policy:
+        """The same for a query that must not be cut."""
+        if size <= self.batch_size and not self.adaptive:
+            return self
+        return replace(self, batch_size=max(size, self.batch_size), adaptive=False)
+
     def __str__(self) -> str:
         more = f", offload ≥ {self.offload_threshold}" if self.offload_threshold else ""
         if self.offload_backlog:
@@ -134,50 +140,234 @@ class Policy:
         return f"batch size {self.batch_size}{more}"
 
 
+# Names of the Open Inference Protocol, and numpy's types. BYTES are objects.
+DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"{u}INT{bits}": np.dtype(f"<{u.lower() or 'i'}{bits // 8}")
+       for u in ("U", "") for bits in (8, 16, 32, 64)},
+    "FP16": np.dtype("<f2"),
+    "FP32": np.dtype("<f4"),
+    "FP64": np.dtype("<f8"),
+}  # fmt: skip
+BYTES = "BYTES"
+Bounds = Literal["starts", "offsets", "ends", "lengths"]
+_OBJECT = np.dtype(object)
+
+
 @dataclass(frozen=True, slots=True)
 class InputSpec:
     """One named input of a model, without its leading dimension.
 
-    datatype: Open Inference Protocol name, "FP32" or "INT32".
+    datatype: Open Inference Protocol name, such as "FP32" or "INT64".
     shape: per row; `()` would be a scalar a row, `(512,)` a dense vector, `(80,)` 80 look-ups.
     scope: "candidate" (leading dimension N) or "query" (leading dimension 1, or N).
-    rows: for an index input, the rows of its table: valid ids are 0 .. rows - 1.
+    rows: for an index input, the rows of its table: valid ids are low .. rows - 1, and `padding`,
+        an id that stands for none.
+    ragged: a candidate has any number of values, one after another: the leading dimension is that
+        of all values, and the input of this name says where each candidate's are.
+    bounds: how such an input says it: the "starts" [N], the "offsets" [N + 1] (starts, and the end
+        of the last), the "ends" [N], or the "lengths" [N].
     """
 
     name: str
-    datatype: Literal["FP32", "INT32"]
+    datatype: str
     shape: tuple[int, ...]
     scope: Literal["candidate", "query"] = "candidate"
-    ragged: bool = False
+    ragged: str | None = None
     rows: int | None = None
+    low: int = 0
+    padding: int | None = None
+    bounds: Bounds | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.float32 if self.datatype == "FP32" else np.int32)
+        return DTYPES.get(self.datatype, _OBJECT)
 
     @property
     def bytes_per_row(self) -> int:
         return self.dtype.itemsize * math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class OutputSpec:
+    """One named output, without its leading dimension, which is the candidates'.
+
+    shape: per candidate; `()` is an answer [N], `(1,)` one [N, 1].
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape)
+
+
+class Answer:
+    """How a query's outputs lie in one array: side by side, [N, columns].
+
+    Of float32, which holds FP32, FP16 and integers of 16 bits exactly; else of float64, which
+    holds FP64 and integers up to 2^53.
+    """
+
+    def __init__(self, outputs: Sequence[OutputSpec]) -> None:
+        self.outputs = tuple(outputs)
+        self.columns = sum(output.columns for output in outputs)
+        self.dtype: Any = np.result_type(
+            np.float32, *(DTYPES[output.datatype] for output in outputs)
+        ).type
+
+    def empty(self, n: int) -> NDArray[Any]:
+        return np.empty((n, self.columns), self.dtype)
+
+    def split(self, scores: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Each output by its name, in its own type and shape; views wherever that is possible."""
+        found, at = {}, 0
+        for output in self.outputs:
+            part = scores[:, at : at + output.columns].reshape(len(scores), *output.shape)
+            found[output.name] = part.astype(DTYPES[output.datatype], copy=False)
+            at += output.columns
+        return found
+
+
+class Servable(Protocol):
+    """What runtimes, engine, server and verbs need of a model: one of the zoo, or a user's own."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]: ...
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]: ...
+    @property
+    def tasks(self) -> int:
+        """K: columns of the score."""
+        ...
+
+    @property
+    def target(self) -> SLA | None: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def work(self) -> Work | None:
+        """What one candidate asks for; None where nobody can tell."""
+        ...
+
+    @property
+    def tables(self) -> Sequence[tuple[int, int]] | None:
+        """Rows of each table, and the bytes of a row; None where nobody can tell."""
+        ...
+
+    @property
+    def whole(self) -> bool:
+        """Cutting a query would change its scores, so none is cut."""
+        ...
+
+    @property
+    def most_items(self) -> int | None:
+        """Of one request; None: any."""
+        ...
+
+    def check(self, inputs: Inputs) -> int:
+        """The number of candidates N; UserError if these are not the model's inputs."""
+        ...
+
+    def example(
+        self, n: int, rng: np.random.Generator, index_law: Any = None, users: int = 1
+    ) -> Mapping[str, NDArray[Any]]:
+        """Inputs of n candidates, and of `users` rows where a query has one."""
+        ...
+
+    def reference(self, inputs: Inputs) -> NDArray[Any]:
+        """What every runtime must answer, in one array (`Answer`)."""
+        ...
+
+
 def slice_inputs(specs: Sequence[InputSpec], inputs: Inputs, lo: int, hi: int) -> Inputs:
     """Views of candidates lo .. hi - 1; what all of them share, in one row, stays whole."""
-    return {
-        spec.name: inputs[spec.name]
-        if spec.scope == "query" and len(inputs[spec.name]) == 1
-        else inputs[spec.name][lo:hi]
-        for spec in specs
-    }
+    by_name = {spec.name: spec for spec in specs}
+    found: dict[str, NDArray[Any]] = {}
+    for spec in specs:
+        array = inputs[spec.name]
+        counted = by_name[spec.ragged] if spec.ragged else spec
+        if is_shared(counted, inputs):
+            found[spec.name] = array
+        elif spec.ragged:
+            at = offsets(counted, inputs[counted.name], len(array))
+            found[spec.name] = array[at[lo] : at[hi]]
+        elif spec.bounds in (None, "lengths"):
+            found[spec.name] = array[lo:hi]
+        else:
+            part = array[lo : hi + (spec.bounds == "offsets")]
+            before = array[lo - 1] if spec.bounds == "ends" and lo else array[lo]
+            found[spec.name] = part - before if lo else part
+    return found
 
 
 def repeat_inputs(specs: Sequence[InputSpec], inputs: Inputs, n: int) -> Inputs:
     """The same n candidates with a row each of every input; copies of what they shared."""
-    return {
-        spec.name: np.repeat(inputs[spec.name], n, axis=0)
-        if spec.scope == "query" and len(inputs[spec.name]) == 1
-        else inputs[spec.name]
-        for spec in specs
-    }
+    by_name = {spec.name: spec for spec in specs}
+    found: dict[str, NDArray[Any]] = {}
+    for spec in specs:
+        array = inputs[spec.name]
+        counted = by_name[spec.ragged] if spec.ragged else spec
+        if n == 1 or not is_shared(counted, inputs):
+            found[spec.name] = array
+        elif spec.ragged:
+            found[spec.name] = np.tile(array, (n, *[1] * (array.ndim - 1)))
+        elif spec.bounds:
+            values = next(inputs[s.name] for s in specs if s.ragged == spec.name)
+            found[spec.name] = bounds_of(spec, np.full(n, len(values)))
+        else:
+            found[spec.name] = np.repeat(array, n, axis=0)
+    return found
+
+
+def join_inputs(
+    specs: Sequence[InputSpec], queries: Sequence[Inputs], sizes: Sequence[int]
+) -> Inputs:
+    """The candidates of several queries as those of one, with a row each of every input."""
+    parts = [repeat_inputs(specs, *pair) for pair in zip(queries, sizes, strict=True)]
+    found = {spec.name: np.concatenate([part[spec.name] for part in parts]) for spec in specs}
+    for spec in specs:
+        if spec.ragged:
+            how = next(s for s in specs if s.name == spec.ragged)
+            lengths = [np.diff(offsets(how, p[how.name], len(p[spec.name]))) for p in parts]
+            found[how.name] = bounds_of(how, np.concatenate(lengths))
+    return found
+
+
+def is_shared(spec: InputSpec, inputs: Inputs) -> bool:
+    """Do the candidates share one row of it? (Of one alone it is its own.)"""
+    rows = len(inputs[spec.name]) - (spec.bounds == "offsets")
+    return spec.scope == "query" and rows == 1
+
+
+def offsets(spec: InputSpec, bounds: NDArray[Any], values: int) -> NDArray[np.int64]:
+    """[N + 1] where each candidate's values begin, and where the last one's end."""
+    if spec.bounds == "offsets":
+        return bounds.astype(np.int64, copy=False)
+    found = np.zeros(len(bounds) + 1, np.int64)
+    if spec.bounds == "lengths":
+        np.cumsum(bounds, out=found[1:])
+    elif spec.bounds == "ends":
+        found[1:] = bounds
+    else:
+        found[:-1], found[-1] = bounds, values
+    return found
+
+
+def bounds_of(spec: InputSpec, lengths: NDArray[Any]) -> NDArray[Any]:
+    """The other way round: as this input says it."""
+    ends = np.cumsum(lengths)
+    said: NDArray[Any] = {
+        "lengths": lengths,
+        "ends": ends,
+        "starts": ends - lengths,
+        "offsets": np.concatenate([[0], ends]),
+    }[spec.bounds or "lengths"]
+    return said.astype(spec.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -363,6 +553,7 @@ class Facts:
     service_s: estimated seconds of one request of n items on one worker, or None if unknown.
     virtual: its time is computed, not waited for, and no neighbour can disturb it.
     accelerators: seconds of one request of n items on each, or empty where there is none.
+    whole, most_items: of its model (`Servable`).
     """
 
     workers: int
@@ -373,6 +564,8 @@ class Facts:
     detail: Mapping[str, Any] = field(default_factory=dict)
     virtual: bool = False
     accelerators: tuple[Callable[[FloatArray], FloatArray], ...] = ()
+    whole: bool = False
+    most_items: int | None = None
 
 
 def for_json(value: Any) -> Any:
@@ -453,22 +646,30 @@ def load_columns(path: str | Path) -> dict[str, NDArray[Any]]:
 
 
 __all__ = [
+    "DTYPES",
     "SLA",
+    "Answer",
     "Facts",
     "InputSpec",
     "Inputs",
     "Limits",
+    "OutputSpec",
     "Policy",
     "Records",
     "Requests",
     "Schedule",
+    "Servable",
     "Status",
     "System",
     "UserError",
     "Watch",
     "Work",
+    "bounds_of",
     "for_json",
+    "is_shared",
+    "join_inputs",
     "load_columns",
+    "offsets",
     "repeat_inputs",
     "replace",
     "save_columns",

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.core import Answer
 from deeprecsys.engine.calibrate import Cores
 from deeprecsys.engine.profiler import Grid, measure, powers_of_two
 from deeprecsys.machines.accelerators import accelerator, cuda_number
@@ -46,7 +47,7 @@ def probing(model: Any) -> Callable[[Device], None]:
     def probe(device: Device) -> None:
         device.enter_thread()
         inputs = model.example(_PROBED, np.random.default_rng(0))
-        scores = np.empty((_PROBED, model.tasks), np.float32)
+        scores = Answer(model.outputs).empty(_PROBED)
         device.end(device.begin([(inputs, scores)]))
 
     return probe

@@ -15,16 +15,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-
 from deeprecsys.core import (
     DEFAULT_INDICES,
+    Answer,
     Facts,
     Inputs,
     Policy,
     Records,
     Requests,
     Schedule,
+    Servable,
     Status,
     UserError,
     Watch,
@@ -38,7 +38,7 @@ from deeprecsys.engine.lanes import HANG_S
 from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
-from deeprecsys.engine.pool import InputPool, draw_pool
+from deeprecsys.engine.pool import Pool, draw_pool
 from deeprecsys.engine.power import Meter
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
@@ -136,7 +136,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
+        model: Servable,
         workers: int | None = None,
         runtime: str | Runtime = "auto",
         *,
@@ -153,6 +153,7 @@ class Engine:
         if not isinstance(workers, int) or workers < 1:
             raise UserError(f"workers must be a whole number of at least 1, not {workers!r}")
         self.model = model
+        self._answer = Answer(model.outputs)
         self._cores: Sequence[int | None] = (
             cores[:workers] if _pins(pin) and workers <= len(cores) else [None] * workers
         )
@@ -162,7 +163,7 @@ class Engine:
         self._max_queued_items = max_queued_items
         self._largest, self._percentile = largest, percentile
         self._device_hang_s = device_hang_s
-        self._pools: dict[str, InputPool] = {}
+        self._pools: dict[str, Pool] = {}
         self._facts: Facts | None = None
         self._neighbours, self._disturbance = Neighbours(len(cores)), 0.0
         self._meter, self._joules = Meter(), dict[str, float]()
@@ -259,7 +260,9 @@ class Engine:
         deadline = math.inf if deadline_s is None else clock() + deadline_s
         promise = None
         if admit:  # before anything is spent on it
-            promise = group.admit(self._items(inputs), policy, deadline, priority, client)
+            n = self._items(inputs)
+            how = policy.uncut(n) if self.model.whole else policy
+            promise = group.admit(n, how, deadline, priority, client)
         reply = Reply(done) if done else None
         query, id = self._submit(
             inputs, policy, deadline, Row(), 0, reply, priority, client, promise
@@ -377,7 +380,9 @@ class Engine:
                 machine=topology.machine(),
                 service_s=self._service,
                 limits=measure_limits(self._cores),
-                work=getattr(self.model, "work", None),
+                work=self.model.work,
+                whole=self.model.whole,
+                most_items=self.model.most_items,
                 detail={
                     "runtime": self.runtime.name,
                     "runtime_choice": self.runtime_choice,
@@ -449,7 +454,9 @@ class Engine:
         """The one way in, for `submit` and `run` alike."""
         group = self._open_group()
         n = self.model.check(inputs)
-        scores = np.empty((n, self.model.tasks), dtype=np.float32)
+        scores = self._answer.empty(n)
+        if self.model.whole:
+            policy = policy.uncut(n)
         elsewhere = group.offloads(policy, n)
         prepared = None if elsewhere else self.runtime.prepare(inputs, scores)
         query = Query(inputs, prepared, scores, ledger, row, reply)
@@ -471,7 +478,7 @@ class Engine:
             raise EngineClosed("the engine is not open: use it in a with statement")
         return self._group
 
-    def _pool(self, schedule: Schedule) -> InputPool:
+    def _pool(self, schedule: Schedule) -> Pool:
         law, largest = schedule.indices, int(schedule.size.max(initial=1))
         pool = self._pools.get(law)
         if pool is None or pool.span < largest:

@@ -69,7 +69,7 @@ def measure(
     on_visit is told of every visit, with the profile so far: to show it and to keep it.
     """
     pool = draw_pool(model, indices, max(grid.batch_sizes), topology.last_level_cache_bytes())
-    prepared = pool.prepared(runtime, model.tasks)
+    prepared = pool.prepared(runtime, model.outputs)
     began = time.monotonic()
     remaining = max(1.0, (1 - grid.share_done(profile)) * ROUNDS * len(grid.points))
     visit_s = max(_SHORTEST_VISIT_S, 0.9 * budget_s / remaining)

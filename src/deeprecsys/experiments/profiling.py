@@ -29,7 +29,7 @@ class Profiling(Result):
     asked: Asked
     grid: Grid
     limits: Limits
-    work: Work
+    work: Work | None  # None where nobody can tell, and then there is no distance
     workers: int
     operators: Sequence[Mapping[str, Any]] | None = None
     roofline: Mapping[str, Any] | None = None
@@ -71,9 +71,7 @@ class Profiling(Result):
     def _row(self, point: tuple[int, int]) -> dict[str, Any]:
         """A point of the profile, and how much of its time this machine's limits explain."""
         (batch, busy), samples = point, self.profile.points[point]
-        limits, work = self.limits, self.work
-        rows = work.table_bytes / limits.lookup_bytes
-        item_s = work.flops / limits.flops_per_s + rows / limits.lookups_per_s
+        item_s = self._item_s()
         return {
             "batch_size": batch,
             "busy": busy,
@@ -84,8 +82,16 @@ class Profiling(Result):
             "p5_s": samples.percentile_s(5),
             "p95_s": samples.percentile_s(95),
             "items_per_s": busy * batch / samples.mean_s,
-            "limits_share": batch * self.workers * item_s / samples.median_s,
+            "limits_share": item_s and batch * self.workers * item_s / samples.median_s,
         }
+
+    def _item_s(self) -> float | None:
+        """What one candidate must take, by the machine's limits."""
+        limits, work = self.limits, self.work
+        if work is None:
+            return None
+        rows = work.table_bytes / limits.lookup_bytes
+        return work.flops / limits.flops_per_s + rows / limits.lookups_per_s
 
     def _contention(self, rows: Sequence[Mapping[str, Any]]) -> str:
         at = {(row["batch_size"], row["busy"]): row["median_s"] for row in rows}
@@ -105,9 +111,11 @@ class Profiling(Result):
             return []
         best = max(full, key=lambda row: float(row["items_per_s"]))
         said = [
-            f"most items/s at batch size {best['batch_size']}: {text.rate(best['items_per_s'])}, "
-            f"{best['limits_share']:.0%} of what this machine's limits allow"
+            f"most items/s at batch size {best['batch_size']}: {text.rate(best['items_per_s'])}"
         ]
+        if best["limits_share"] is None:
+            return said
+        said[0] += f", {best['limits_share']:.0%} of what this machine's limits allow"
         if best["limits_share"] > 1:
             said.append("that limit is of uniformly random rows, and popular ones come from the "
                         "cache")  # fmt: skip
@@ -141,7 +149,7 @@ def profile(
         on_visit=on_visit,
     )  # fmt: skip
     model, cores = engine.model, engine.cores
-    limits = measure_limits(cores, model.spec.width)
+    limits = measure_limits(cores, *_width(model))
     more = operators and not stop()
     return Profiling(
         origin=origin("profile"),
@@ -155,6 +163,11 @@ def profile(
         roofline=_roofline(found, model, limits, cores) if more else None,
         interrupted=stop(),
     )
+
+
+def _width(model: Any) -> list[int]:
+    """Floats of a row that it looks up, if anybody knows."""
+    return [row_bytes // 4 for _, row_bytes in (model.tables or ())[:1]]
 
 
 def _operators(model: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:

@@ -80,7 +80,7 @@ def given_law(
         return None
     found = Profile.load(profile)
     if about.get("model") is not None:
-        found.check(**{name: about[name] for name in _SAME})
+        found.check(**{name: about.get(name) for name in _SAME})
     return ServiceTime.from_profile(found, extrapolate=extrapolate)
 
 

@@ -21,6 +21,7 @@ from deeprecsys.core import (
     SLA,
     Inputs,
     InputSpec,
+    OutputSpec,
     UserError,
     Work,
     repeat_inputs,
@@ -125,6 +126,19 @@ class Model:
         return self.spec.tasks
 
     @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return (OutputSpec("scores", "FP32", (self.tasks,)),)
+
+    @property
+    def whole(self) -> bool:
+        """Candidates do not depend on each other."""
+        return False
+
+    @property
+    def most_items(self) -> None:
+        return None
+
+    @property
     def target(self) -> SLA:
         """The published target."""
         return self.spec.target
@@ -132,6 +146,15 @@ class Model:
     @property
     def table_bytes(self) -> int:
         return self.spec.table_bytes(self.scale)
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.spec.memory_bytes(self.scale)
+
+    @property
+    def tables(self) -> list[tuple[int, int]]:
+        """Rows, and bytes of a row, of each."""
+        return [(t.scaled_rows(self.scale), 4 * self.spec.width) for t in self.spec.tables]
 
     @property
     def parameters(self) -> int:

@@ -17,20 +17,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from deeprecsys.core import BYTES as BYTES
+from deeprecsys.core import DTYPES as DTYPES
 from deeprecsys.protocol.reasons import invalid
 
 Array = NDArray[Any]
 Buffer = bytes | bytearray | memoryview
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype(np.bool_),
-    **{f"{u}INT{bits}": np.dtype(f"<{u.lower() or 'i'}{bits // 8}")
-       for u in ("U", "") for bits in (8, 16, 32, 64)},
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-}  # fmt: skip
-BF16, BYTES = "BF16", "BYTES"
+BF16 = "BF16"
 NAMES = (*DTYPES, BF16, BYTES)
 _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 _MOST_DIMENSIONS = 16  # far more than any model has, few enough for a nested JSON type

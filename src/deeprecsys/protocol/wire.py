@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -155,22 +155,32 @@ def _outputs(request: _Request) -> dict[str, bool] | None:
     return {o.name: _flag(o.parameters, "binary_data", usual) for o in request.outputs}
 
 
-def is_binary(call: Call) -> bool:
-    """Did it ask for its scores as binary data?"""
+def is_binary(call: Call, output: str) -> bool:
+    """Did it ask for this output as binary data?"""
     wanted = call.outputs or {}
-    return wanted.get("scores", wanted.get("", False))
+    return wanted.get(output, wanted.get("", False))
 
 
-def answer(call: Call, version: str, scores: Array) -> tuple[bytes, Buffer | None]:
-    """The JSON head of the answer, and the binary scores behind it (None: they are in it)."""
+def answer(
+    call: Call, version: str, outputs: Mapping[str, Array]
+) -> tuple[bytes, Sequence[Buffer]]:
+    """The JSON head of the answer, and the binary outputs behind it (the others are in it)."""
     said = b'{"model_name":%b,"model_version":%b,' % (_encode(call.model), _encode(version))
     if call.id:
         said += b'"id":%b,' % _encode(call.id)
-    said += b'"outputs":[{"name":"scores","datatype":"FP32","shape":[%d,%d],' % scores.shape
-    if is_binary(call):
-        data = tensors.to_bytes(scores, "FP32")
-        return said + b'"parameters":{"binary_data_size":%d}}]}' % len(data), data
-    return said + b'"data":%b}]}' % _encode(scores.reshape(-1).tolist()), None
+    items: list[bytes] = []
+    data: list[Buffer] = []
+    for name, array in outputs.items():
+        datatype = tensors.datatype_of(array)
+        about = _encode(name), datatype.encode(), _encode(array.shape)
+        item = b'{"name":%b,"datatype":"%b","shape":%b,' % about
+        if is_binary(call, name):
+            data.append(tensors.to_bytes(array, datatype))
+            item += b'"parameters":{"binary_data_size":%d}}' % len(data[-1])
+        else:
+            item += b'"data":%b}' % _encode(tensors.to_json(array))
+        items.append(item)
+    return said + b'"outputs":[%b]}' % b",".join(items), data
 
 
 def request(

@@ -121,7 +121,7 @@ class Cuda:
         RuntimeError where the device's scores are not the model's.
         """
         if streams is None:
-            check(number, model.spec.memory_bytes(model.scale))
+            check(number, model.memory_bytes)
             streams = CudaStreams(number)
         self.name, self.spent, self._streams = f"cuda:{number}", Spent(), streams
         self._packing, self._tasks = Packing(model.inputs, model.joined), model.tasks

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 import grpc
@@ -30,7 +30,7 @@ from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
 from deeprecsys.serving.bounds import Bounds, Hold, over
-from deeprecsys.serving.dataplane import OUTPUT, VERSION, DataPlane, clock
+from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
 from deeprecsys.serving.doors import Doors, newest_server
 from deeprecsys.serving.gate import Gate
 from deeprecsys.serving.looks import Looks
@@ -355,7 +355,7 @@ class _Methods:
         if isinstance(outcome, Refusal):
             raise _Answered(outcome)
         assert query.call is not None
-        return _answer(query.call, outcome)
+        return _answer(query.call, plane.named(query.call, outcome))
 
     def _take(self, query: Query, asked: Asked, body: Buffer, encoding: str) -> None:
         plane = self._plane
@@ -427,10 +427,12 @@ def _inflated(plane: DataPlane | None, body: Buffer, encoding: str, hold: Hold) 
     return inflate(body, encoding, grown)
 
 
-def _answer(call: Call, scores: Array) -> Any:
+def _answer(call: Call, outputs: Mapping[str, Array]) -> Any:
     reply = message("ModelInferResponse")(model_name=call.model, model_version=VERSION, id=call.id)
-    reply.outputs.add(name=OUTPUT, datatype="FP32", shape=scores.shape)
-    reply.raw_output_contents.append(bytes(tensors.to_bytes(scores, "FP32")))
+    for name, array in outputs.items():
+        datatype = tensors.datatype_of(array)
+        reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        reply.raw_output_contents.append(bytes(tensors.to_bytes(array, datatype)))
     return reply
 
 

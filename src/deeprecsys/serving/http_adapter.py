@@ -390,7 +390,7 @@ class Connection(asyncio.BufferedProtocol):
         elif isinstance(outcome, Refusal):
             self._answer(routes.refused(outcome, call.id))
         elif self._is_short(head, call, outcome):
-            self._answer(_scores(head, call, outcome))
+            self._answer(self._scores(head, call, outcome))
         else:
             self._answer_long(head, call, outcome)
         self.site.plane.finished(call, ticket, outcome)
@@ -398,15 +398,27 @@ class Connection(asyncio.BufferedProtocol):
     def _is_short(self, head: Head, call: Call, scores: Array) -> bool:
         if scores.size <= _SHORT_ANSWER:
             return True
-        return wire.is_binary(call) and not head.text(b"accept-encoding")
+        binary = all(wire.is_binary(call, name) for name in self.site.plane.asked_for(call))
+        return binary and not head.text(b"accept-encoding")
 
     def _answer_long(self, head: Head, call: Call, scores: Array) -> None:
         loop = self.loop
 
         def make() -> None:  # in a thread
-            loop.call_soon_threadsafe(self._answer, _scores(head, call, scores))
+            loop.call_soon_threadsafe(self._answer, self._scores(head, call, scores))
 
         self.site.plane.threads.submit(make)
+
+    def _scores(self, head: Head, call: Call, scores: Array) -> Answer:
+        text, data = wire.answer(call, VERSION, self.site.plane.named(call, scores))
+        parts: Sequence[Buffer] = [text, *data]
+        headers = [routes.JSON]
+        if data:
+            headers = [routes.OCTETS, (wire.HEAD_LENGTH, b"%d" % len(text))]
+        parts, encoding = wire.compress(parts, head.text(b"accept-encoding"))
+        if encoding:
+            headers.append((b"content-encoding", encoding.encode()))
+        return Answer(200, headers, parts)
 
     def _fault(self, error: Exception) -> None:
         """A fault of ours: said to the log, not to the client."""
@@ -564,18 +576,6 @@ def _client(transport: asyncio.Transport) -> str:
     """Who asks, as far as shares between clients go: its address. There is one key for all."""
     peer = transport.get_extra_info("peername")
     return str(peer[0]) if isinstance(peer, tuple) else "local"
-
-
-def _scores(head: Head, call: Call, scores: Array) -> Answer:
-    text, data = wire.answer(call, VERSION, scores)
-    parts: Sequence[Buffer] = [text] if data is None else [text, data]
-    headers = [routes.JSON]
-    if data is not None:
-        headers = [routes.OCTETS, (wire.HEAD_LENGTH, b"%d" % len(text))]
-    parts, encoding = wire.compress(parts, head.text(b"accept-encoding"))
-    if encoding:
-        headers.append((b"content-encoding", encoding.encode()))
-    return Answer(200, headers, parts)
 
 
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}

@@ -29,29 +29,39 @@ class Space:
     """What a search may choose from.
 
     thresholds: sizes from which on queries may be offloaded, descending; empty without an
-    accelerator. trials: of a search that could go on for ever.
+    accelerator. trials: of a search that could go on for ever. whole: no query may be cut, so
+    there is one batch size. most: items of a request, that its model takes (None: any).
     """
 
     workers: int
     largest: int
     thresholds: tuple[int, ...] = ()
     trials: int = 60
+    whole: bool = False
+    most: int | None = None
 
     @property
     def batch_sizes(self) -> list[int]:
-        """1, 2, 4 .. to the first that leaves the largest query whole."""
+        """1, 2, 4 .. to the first that leaves the largest query whole, or to the most allowed."""
+        if self.whole:
+            return [self.largest]
         sizes = [1]
-        while sizes[-1] < self.largest:
+        while sizes[-1] < min(self.largest, self.most or self.largest):
             sizes.append(2 * sizes[-1])
-        return sizes
+        return [*sizes[:-1], self._allowed(sizes[-1])]
 
     @property
     def static(self) -> Policy:
-        return Policy(batch_size=-(-LARGEST_QUERY // self.workers))
+        return Policy(batch_size=self._allowed(-(-LARGEST_QUERY // self.workers)))
 
     @property
     def literal(self) -> Policy:
-        return Policy(batch_size=LITERAL_25)
+        return Policy(batch_size=self._allowed(LITERAL_25))
+
+    def _allowed(self, batch_size: int) -> int:
+        if self.whole:
+            return self.largest
+        return min(batch_size, self.most or batch_size)
 
 
 def hill_climb(measure: Measure, space: Space) -> None:
@@ -104,7 +114,7 @@ def staying(policy: Policy, space: Space) -> list[Policy]:
 def exhaustive(measure: Measure, space: Space) -> None:
     """Every batch size of the climb, the sizes between them from 16 on, and both baselines; then
     every threshold, with the best of them; then every backlog, with the best of those."""
-    between = [3 * size // 2 for size in space.batch_sizes if 16 <= size < space.largest]
+    between = [3 * size // 2 for size in space.batch_sizes[:-1] if size >= 16]
     sizes = {*space.batch_sizes, *between, space.static.batch_size, space.literal.batch_size}
     found = {size: measure(Policy(batch_size=size)).rate_qps for size in sorted(sizes)}
     best = Policy(batch_size=max(found, key=lambda size: found[size]))

@@ -194,6 +194,8 @@ class _Tuning:
             if self.facts.accelerators
             else (),
             trials=100 if self.facts.virtual else 30,
+            whole=self.facts.whole,
+            most=self.facts.most_items,
         )
         self.trials: dict[Policy, Trial] = {}
         self.comparisons: list[Comparison] = []

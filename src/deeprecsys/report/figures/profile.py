@@ -38,16 +38,19 @@ def items_per_s(summary: dict[str, Any]) -> Figure | None:
         _curve(points, rounded(column(points, "items_per_s")), colour, "%{y:.4g} items/s")
         for points, colour in curves
     ]
-    return figure([*data, _bound(curves[-1][0])], batch_axis(), from_zero("items/s"))
+    return figure([*data, *_bound(curves[-1][0])], batch_axis(), from_zero("items/s"))
 
 
-def _bound(points: list[Point]) -> Figure:
-    return scatter(
+def _bound(points: list[Point]) -> list[Figure]:
+    """Nothing where nobody knows what the model asks for."""
+    if points[0]["limits_share"] is None:
+        return []
+    return [scatter(
         "lines", "what the limits allow", column(points, "batch_size"),
         rounded(map(allowed_items_per_s, points)),
         line={"color": RED, "dash": "dash", "width": 1.5},
         hovertemplate="limit: %{y:.4g} items/s",
-    )  # fmt: skip
+    )]  # fmt: skip
 
 
 def allowed_items_per_s(point: Point) -> float:

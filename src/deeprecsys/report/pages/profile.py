@@ -38,9 +38,11 @@ def _found(summary: dict[str, Any]) -> tuple[str, list[Fact]]:
         f"{summary['model']}: {text.rate(best['items_per_s'])} items/s at batch size "
         f"{best['batch_size']} with {best['busy']} workers busy"
     )
-    # Of the rate that is shown, which slow requests lower: not of the median request.
-    share = best["items_per_s"] / profile.allowed_items_per_s(best)
-    return verdict, [
-        ("of this machine's limits", f"{share:.0%}", "at that batch size"),
-        ("request of 1", f"{text.ms(min(r['median_s'] for r in points))} ms", "median"),
+    facts: list[Fact] = [
+        ("request of 1", f"{text.ms(min(r['median_s'] for r in points))} ms", "median")
     ]
+    if best["limits_share"] is not None:
+        # Of the rate that is shown, which slow requests lower: not of the median request.
+        share = best["items_per_s"] / profile.allowed_items_per_s(best)
+        facts.insert(0, ("of this machine's limits", f"{share:.0%}", "at that batch size"))
+    return verdict, facts

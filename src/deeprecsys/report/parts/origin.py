@@ -51,6 +51,8 @@ def _set_up(summary: dict[str, Any]) -> dict[str, Any]:
 def _pool(pool: dict[str, Any]) -> str:
     every = ", every row of the tables" if pool.get("every_row") else ""
     users = f" of {pool['users']:,} users" if pool.get("users", 1) > 1 else ""
+    if "source" in pool:
+        return f"{pool['items']:,} items{users}, {pool['source']}"
     touched = _mib(pool["touched_bytes"])
     if cache := pool.get("cache_bytes"):
         touched += f" ({pool['touched_bytes'] / cache:.1f} times the last-level cache)"
