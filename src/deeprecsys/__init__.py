@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deeprecsys.analysis.metrics import summarize as summarize
+    from deeprecsys.artifacts import open_model as open_model
     from deeprecsys.client.client import Client as Client
     from deeprecsys.core import SLA as SLA
     from deeprecsys.core import InputSpec as InputSpec
@@ -38,6 +39,7 @@ _HOMES = {
     "rules.dispatch": ("QueueFull",),
     "engine": ("DeadlineExceeded", "Engine", "EngineClosed"),
     "analysis.metrics": ("summarize",),
+    "artifacts": ("open_model",),
     "models": ("load_model",),
     "report": ("write_report",),
     "machines.service_time": ("Profile", "ServiceTime"),

@@ -15,6 +15,7 @@ from deeprecsys.engine.pool import draw_pool
 from deeprecsys.engine.process import Neighbours, generator_priority
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models import load_model
+from deeprecsys.runtimes import RUNTIMES
 from deeprecsys.runtimes.stub import FixedTime
 from stub_model import StubModel
 
@@ -124,7 +125,7 @@ def test_auto_leaves_out_a_runtime_that_cannot_take_the_model(monkeypatch):
     def broken(model):
         raise RuntimeError("cannot trace\nlong story")
 
-    monkeypatch.setitem(calibrate.RUNTIMES, "torchscript", broken)
+    monkeypatch.setitem(RUNTIMES, "torchscript", broken)
     runtime, choice = calibrate.choose("auto", model, [None])
     assert runtime.name == "eager"
     assert choice["torchscript"] == "cannot trace"

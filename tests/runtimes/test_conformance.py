@@ -1,13 +1,18 @@
-"""What every runtime must do: the model's scores, in place, for any slices, on any threads."""
+"""What every runtime must do: the model's scores, in place, for any slices, on any threads.
+
+A user's own model has one runtime, that of its form: add a form by a line in `own_models.FOLDERS`.
+"""
 
 import threading
 
 import numpy as np
 import pytest
 
-from deeprecsys.core import UserError, repeat_inputs, slice_inputs
+from deeprecsys.artifacts import open_model
+from deeprecsys.core import Answer, UserError, repeat_inputs, slice_inputs
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes import RUNTIMES, make_runtime
+from own_models import FOLDERS
 
 N = 37
 # Models whose users' inputs come in one row, but for `dlrm-rmc2` and `-rmc3`, which are as `-rmc1`.
@@ -24,11 +29,22 @@ def loaded(name, variant="paper", query_inputs=True):
     return load_model(name, scale=1e-4, seed=3, variant=variant, query_inputs=query_inputs)
 
 
-@pytest.fixture(scope="module", params=[*NAMES, *SHARED], ids=str)
-def model(request):
-    if isinstance(request.param, str):
-        return loaded(request.param, query_inputs=False)
-    return loaded(*request.param)
+PUBLISHED = [(model, name) for model in [*NAMES, *SHARED] for name in sorted(RUNTIMES)]
+OWN = [("own", name) for name in FOLDERS]
+
+
+@pytest.fixture(scope="module", params=[*PUBLISHED, *OWN], ids=str)
+def case(request, tmp_path_factory):
+    of, name = request.param
+    if of == "own":
+        folder = tmp_path_factory.mktemp("own") / name
+        return open_model(FOLDERS[name](folder), trust=True), name
+    return (loaded(of, query_inputs=False) if isinstance(of, str) else loaded(*of)), name
+
+
+@pytest.fixture
+def model(case):
+    return case[0]
 
 
 @pytest.fixture(scope="module", params=SHARED, ids="/".join)
@@ -36,9 +52,15 @@ def shared(request):
     return loaded(*request.param)
 
 
-@pytest.fixture(params=sorted(RUNTIMES))
-def runtime(request, model):
-    return make_runtime(request.param, model)
+@pytest.fixture
+def runtime(case):
+    return make_runtime(case[1], case[0])
+
+
+def filled(model, n, value):
+    scores = Answer(model.outputs).empty(n)
+    scores.fill(value)
+    return scores
 
 
 def run_slices(runtime, prepared, cuts):
@@ -48,7 +70,7 @@ def run_slices(runtime, prepared, cuts):
 
 def test_slices_on_several_threads_give_the_reference_scores(model, runtime):
     inputs = model.example(N, np.random.default_rng(1))
-    scores = np.full((N, model.tasks), np.nan, np.float32)
+    scores = filled(model, N, np.nan)
     prepared = runtime.prepare(inputs, scores)
     cuts = [(0, 1), (1, 17), (17, 36), (36, 37)]
 
@@ -67,7 +89,7 @@ def test_slices_on_several_threads_give_the_reference_scores(model, runtime):
 def test_slices_of_several_queries_as_one_request_give_each_its_scores(model, runtime):
     runtime.enter_thread()
     queries = [model.example(n, np.random.default_rng(n)) for n in (5, 1, 9)]
-    scores = [np.full((n, model.tasks), 7.0, np.float32) for n in (5, 1, 9)]
+    scores = [filled(model, n, 7.0) for n in (5, 1, 9)]
     prepared = [runtime.prepare(*pair) for pair in zip(queries, scores, strict=True)]
     cuts = [(3, 5), (0, 1), (0, 4)]
     runtime.execute_together([(p, *cut) for p, cut in zip(prepared, cuts, strict=True)])
@@ -80,7 +102,7 @@ def test_slices_of_several_queries_as_one_request_give_each_its_scores(model, ru
 def test_only_the_rows_of_the_slice_are_written(model, runtime):
     runtime.enter_thread()
     inputs = model.example(N, np.random.default_rng(2))
-    scores = np.full((N, model.tasks), 7.0, np.float32)
+    scores = filled(model, N, 7.0)
     runtime.execute(runtime.prepare(inputs, scores), 5, 9)
     assert (scores[:5] == 7).all()
     assert (scores[9:] == 7).all()
@@ -125,6 +147,6 @@ def test_queries_of_all_forms_join_in_one_request(shared):
         np.testing.assert_allclose(found, shared.reference(inputs), atol=1e-5)
 
 
-def test_an_unknown_runtime_is_refused_by_name(model):
+def test_an_unknown_runtime_is_refused_by_name(shared):
     with pytest.raises(UserError, match=r"unknown runtime 'nope'; known: auto, eager, torchscript"):
-        make_runtime("nope", model)
+        make_runtime("nope", shared)

@@ -57,12 +57,12 @@ class Wanted:
 def run(request: opt.Request, wanted: Wanted) -> int:
     from deeprecsys.experiments.benching import bench, rate_of, scheduled
 
-    policy, sla = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive), request.sla
+    policy, sla = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive), request.target
     policy = opt.offloading(request, policy, wanted.offload_threshold, wanted.offload_backlog)
     length = (wanted.qps, wanted.duration_s, wanted.queries)
     schedule = scheduled(request.workload, *length)
     files.check_target("--timeline", wanted.timeline)
-    folder = files.prepared(request, NAME, request.model)
+    folder = files.prepared(request, NAME, request.label)
     rate = rate_of(schedule, wanted.qps)
     with (
         show.Progress(show.console(request.json_file), sla, schedule.duration_s) as progress,

@@ -16,18 +16,24 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from deeprecsys.analysis.usage import Watts
-from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.cli.which import Own, Published, which
+from deeprecsys.core import SLA, Policy, Servable, UserError
 from deeprecsys.machines.accelerators import check_names, cuda_number
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
     from deeprecsys.experiments.result import Asked
-    from deeprecsys.models import Model
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="One of `deeprecsys models`.")]
+NO_TARGET = "which target? give --sla-ms, or say target = {sla_ms = 50} in model.toml"
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="One of `deeprecsys models`, or a path to your own.")
+]
 NoModelName = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="One of `deeprecsys models`, or --service.")
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]", help="One of `deeprecsys models`, a path to your own, or --service."
+    ),
 ]
 SlaMs = Annotated[float | None, typer.Option(help="Latency target, ms.  [default: the model's]")]
 Percentile = Annotated[
@@ -51,6 +57,9 @@ Scale = Annotated[float, typer.Option(help="Rows of every table, times this.")]
 Variant = Annotated[str, typer.Option(help="paper, or authors-code.")]
 QueryInputs = Annotated[
     bool, typer.Option(help="Queries hold their user's inputs once, not once a candidate.")
+]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Open forms of MODEL that run foreign code in this process.")
 ]
 RuntimeName = Annotated[str, typer.Option(help="auto, torchscript or eager.")]
 Pin = Annotated[
@@ -110,22 +119,27 @@ class Request:
     pin: Pin = "auto"
     accelerator: Accelerators = None
     watts: WattsText = None
+    trust: Trust = False
     seed: Seed = 0
     out: Out = None
     json_file: JsonFile = None
 
     def check(self) -> None:
-        self.spec.check_scale(self.scale)
-        if self.query_inputs:
-            self.spec.check_of_user()
-        check_runtime(self.runtime)
         self.check_machine()
+        self.which.check()
+        if isinstance(self.which, Published):
+            check_runtime(self.runtime)
         for text in self.accelerator or []:
             if (number := cuda_number(text)) is not None:
-                from deeprecsys.runtimes.cuda import check
+                self._check_cuda(number)
+        _ = self.target, self.workload
 
-                check(number, self.spec.memory_bytes(self.scale))
-        _ = self.sla, self.workload
+    def _check_cuda(self, number: int) -> None:
+        if isinstance(self.which, Own):
+            raise UserError("a model of your own runs on the cores: leave out --accelerator cuda")
+        from deeprecsys.runtimes.cuda import check
+
+        check(number, self.which.memory_bytes)
 
     def check_machine(self) -> None:
         positive("--workers", self.workers)
@@ -138,37 +152,47 @@ class Request:
         return Watts() if self.watts is None else Watts.parse(self.watts)
 
     @cached_property
-    def spec(self) -> Any:
-        from deeprecsys.models import get_spec
-
-        return get_spec(self.model, self.variant)
+    def which(self) -> Published | Own:
+        return which(
+            self.model, trust=self.trust, scale=self.scale, variant=self.variant, seed=self.seed,
+            query_inputs=self.query_inputs,
+        )  # fmt: skip
 
     @cached_property
+    def target(self) -> SLA | None:
+        """As asked for, else the model's; None where neither says one."""
+        return asked_target(self.which.target, self.sla_ms, self.percentile)
+
+    @property
     def sla(self) -> SLA:
-        published = self.spec.target
-        return SLA(
-            published.latency_s if self.sla_ms is None else self.sla_ms / 1e3,
-            published.percentile if self.percentile is None else self.percentile,
-        )
+        """UserError where there is none."""
+        if self.target is None:
+            raise UserError(NO_TARGET)
+        return self.target
 
     @cached_property
     def workload(self) -> Workload:
         return Workload(
-            sizes=self.sizes, arrivals=self.arrivals, indices=self.indices, seed=self.seed
+            sizes=self._sizes, arrivals=self.arrivals, indices=self.indices, seed=self.seed
         )
 
-    def load(self) -> Model:
-        from deeprecsys.models import load_model
+    @property
+    def _sizes(self) -> str:
+        """As asked for, else the model's own law."""
+        replayed = self.arrivals.startswith("replay:")  # which has its own sizes
+        if self.sizes != Request.sizes or replayed or self.model is None:
+            return self.sizes
+        return self.which.sizes or self.sizes
 
-        return load_model(
-            self.model,
-            scale=self.scale,
-            seed=self.seed,
-            variant=self.variant,
-            query_inputs=self.query_inputs,
-        )
+    @property
+    def label(self) -> str:
+        """Its name, also where MODEL is a path."""
+        return self.which.name
 
-    def engine(self, model: Model) -> Engine:
+    def load(self) -> Servable:
+        return self.which.load()
+
+    def engine(self, model: Servable) -> Engine:
         """Not yet entered; warms up requests as large as the workload's queries."""
         from deeprecsys.engine import Engine
 
@@ -187,8 +211,9 @@ class Request:
         """What a summary says was asked for."""
         from deeprecsys.experiments.result import Asked
 
-        about = {name: getattr(self, name) for name in ("variant", "scale", "query_inputs")}
-        return Asked(workload=self.workload, sla=self.sla, model=self.model, about=about)
+        return Asked(
+            workload=self.workload, sla=self.target, model=self.label, about=self.which.about
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return self.asked.to_dict()
@@ -207,14 +232,15 @@ class SimulationRequest(Request):
         self.check_machine()
         _ = self.target, self.workload
 
-    @property
+    @cached_property
     def target(self) -> SLA | None:
         """None where no model and no --sla-ms says one."""
-        if self.model is None and self.sla_ms is None:
-            return None
-        if self.model is None:
-            return SLA(self.sla_ms / 1e3, self.percentile or 95.0)  # type: ignore[operator]
-        return self.sla
+        of_model = None if self.model is None else self.which.target
+        return asked_target(of_model, self.sla_ms, self.percentile)
+
+    @property
+    def label(self) -> str:
+        return "service" if self.model is None else self.which.name
 
     @property
     def asked(self) -> Asked:
@@ -223,6 +249,17 @@ class SimulationRequest(Request):
         if self.model is not None:
             return super().asked
         return Asked(workload=self.workload, sla=self.target)
+
+
+def asked_target(own: SLA | None, sla_ms: float | None, percentile: float | None) -> SLA | None:
+    """The model's own target, with what is asked for instead."""
+    if own is None and sla_ms is None:
+        return None
+    usual = own or SLA(1.0)
+    return SLA(
+        usual.latency_s if sla_ms is None else sla_ms / 1e3,
+        usual.percentile if percentile is None else percentile,
+    )
 
 
 def offloading(

@@ -50,7 +50,7 @@ def run(
 
     opt.positive("--budget-s", budget_s)
     sizes = _sizes(batch_sizes)
-    folder = files.prepared(request, NAME, request.model)
+    folder = files.prepared(request, NAME, request.label)
     before = _unfinished(folder, request)
     if before is not None and request.runtime == "auto":
         request = replace(request, runtime=before.about.get("runtime", "auto"))
@@ -111,7 +111,8 @@ def _unfinished(folder: Path, request: opt.Request) -> Profile | None:
     if not (folder / FILE).is_file():
         return None
     found = Profile.load(folder / FILE)
-    found.check(**{name: getattr(request, name) for name in ABOUT_MODEL})
+    said = {"model": request.label, "seed": request.seed, **request.which.about}
+    found.check(**{name: said.get(name) for name in ABOUT_MODEL})
     return found
 
 
@@ -128,9 +129,15 @@ def _table(summary: dict[str, Any]) -> Table:
     for size in sorted({batch for batch, _ in at}):
         cells = [_cell(at.get((size, level))) for level in levels]
         last = at.get((size, levels[-1]))
-        more = (show.rate(last["items_per_s"]), f"{last['limits_share']:.0%}") if last else ("", "")
-        table.add_row(str(size), *cells, *more)
+        table.add_row(str(size), *cells, *_reached(last))
     return table
+
+
+def _reached(row: dict[str, Any] | None) -> tuple[str, str]:
+    if row is None:
+        return "", ""
+    share = row["limits_share"]
+    return show.rate(row["items_per_s"]), "" if share is None else f"{share:.0%}"
 
 
 def _cell(row: dict[str, Any] | None) -> str:

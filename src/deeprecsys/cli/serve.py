@@ -16,6 +16,7 @@ import typer
 
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
+from deeprecsys.cli.which import Own, Published, which
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.experiments.result import origin
 
@@ -77,6 +78,7 @@ class Wanted:
         typer.Option(help="Also take what belongs to the user in one row for all candidates."),
     ] = True
     accelerator: opt.Accelerators = None
+    trust: opt.Trust = False
     max_body_mb: Annotated[float, typer.Option(help="Of one request.")] = 64.0
     max_waiting_mb: Annotated[float, typer.Option(help="Of all bodies not answered.")] = 1024.0
     max_connections: Annotated[int, typer.Option(help="Of HTTP.")] = 4096
@@ -121,24 +123,28 @@ class Wanted:
 
 @opt.expanded
 def run(wanted: Wanted) -> int:
-    from deeprecsys.models import get_spec
-
-    spec = get_spec(wanted.model, wanted.variant)
-    spec.check_scale(wanted.scale)
-    tuned = Tuned.read(wanted.policy, wanted.model) if wanted.policy else Tuned()
-    sla = _sla(tuned.sla or spec.target, wanted.sla_ms, wanted.percentile)
+    model = which(wanted.model, trust=wanted.trust, scale=wanted.scale, variant=wanted.variant,
+                  seed=wanted.seed)  # fmt: skip
+    model.check()
+    if isinstance(model, Published):
+        model = replace(model, query_inputs=wanted.query_inputs and model.of_user)
+    tuned = Tuned.read(wanted.policy, model.name) if wanted.policy else Tuned()
+    sla = opt.asked_target(tuned.sla or model.target, wanted.sla_ms, wanted.percentile)
+    if sla is None:
+        raise UserError(opt.NO_TARGET)
+    usual = _RUNTIME if isinstance(model, Published) else "auto"
     tuned = replace(tuned, policy=_policy(tuned, wanted), sla=sla,
-                    runtime=wanted.runtime or tuned.runtime or _RUNTIME)  # fmt: skip
-    _check(wanted, tuned)
+                    runtime=wanted.runtime or tuned.runtime or usual)  # fmt: skip
+    _check(wanted, tuned, model)
     key = _key(wanted.key_file)
     _start_logging(wanted.log_level)
     try:
-        server = _server(wanted, tuned, sla, key, bool(spec.of_user))
+        server = _server(wanted, tuned, sla, key, model)
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
     server.run()
     if wanted.json_file:
-        said = {**origin(NAME), "model": wanted.model, **server.totals()}
+        said = {**origin(NAME), "model": model.name, **server.totals()}
         files.write_json(json.dumps(said, indent=1), wanted.json_file)
     if server.left_behind:  # a thread in a library's code, which may not outlive the interpreter
         sys.stdout.flush()
@@ -147,7 +153,9 @@ def run(wanted: Wanted) -> int:
     return 0
 
 
-def _server(wanted: Wanted, tuned: Tuned, sla: SLA, key: str | None, of_user: bool) -> Server:
+def _server(
+    wanted: Wanted, tuned: Tuned, sla: SLA, key: str | None, model: Published | Own
+) -> Server:
     from deeprecsys.serving.dataplane import Served
     from deeprecsys.serving.server import Address, Server, json_log
 
@@ -155,32 +163,24 @@ def _server(wanted: Wanted, tuned: Tuned, sla: SLA, key: str | None, of_user: bo
     grpc_port = None if wanted.grpc_port < 0 else wanted.grpc_port
     return Server(
         Served(
-            wanted.model, tuned.policy, sla, deadline_s, deadline_s is not None, wanted.hang_s,
+            model.name, tuned.policy, sla, deadline_s, deadline_s is not None, wanted.hang_s,
             wanted.log_queries,
         ),
-        lambda: _engine(wanted, tuned, sla, of_user),
+        lambda: _engine(wanted, tuned, sla, model),
         Address(wanted.host, wanted.http_port, grpc_port, wanted.tls_cert, wanted.tls_key, key),
         _bounds(wanted),
         json_log(),
     )  # fmt: skip
 
 
-def _engine(wanted: Wanted, tuned: Tuned, sla: SLA, of_user: bool) -> Engine:
+def _engine(wanted: Wanted, tuned: Tuned, sla: SLA, model: Published | Own) -> Engine:
     """Open, with the model loaded."""
     from deeprecsys.engine import Engine
-    from deeprecsys.models import load_model
 
-    model = load_model(
-        wanted.model,
-        scale=wanted.scale,
-        seed=wanted.seed,
-        variant=wanted.variant,
-        query_inputs=wanted.query_inputs and of_user,
-    )
     return Engine(
-        model,
+        model.load(),
         wanted.workers,
-        tuned.runtime or _RUNTIME,
+        tuned.runtime or "auto",
         max_queued_items=wanted.max_queued_items,
         accelerators=wanted.accelerator or (),
         percentile=sla.percentile,
@@ -215,9 +215,12 @@ def _policy(tuned: Tuned, wanted: Wanted) -> Policy:
     return tuned.policy if wanted.batch_size is None else Policy(batch_size=wanted.batch_size)
 
 
-def _check(wanted: Wanted, tuned: Tuned) -> None:
+def _check(wanted: Wanted, tuned: Tuned, model: Published | Own) -> None:
     """UserError for what contradicts itself, before any work."""
-    opt.check_runtime(tuned.runtime or _RUNTIME)
+    if isinstance(model, Published):
+        opt.check_runtime(tuned.runtime or _RUNTIME)
+    elif wanted.accelerator:
+        raise UserError("a model of your own runs on the cores: leave out --accelerator")
     _check_accelerators(wanted.accelerator or [], tuned.policy)
     opt.pinned(wanted.pin)
     if wanted.deadline_ms is not None and wanted.deadline_ms < 0:
@@ -260,13 +263,6 @@ class Tuned:
             SLA(sla["latency_s"], sla["percentile"]) if sla else None,
             raw.get("runtime"),
         )
-
-
-def _sla(target: SLA, sla_ms: float | None, percentile: float | None) -> SLA:
-    return SLA(
-        target.latency_s if sla_ms is None else sla_ms / 1e3,
-        target.percentile if percentile is None else percentile,
-    )
 
 
 def _check_accelerators(accelerators: Sequence[str], policy: Policy) -> None:

@@ -61,7 +61,7 @@ def loaded(progress: Progress, request: Request) -> Iterator[Engine]:
 
 
 def loading(progress: Progress, request: Request) -> None:
-    gigabytes = request.spec.memory_bytes(request.scale) / 1e9
+    gigabytes = request.which.memory_bytes / 1e9
     progress.line(f"loading {request.model} ({gigabytes:.2f} GB)")
 
 

@@ -86,8 +86,9 @@ def run(request: opt.SimulationRequest, wanted: Wanted) -> int:
         _check_fleet(request, wanted)
         return fleets.run(request, wanted.fleet)
     how = _how(request, wanted)
-    law = given_law(wanted.service, wanted.profile, vars(request), extrapolate=wanted.extrapolate)
-    folder = files.prepared(request, NAME, request.model or "service")
+    about = {"model": request.label, **request.which.about} if request.model else {}
+    law = given_law(wanted.service, wanted.profile, about, extrapolate=wanted.extrapolate)
+    folder = files.prepared(request, NAME, request.label)
     with (
         show.Progress(show.console(request.json_file), request.target, None) as progress,
         show.interruptible() as interrupted,
@@ -115,7 +116,12 @@ class _Task:
 
         request, cores = self.request, len(usable_cores())
         made = machine(
-            self.law, request.workers, request.accelerator or (), request.model, request.seed, cores
+            self.law,
+            request.workers,
+            request.accelerator or (),
+            request.label if request.model else None,
+            request.seed,
+            cores,
         )
         for line in made.facts().detail["assumptions"]:
             self.progress.line(f"simulated: {line}")

@@ -47,7 +47,8 @@ def run(
     usual_s = usual_budget_s(method, bool(request.accelerator))
     opt.positive("--budget-s", budget_s)
     opt.positive("--duration-s", duration_s)
-    folder = files.prepared(request, NAME, request.model)
+    _ = request.sla
+    folder = files.prepared(request, NAME, request.label)
     budget = usual_s if budget_s is None else budget_s
     with (
         show.Progress(show.console(request.json_file), request.sla, budget) as progress,

@@ -17,7 +17,7 @@ from deeprecsys.core import DEFAULT_INDICES, UserError
 from deeprecsys.engine.pool import draw
 from deeprecsys.engine.process import enter_worker
 from deeprecsys.machines.service_time import ServiceTime
-from deeprecsys.runtimes import RUNTIMES, Runtime, make_runtime
+from deeprecsys.runtimes import Runtime, make_runtime, runtimes_of
 
 # Candidates to draw windows from: enough rows that repeats do not come from the cache.
 _EXAMPLE_ITEMS = 4096
@@ -38,6 +38,8 @@ def choose(wanted: str | Runtime, model: Any, cores: Cores) -> tuple[Runtime, di
     """
     if not isinstance(wanted, str):
         return wanted, {}
+    if wanted == "auto" and len(runtimes_of(model)) == 1:
+        wanted = next(iter(runtimes_of(model)))
     if wanted != "auto":
         try:
             return make_runtime(wanted, model), {}
@@ -47,7 +49,7 @@ def choose(wanted: str | Runtime, model: Any, cores: Cores) -> tuple[Runtime, di
             raise UserError(f"runtime {wanted} cannot take {model.name}: {error}") from error
     able: dict[str, Runtime] = {}
     choice: dict[str, Any] = {}
-    for name in RUNTIMES:
+    for name in runtimes_of(model):
         try:
             able[name] = make_runtime(name, model)
             choice[name] = _request_seconds(able[name], model, cores, _CHOICE_SIZES)
@@ -106,7 +108,7 @@ def _request_seconds(
 ) -> dict[int, float]:
     """Median seconds of a request by its items, in windows of one large example."""
     pool = draw(model, max(_EXAMPLE_ITEMS, 2 * max(sizes)), DEFAULT_INDICES)
-    prepared, items = pool.prepared(runtime, model.tasks), pool.span
+    prepared, items = pool.prepared(runtime, model.outputs), pool.span
 
     def measure(worker: int) -> list[float]:
         offset = worker * items // len(cores)

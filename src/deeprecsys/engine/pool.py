@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import Inputs, IntArray
+from deeprecsys.core import Answer, Inputs, IntArray, OutputSpec, Servable
 from deeprecsys.engine.topology import usable_cores
 from deeprecsys.runtimes import Runtime
 from deeprecsys.workload import IndexLaw, parse_indices
@@ -56,8 +56,47 @@ class Column(NamedTuple):
     shared: bool
 
 
+class Pool:
+    """Inputs of `items` candidates; a query is a window of at most `span` consecutive ones, of one
+    of `users`. Two kinds: `InputPool`, and of users' own models `rows.RowPool`."""
+
+    __slots__ = ()
+    items: int
+    span: int
+    users: int
+
+    def window(self, offset: int, size: int) -> Inputs:
+        """Views of `size` candidates from `offset`, of a user that the offset chooses."""
+        raise NotImplementedError
+
+    @property
+    def row_bytes(self) -> int:
+        """What a runtime may copy of a candidate."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def user(self, offset: int) -> int:
+        """By Fibonacci hashing: by the remainder, queries of equal size would share few users."""
+        return (offset * 0x9E3779B1 & 0xFFFFFFFF) * self.users >> 32
+
+    def prepared(self, runtime: Runtime, outputs: Sequence[OutputSpec]) -> list[Any]:
+        """Queries of `span` candidates each, from all over the pool: to execute slices of."""
+        scores = Answer(outputs).empty(self.span)
+        room = _PREPARED_BYTES // max(1, self.span * self.row_bytes)
+        wanted = max(self.items // self.span, self.users)
+        count = max(2, min(wanted, room, _MOST_PREPARED))
+        offsets = (k * self.items // count for k in range(count))
+        return [runtime.prepare(self.window(at, self.span), scores) for at in offsets]
+
+    def offsets(self, sizes: IntArray) -> IntArray:
+        """Where each query of a schedule starts: consecutive windows, around and around."""
+        return np.asarray((np.cumsum(sizes) - sizes) % self.items)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class InputPool:
+class InputPool(Pool):
     """`items` candidates' inputs; a query is a window of at most `span` consecutive ones.
 
     users: rows of the query-scoped inputs, one of which goes with a window; 1 where there are no
@@ -75,11 +114,7 @@ class InputPool:
     every_row: bool
 
     def window(self, offset: int, size: int) -> Inputs:
-        """Views of `size` candidates from `offset`, of a user that the offset chooses.
-
-        By Fibonacci hashing: by the remainder, queries of equal size would share few users.
-        """
-        user = (offset * 0x9E3779B1 & 0xFFFFFFFF) * self.users >> 32
+        user = self.user(offset)
         found: dict[str, NDArray[Any]] = {}
         for name, rows, period, start, shared in self.columns:
             if shared:
@@ -90,19 +125,10 @@ class InputPool:
                 found[name] = rows[lo : lo + size]
         return found
 
-    def prepared(self, runtime: Runtime, tasks: int) -> list[Any]:
-        """Queries of `span` candidates each, from all over the pool: to execute slices of."""
-        scores = np.empty((self.span, tasks), np.float32)
-        single = sum(column.rows[0].nbytes for column in self.columns if column.rows[0].size == 1)
-        room = _PREPARED_BYTES // max(1, self.span * single)
-        wanted = max(self.items // self.span, self.users)
-        count = max(2, min(wanted, room, _MOST_PREPARED))
-        offsets = (k * self.items // count for k in range(count))
-        return [runtime.prepare(self.window(at, self.span), scores) for at in offsets]
-
-    def offsets(self, sizes: IntArray) -> IntArray:
-        """Where each query of a schedule starts: consecutive windows, around and around."""
-        return np.asarray((np.cumsum(sizes) - sizes) % self.items)
+    @property
+    def row_bytes(self) -> int:
+        """Inputs of one id each are joined into one (`runtimes/eager.py`)."""
+        return sum(column.rows[0].nbytes for column in self.columns if column.rows[0].size == 1)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -115,15 +141,15 @@ class InputPool:
         }
 
 
-def draw_pool(model: Any, law: str, largest: int, cache_bytes: int) -> InputPool:
+def draw_pool(model: Servable, law: str, largest: int, cache_bytes: int) -> Pool:
     """Touches `CACHES * cache_bytes` of rows, or every row, or what the bounds above allow.
 
     `largest` is the largest query to be served. The same inputs, model seed and law give the same
     pool: the very same to all engines of a process.
     """
     span = max(_LEAST_SPAN, 1 << (2 * largest - 1).bit_length())
-    variant = getattr(model, "variant", None)
-    key = (model.name, variant, model.inputs, model.scale, model.seed, law, span, cache_bytes)
+    said = tuple(getattr(model, name, None) for name in ("path", "variant", "scale", "seed"))
+    key = (model.name, *said, model.inputs, law, span, cache_bytes)
     with _lock:
         if key not in _pools:
             while len(_pools) >= _KEPT:
@@ -132,18 +158,21 @@ def draw_pool(model: Any, law: str, largest: int, cache_bytes: int) -> InputPool
         return _pools[key]
 
 
-_pools: dict[Any, InputPool] = {}
+_pools: dict[Any, Pool] = {}
 _lock = threading.Lock()
 
 
-def draw(model: Any, span: int, law: str, cache_bytes: int = 0) -> InputPool:
+def draw(model: Any, span: int, law: str, cache_bytes: int = 0) -> Pool:
     """The same, not kept; without a cache as little as two windows need."""
+    if model.tables is None:
+        from deeprecsys.engine.rows import draw_rows
+
+        return draw_rows(model, span, law)
     strips = {rows: _Strip(rows, span, model) for rows in {spec.rows for spec in model.inputs}}
     every = list(strips.values())
-    tables = [(table.scaled_rows(model.scale), model.spec.width * 4) for table in model.spec.tables]
 
     def touched_bytes() -> int:
-        return sum(strips[rows].distinct * size for rows, size in tables if rows in strips)
+        return sum(strips[rows].distinct * size for rows, size in model.tables if rows in strips)
 
     for draws_a_row in _steps(every):
         for strip in every:

@@ -11,25 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys.core import Inputs, InputSpec, UserError
+from deeprecsys.core import Inputs, UserError
 from deeprecsys.machines.service_time import ServiceTime
 
-Scores = NDArray[np.float32]
-
-
-class Servable(Protocol):
-    """What engine and runtimes need of a model; `models.Model` is one."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def inputs(self) -> tuple[InputSpec, ...]: ...
-    @property
-    def tasks(self) -> int: ...
-    def check(self, inputs: Inputs) -> int: ...
+Scores = NDArray[Any]  # of the type and columns that `core.Answer` says
 
 
 class Runtime(Protocol):
@@ -42,7 +29,7 @@ class Runtime(Protocol):
         ...
 
     def prepare(self, inputs: Inputs, scores: Scores) -> Any:
-        """Once a query, before its slices: `scores` is float32 [N, K], to be filled."""
+        """Once a query, before its slices: `scores` is its `core.Answer`, to be filled."""
         ...
 
     def execute(self, prepared: Any, lo: int, hi: int) -> None:
@@ -112,11 +99,28 @@ def _torchscript(model: Any) -> Runtime:
     return TorchScript(model)
 
 
+def _own(model: Any) -> Runtime:
+    if model.form.name == "torchscript":
+        from deeprecsys.runtimes.own_torchscript import OwnTorchScript
+
+        return OwnTorchScript(model)
+    from deeprecsys.runtimes.own import Own
+
+    return Own(model)
+
+
 RUNTIMES: dict[str, Callable[[Any], Runtime]] = {"torchscript": _torchscript, "eager": _eager}
+
+
+def runtimes_of(model: Any) -> dict[str, Callable[[Any], Runtime]]:
+    """Those that can execute it, by name: a user's own model has one, that of its form."""
+    form = getattr(model, "form", None)
+    return RUNTIMES if form is None else {form.name: _own}
 
 
 def make_runtime(name: str, model: Any) -> Runtime:
     """By name; UserError naming the known ones."""
-    if name not in RUNTIMES:
-        raise UserError(f"unknown runtime {name!r}; known: auto, {', '.join(sorted(RUNTIMES))}")
-    return RUNTIMES[name](model)
+    known = runtimes_of(model)
+    if name not in known:
+        raise UserError(f"unknown runtime {name!r}; known: auto, {', '.join(sorted(known))}")
+    return known[name](model)

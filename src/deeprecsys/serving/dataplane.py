@@ -15,7 +15,8 @@ from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from typing import Any
 
-from deeprecsys.core import SLA, InputSpec, Policy, UserError
+from deeprecsys.artifacts.model import ModelFailed
+from deeprecsys.core import SLA, Answer, InputSpec, Policy, UserError
 from deeprecsys.engine import (
     DeadlineExceeded,
     Engine,
@@ -33,7 +34,6 @@ from deeprecsys.serving.observed import Observed
 from deeprecsys.serving.rates import Rates
 from deeprecsys.serving.threads import Threads
 
-OUTPUT = "scores"
 VERSION = "1"
 # The protocol's priorities: 1 goes first; 0, none given, stands in the middle.
 _PRIORITIES, _USUAL_PRIORITY = range(1, 10), 5
@@ -88,6 +88,8 @@ class DataPlane:
         self.engine = engine
         self.inputs: tuple[InputSpec, ...] = engine.model.inputs
         self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
+        self._answer = Answer(engine.model.outputs)
+        self._outputs = {*(output.name for output in engine.model.outputs), ""}
         self.observed.workers = engine.workers
         self.state = "ready"
 
@@ -114,8 +116,9 @@ class DataPlane:
         thread, perhaps before this returns."""
         self.check_model(call.model, call.version)
         engine = self.serving()
-        if call.outputs is not None and (other := call.outputs.keys() - {OUTPUT, ""}):
-            raise invalid(f"no output {min(other)!r}: the model has {OUTPUT}")
+        if call.outputs is not None and (other := call.outputs.keys() - self._outputs):
+            names = ", ".join(output.name for output in self._answer.outputs)
+            raise invalid(f"no output {min(other)!r}: the model has {names}")
         self._check_datatypes(call)
         self._check_size(call)
         deadline_s, priority = self._deadline_s(call), _priority(call)
@@ -147,6 +150,16 @@ class DataPlane:
         with self._lock:
             self._taken += 1
         return ticket
+
+    def asked_for(self, call: Call) -> list[str]:
+        """The outputs that a query wants, in the order in which it wants them: all, unless said."""
+        wanted = [name for name in call.outputs or () if name]
+        return wanted or [output.name for output in self._answer.outputs]
+
+    def named(self, call: Call, scores: Array) -> dict[str, Array]:
+        """Those outputs of an answer."""
+        every = self._answer.split(scores)
+        return {name: every[name] for name in self.asked_for(call)}
 
     def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
         """Whoever took `done` says so here, in the event loop's thread."""
@@ -213,13 +226,16 @@ class DataPlane:
             {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
             for spec in self.inputs
         ]
-        scores = {"name": OUTPUT, "datatype": "FP32", "shape": [-1, engine.model.tasks]}
+        outputs = [
+            {"name": output.name, "datatype": output.datatype, "shape": [-1, *output.shape]}
+            for output in self._answer.outputs
+        ]
         return {
             "name": self.served.name,
             "versions": [VERSION],
             "platform": f"deeprecsys_{engine.runtime.name}",
             "inputs": inputs,
-            "outputs": [scores],
+            "outputs": outputs,
         }
 
     def model_config(self) -> dict[str, Any]:
@@ -236,6 +252,10 @@ class DataPlane:
                 said[f"rows.{spec.name}"] = spec.rows
             if spec.scope == "query":
                 said[f"scope.{spec.name}"] = "query"
+            if spec.ragged:
+                said[f"ragged.{spec.name}"] = spec.ragged
+            if spec.bounds:
+                said[f"counts.{spec.name}"] = spec.bounds
         return {
             "name": meta["name"],
             "platform": meta["platform"],
@@ -297,6 +317,9 @@ class DataPlane:
                 return Refusal(Reason.UNAVAILABLE, f"{answer}; it has been replaced: ask again")
             case EngineClosed():
                 return Refusal(Reason.UNAVAILABLE, "the server is shutting down")
+            case ModelFailed():
+                self.fault(answer, "the model")
+                return Refusal(Reason.INTERNAL, f"the model failed: {answer}")
             case BaseException():
                 self.fault(answer, "the model")
                 return Refusal(Reason.INTERNAL, f"the model failed: {type(answer).__name__}")

@@ -1,0 +1,190 @@
+"""Users' own models: a file or a folder as a model that can be tuned and served.
+
+`open_model` finds the artifact, reads what it says (`FORMS`, one file a form) and what is declared
+beside it (`declared.py`, `samples.py`), holds both against each other (`derived.py`), and asks the
+artifact itself whether its queries may be cut (`legality.py`). Knows no engine and no server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deeprecsys.artifacts.declared import FILE, Declared, read_declared
+from deeprecsys.artifacts.derived import Derived, Fact, derive
+from deeprecsys.artifacts.form import Form
+from deeprecsys.artifacts.model import ModelFailed, OwnModel, Tried
+from deeprecsys.artifacts.samples import Samples, find_samples, read_samples
+from deeprecsys.core import SLA, OutputSpec, UserError
+
+Opener = Callable[[Path, bool], Form]
+
+
+def _torchscript(path: Path, trust: bool) -> Form:
+    from deeprecsys.artifacts.torchscript import TorchScript
+
+    return TorchScript(path)
+
+
+# By suffix. Add a form: a file here, a line.
+FORMS: dict[str, Opener] = {
+    ".pt": _torchscript, ".pth": _torchscript, ".ts": _torchscript, ".torchscript": _torchscript,
+}  # fmt: skip
+_PICKLES = (".pkl", ".pickle", ".joblib", ".ckpt")
+_SCORES = ("score", "scores", "logit", "logits", "prob", "probs", "probability", "prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What is known of an artifact before it is run."""
+
+    name: str
+    path: Path
+    form: Form
+    declared: Declared
+    samples: Samples | None
+    derived: Derived
+
+
+def is_path(text: str) -> bool:
+    """A file or a folder, and not the name of a published model."""
+    return "/" in text or "\\" in text or Path(text).suffix != "" or Path(text).exists()
+
+
+def open_model(path: str | Path, *, trust: bool = False) -> OwnModel:
+    """A user's own model, as `load_model` gives a published one.
+
+    trust: forms that run foreign code (a Python file, a compiled package) are opened. Raises
+    UserError, in one line, for what cannot be opened, contradicts itself or lacks something.
+    """
+    return finished(look(path, trust=trust))
+
+
+def look(path: str | Path, *, trust: bool = False) -> Looked:
+    """Opens the artifact and reads what lies beside it; runs nothing."""
+    given = Path(path)
+    folder = given if given.is_dir() else given.parent
+    beside = given.is_dir() or _only_artifact(given)
+    file = folder / FILE
+    declared = read_declared(file) if beside and file.is_file() else _own_file(given)
+    artifact = _artifact(given, declared)
+    recorded = find_samples(folder) if beside else None
+    samples = read_samples(recorded) if recorded else None
+    form = _opener(artifact)(artifact, trust)
+    derived = derive(artifact, form.found, declared, samples)
+    form.bind([spec.name for spec in derived.inputs])
+    name = declared.name or (given.resolve().name if given.is_dir() else artifact.stem)
+    return Looked(name, artifact, form, declared, samples, derived)
+
+
+def finished(looked: Looked) -> OwnModel:
+    """Tries the artifact out. UserError where something is missing."""
+    from deeprecsys.artifacts.legality import try_out
+
+    derived, declared, found = looked.derived, looked.declared, looked.form.found
+    if derived.missing:
+        first, more = derived.missing[0], len(derived.missing) - 1
+        others = f"; {more} more: deeprecsys inspect {looked.path}" if more else ""
+        raise UserError(f"{looked.path} does not say of {first.where} {first.what}{others}")
+    tried = try_out(looked.path, looked.form, derived, looked.samples, found.least, found.most)
+    score, how = _score(looked.path, tried, declared)
+    target = declared.target
+    return OwnModel(
+        looked.name, looked.path, looked.form, derived, tried, looked.samples, score,
+        tuple(declared.outputs.tasks or ()), declared.outputs.kind,
+        SLA(target.sla_ms / 1e3, target.percentile) if target else None,
+        declared.sizes, (*derived.facts, *tried.facts, how), found.nan,
+    )  # fmt: skip
+
+
+def _artifact(given: Path, declared: Declared) -> Path:
+    """The file (or the folder's one) that holds the model."""
+    if given.is_file():
+        return given
+    if not given.exists():
+        raise UserError(f"no file or folder {given}")
+    if declared.model is not None:
+        if not (given / declared.model).exists():
+            raise UserError(f"{given / FILE} names {declared.model}, which is not there")
+        return given / declared.model
+    found = sorted(p for p in given.iterdir() if p.suffix.lower() in FORMS)
+    if not found:
+        pickles = [p for p in given.iterdir() if p.suffix.lower() in _PICKLES]
+        if pickles:
+            return pickles[0]
+        raise UserError(f"{given} holds no model: known are {', '.join(FORMS)}")
+    if len(found) > 1:
+        names = ", ".join(p.name for p in found)
+        raise UserError(f'{given} has several models, {names}: say model = "..." in {FILE}')
+    return found[0]
+
+
+def _only_artifact(file: Path) -> bool:
+    """A file alone in its folder has the model.toml that lies beside it."""
+    if not (file.parent / FILE).is_file():
+        return True
+    declared = read_declared(file.parent / FILE)
+    others = [p for p in file.parent.iterdir() if p.suffix.lower() in FORMS]
+    return declared.model == file.name or (declared.model is None and len(others) <= 1)
+
+
+def _own_file(given: Path) -> Declared:
+    """`ranker.toml` beside `ranker.pt`, where several models share a folder."""
+    own = given.with_suffix(".toml")
+    if given.is_file() and own.is_file():
+        return read_declared(own)
+    return Declared()
+
+
+def _opener(path: Path) -> Opener:
+    suffix = path.suffix.lower()
+    if suffix in _PICKLES:
+        raise UserError(
+            f"{path} is a pickle, which runs code as it is loaded: save it as TorchScript, ONNX or "
+            "in the library's own format"
+        )
+    if suffix not in FORMS:
+        raise UserError(f"{path} is of no known form; known: {', '.join(FORMS)}")
+    return FORMS[suffix]
+
+
+def _score(path: Path, tried: Tried, declared: Declared) -> tuple[str, Fact]:
+    """Which output is the score, and how that is known."""
+    names = [output.name for output in tried.outputs]
+    said = declared.outputs.score
+    if said is not None:
+        if said not in names:
+            raise UserError(f"{FILE}: no output {said!r}; {path.name} has {', '.join(names)}")
+        _check_tasks(_output(tried, said), declared)
+        return said, Fact(f"output {said}", "is the score", "declared")
+    likely = [name for name in names if name.lower() in _SCORES]
+    name = names[0] if len(names) == 1 else likely[0] if likely else names[0]
+    _check_tasks(_output(tried, name), declared)
+    kind: Any = "found" if len(names) == 1 else "assumed"
+    return name, Fact(f"output {name}", "is the score", kind)
+
+
+def _output(tried: Tried, name: str) -> OutputSpec:
+    return next(output for output in tried.outputs if output.name == name)
+
+
+def _check_tasks(output: OutputSpec, declared: Declared) -> None:
+    tasks = declared.outputs.tasks
+    if tasks is not None and len(tasks) != output.columns:
+        raise UserError(
+            f"{FILE} names {len(tasks)} tasks, and output {output.name} has {output.columns}"
+        )
+
+
+__all__ = [
+    "FORMS",
+    "Looked",
+    "ModelFailed",
+    "OwnModel",
+    "finished",
+    "is_path",
+    "look",
+    "open_model",
+]

@@ -1,0 +1,223 @@
+"""A user's own model, as runtimes, engine and server take it (`core.Servable`).
+
+Holds an opened form, and what was derived of it; runs it on one query, padded and repeated as the
+artifact wants it. Knows no requests and no threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deeprecsys.artifacts.check import OwnCheck
+from deeprecsys.artifacts.derived import Derived, Fact
+from deeprecsys.artifacts.form import Form
+from deeprecsys.artifacts.samples import Samples
+from deeprecsys.core import (
+    SLA,
+    Answer,
+    Inputs,
+    InputSpec,
+    OutputSpec,
+    bounds_of,
+    is_shared,
+    join_inputs,
+    repeat_inputs,
+    slice_inputs,
+)
+from deeprecsys.workload import parse_indices
+
+# Items that the reference scores at a time, where queries may be cut.
+REFERENCE_CHUNK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What running the artifact told.
+
+    least, most: candidates that it takes at once (None: any number). whole: cutting a query changes
+    its scores. once: inputs of the user that it takes in one row for all candidates. empty: it
+    takes empty bags.
+    """
+
+    outputs: tuple[OutputSpec, ...]
+    least: int = 1
+    most: int | None = None
+    whole: bool = False
+    once: frozenset[str] = frozenset()
+    empty: bool = True
+    facts: tuple[Fact, ...] = ()
+
+
+class ModelFailed(RuntimeError):
+    """The artifact answered what it must not: of another shape, or with values missing."""
+
+
+@dataclass(frozen=True, eq=False)
+class OwnModel:
+    """`form.run` on its inputs, in the order of `inputs`, gives `outputs`.
+
+    score: which of them it is; kind: a probability or a logit, if that was declared.
+    """
+
+    name: str
+    path: Path
+    form: Form
+    derived: Derived
+    tried: Tried
+    samples: Samples | None = None
+    score: str = ""
+    task_names: tuple[str, ...] = ()
+    kind: str | None = None
+    target: SLA | None = None
+    sizes: str | None = None
+    facts: tuple[Fact, ...] = ()
+    nan: bool = False
+    seed: int = 0
+    work: None = None
+    tables: None = None
+    _answer: Answer = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_answer", Answer(self.tried.outputs))
+
+    @property
+    def inputs(self) -> tuple[InputSpec, ...]:
+        return self.derived.inputs
+
+    @property
+    def outputs(self) -> tuple[OutputSpec, ...]:
+        return self.tried.outputs
+
+    @property
+    def tasks(self) -> int:
+        return next(o.columns for o in self.outputs if o.name == self.score)
+
+    @property
+    def whole(self) -> bool:
+        return self.tried.whole
+
+    @property
+    def most_items(self) -> int | None:
+        return self.tried.most
+
+    @cached_property
+    def memory_bytes(self) -> int:
+        """About what its file holds."""
+        path = self.path
+        files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
+        return sum(file.stat().st_size for file in files)
+
+    @cached_property
+    def check(self) -> OwnCheck:
+        whole, tried = self.tried.whole, self.tried
+        return OwnCheck(
+            self.name,
+            self.inputs,
+            least=tried.least if whole else 1,
+            most=tried.most if whole else None,
+            nan=self.nan,
+            empty=tried.empty,
+        )
+
+    @cached_property
+    def recorded(self) -> list[Inputs]:
+        """The recorded queries; none where there are none."""
+        return self.samples.queries(self.inputs) if self.samples else []
+
+    def example(
+        self, n: int, rng: np.random.Generator, index_law: Any = None, users: int = 1
+    ) -> Mapping[str, NDArray[Any]]:
+        """Inputs of n candidates by the declared laws; ids without one by `index_law`."""
+        return draw(self.derived, n, rng, index_law, users)
+
+    def reference(self, inputs: Inputs) -> NDArray[Any]:
+        """By the artifact itself, in one call where a query may not be cut."""
+        n = self.check(inputs)
+        scores = self._answer.empty(n)
+        step = n if self.whole else min(REFERENCE_CHUNK, self.most_items or REFERENCE_CHUNK)
+        for lo in range(0, n, max(1, step)):
+            hi = min(lo + step, n)
+            self.write(slice_inputs(self.inputs, inputs, lo, hi), hi - lo, scores[lo:hi])
+        return scores
+
+    def write(self, inputs: Inputs, n: int, scores: NDArray[Any]) -> None:
+        """One call of the artifact; its outputs side by side into `scores` [n, columns].
+
+        Raises ModelFailed, or whatever the artifact does.
+        """
+        inputs, wanted = self.fitted(inputs, n)
+        found = self.form.run([inputs[spec.name] for spec in self.inputs])
+        at = 0
+        for output in self.outputs:
+            part = found.get(output.name)
+            if part is None or len(part) != wanted or part.size != wanted * output.columns:
+                shape = "nothing" if part is None else f"shape {list(part.shape)}"
+                raise ModelFailed(f"{output.name} is {shape}, not {[wanted, *output.shape]}")
+            scores[:, at : at + output.columns] = part[:n].reshape(n, output.columns)
+            at += output.columns
+        if np.isnan(scores).any():
+            raise ModelFailed("a score is not a number")
+
+    def fitted(self, inputs: Inputs, n: int) -> tuple[Inputs, int]:
+        """As the artifact takes them, and for how many candidates: rows of the user repeated where
+        it wants one a candidate, the last candidate repeated where it wants more of them."""
+        specs, tried = self.inputs, self.tried
+        shaped = {s.name: _shaped(s, inputs[s.name]) for s in specs}
+        if n < tried.least:
+            last = slice_inputs(specs, repeat_inputs(specs, shaped, n), n - 1, n)
+            more = [last] * (tried.least - n)
+            shaped = dict(join_inputs(specs, [shaped, *more], [n] + [1] * len(more)))
+            n = tried.least
+        again = [s for s in specs if s.name not in tried.once and s.scope == "query"]
+        if again and any(is_shared(s, shaped) for s in again if s.ragged is None):
+            every = repeat_inputs(specs, shaped, n)
+            shaped |= {s.name: every[s.name] for s in again}
+        return shaped, n
+
+    def without_cuts(self) -> OwnModel:
+        return replace(self, tried=replace(self.tried, whole=True))
+
+
+def draw(
+    derived: Derived, n: int, rng: np.random.Generator, index_law: Any = None, users: int = 1
+) -> dict[str, NDArray[Any]]:
+    """Inputs of n candidates; bags' values as many as their drawn lengths ask for."""
+    law = index_law or parse_indices("uniform")
+    found: dict[str, NDArray[Any]] = {}
+    lengths: dict[str, NDArray[Any]] = {}
+    for spec in derived.inputs:
+        if spec.bounds:
+            rows = users if spec.scope == "query" else n
+            lengths[spec.name] = derived.laws[spec.name](rng, (rows,), law)
+            found[spec.name] = bounds_of(spec, lengths[spec.name])
+    for spec in derived.inputs:
+        if spec.bounds:
+            continue
+        rows = users if spec.scope == "query" else n
+        if spec.ragged:
+            rows = int(lengths[spec.ragged].sum())
+        found[spec.name] = derived.laws[spec.name](rng, (rows, *spec.shape), law)
+    return {spec.name: found[spec.name] for spec in derived.inputs}
+
+
+def _shaped(spec: InputSpec, array: NDArray[Any]) -> NDArray[Any]:
+    """[N] and [N, 1] are the same to a client."""
+    if array.ndim != 1 + len(spec.shape) and not spec.ragged:
+        return array.reshape(len(array), *spec.shape)
+    return array
+
+
+def pieces(n: int, most: int | None) -> Sequence[tuple[int, int]]:
+    """Calls of an artifact that takes at most so many candidates."""
+    step = most or n
+    return [(lo, min(lo + step, n)) for lo in range(0, n, max(1, step))]
+
+
+__all__ = ["ModelFailed", "OwnModel", "Tried", "draw", "pieces"]

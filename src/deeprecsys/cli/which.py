@@ -1,0 +1,132 @@
+"""What a MODEL is: a published one by its name, or a user's own by the path of its file or folder.
+
+Both answer the same to the options and the verbs; neither is loaded before it must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from deeprecsys.core import SLA, Servable, UserError
+
+if TYPE_CHECKING:
+    from deeprecsys.artifacts import OwnModel
+
+
+@dataclass(frozen=True)
+class Published:
+    name: str
+    scale: float = 1.0
+    variant: str = "paper"
+    seed: int = 0
+    query_inputs: bool = False
+
+    def check(self) -> None:
+        """UserError for what cannot be loaded."""
+        self.spec.check_scale(self.scale)
+        if self.query_inputs:
+            self.spec.check_of_user()
+
+    @cached_property
+    def spec(self) -> Any:
+        from deeprecsys.models import get_spec
+
+        return get_spec(self.name, self.variant)
+
+    @property
+    def target(self) -> SLA:
+        return self.spec.target  # type: ignore[no-any-return]
+
+    @property
+    def sizes(self) -> None:
+        """The paper's."""
+        return None
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.spec.memory_bytes(self.scale)  # type: ignore[no-any-return]
+
+    @property
+    def of_user(self) -> bool:
+        return bool(self.spec.of_user)
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What profiles and summaries say of it, beside its name."""
+        return {name: getattr(self, name) for name in ("variant", "scale", "query_inputs")}
+
+    def load(self) -> Servable:
+        from deeprecsys.models import load_model
+
+        return load_model(
+            self.name,
+            scale=self.scale,
+            seed=self.seed,
+            variant=self.variant,
+            query_inputs=self.query_inputs,
+        )
+
+
+@dataclass(frozen=True)
+class Own:
+    """Opened once, when it is first asked something."""
+
+    path: str
+    trust: bool = False
+    of_user = False
+
+    def check(self) -> None:
+        """UserError for what cannot be opened."""
+        _ = self._opened
+
+    @cached_property
+    def _opened(self) -> OwnModel:
+        from deeprecsys.artifacts import open_model
+
+        return open_model(self.path, trust=self.trust)
+
+    @property
+    def name(self) -> str:
+        return self._opened.name
+
+    @property
+    def target(self) -> SLA | None:
+        return self._opened.target
+
+    @property
+    def sizes(self) -> str | None:
+        return self._opened.sizes
+
+    @property
+    def memory_bytes(self) -> int:
+        return self._opened.memory_bytes
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        return {}
+
+    def load(self) -> Servable:
+        return self._opened
+
+
+def which(
+    text: str,
+    *,
+    trust: bool = False,
+    scale: float = 1.0,
+    variant: str = "paper",
+    seed: int = 0,
+    query_inputs: bool = False,
+) -> Published | Own:
+    """UserError for options of published models with a path."""
+    from deeprecsys.artifacts import is_path
+    from deeprecsys.models import NAMES
+
+    if text in NAMES or not is_path(text):
+        return Published(text, scale, variant, seed, query_inputs)
+    if scale != 1.0 or variant != "paper":
+        raise UserError("--scale and --variant are of the published models: leave them out")
+    return Own(text, trust)

@@ -1,0 +1,250 @@
+"""A user's own model, opened: what it says, what it lacks, and whether its queries may be cut."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from deeprecsys.artifacts import look, open_model
+from deeprecsys.core import UserError, slice_inputs
+from own_models import TOML, Ranker, example, scripted, torchscript_folder, traced
+
+BAGS = """
+[inputs.user]
+scope = "query"
+datatype = "FP32"
+shape = [2]
+[inputs.values]
+bag = "ends"
+ids = 30
+datatype = "INT64"
+[inputs.ends]
+bounds = "BOUNDS"
+datatype = "INT64"
+lengths = "uniform:0,5"
+"""
+
+
+class Bags(torch.nn.Module):
+    """A bag of ids a candidate, by one of four conventions."""
+
+    def __init__(self, bounds: str):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bounds = bounds
+        self.table = torch.nn.Embedding(30, 2)
+
+    def forward(self, user, values, ends):
+        rows = self.table(values)
+        if self.bounds == "lengths":
+            which = torch.repeat_interleave(torch.arange(ends.size(0)), ends)
+            n = ends.size(0)
+        else:
+            n = ends.size(0)
+            if self.bounds == "ends":
+                which = torch.searchsorted(ends, torch.arange(values.size(0)), right=True)
+            else:
+                if self.bounds == "offsets":
+                    n = n - 1
+                which = torch.searchsorted(ends[:n], torch.arange(values.size(0)), right=True) - 1
+        pooled = torch.zeros(n, 2).index_add_(0, which, rows)
+        return (pooled * user).sum(1)
+
+
+class ListWise(torch.nn.Module):
+    def forward(self, x):
+        return torch.softmax(x.sum(1), 0)
+
+
+class Outputs(torch.nn.Module):
+    """[N], [N, 2] of doubles, whole numbers."""
+
+    def forward(self, x):
+        total = x.sum(1)
+        return {"p": total, "both": x.double() * 3, "rank": total.argsort()}
+
+
+X = '[inputs.x]\ndatatype = "FP32"\nshape = [2]\n'
+
+
+def of_x(folder, module, toml=X):
+    folder.mkdir(exist_ok=True)
+    scripted(module, folder / "model.pt")
+    (folder / "model.toml").write_text(toml)
+    return open_model(folder)
+
+
+def test_a_model_says_what_was_found_declared_and_assumed(tmp_path):
+    model = open_model(torchscript_folder(tmp_path / "ranker"))
+    assert model.name == "ranker"
+    assert [(s.name, s.datatype, s.shape, s.scope, s.rows) for s in model.inputs] == [
+        ("user", "INT64", (1,), "query", 50),
+        ("item", "INT64", (1,), "candidate", 40),
+        ("dense", "FP32", (3,), "candidate", None),
+    ]
+    assert (model.whole, model.most_items, model.tasks, model.target.latency_s) == (
+        False, None, 1, 0.05,
+    )  # fmt: skip
+    kinds = {(fact.where, fact.kind) for fact in model.facts}
+    assert ("input dense", "assumed") in kinds
+    assert ("queries", "found") in kinds
+
+
+def test_its_scores_are_the_artifact_s_own_bit_for_bit(tmp_path):
+    model = open_model(torchscript_folder(tmp_path / "ranker"))
+    inputs = example(33)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(str(tmp_path / "ranker" / "model.pt"))
+        said = module(*[torch.from_numpy(a) for a in inputs.values()]).numpy()
+    assert np.array_equal(model.reference(inputs), said)
+    once = inputs | {"user": inputs["user"][:1]}
+    every = inputs | {"user": np.repeat(inputs["user"][:1], 33, 0)}
+    np.testing.assert_allclose(model.reference(once), model.reference(every), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bounds", ["starts", "offsets", "ends", "lengths"])
+def test_bags_are_cut_with_their_candidates_by_every_convention(tmp_path, bounds):
+    scripted(Bags(bounds), tmp_path / "model.pt")
+    (tmp_path / "model.toml").write_text(BAGS.replace("BOUNDS", bounds))
+    model = open_model(tmp_path)
+    assert not model.whole
+    inputs = model.example(40, np.random.default_rng(2))
+    assert model.check(inputs) == 40
+    whole = model.reference(inputs)
+    for lo, hi in ((0, 1), (7, 8), (13, 40)):
+        part = slice_inputs(model.inputs, inputs, lo, hi)
+        assert model.check(part) == hi - lo
+        np.testing.assert_allclose(model.reference(part), whole[lo:hi], rtol=1e-5, atol=1e-6)
+
+
+def test_a_list_wise_model_is_never_cut(tmp_path):
+    model = of_x(tmp_path / "list", ListWise())
+    assert model.whole
+    assert any("never cut: a candidate alone" in fact.what for fact in model.facts)
+
+
+def test_batch_norm_left_in_training_is_never_cut(tmp_path):
+    module = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1)).train()
+    folder = tmp_path / "norm"
+    folder.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(module).save(str(folder / "model.pt"))
+    (folder / "model.toml").write_text(X.replace("inputs.x", "inputs.input"))
+    model = open_model(folder)
+    assert (model.whole, model.tried.least) == (True, 2)  # of one candidate there is no variance
+    with pytest.raises(UserError, match="has at least 2 candidates"):
+        model.check({"input": np.zeros((1, 2), np.float32)})
+
+
+def test_outputs_of_every_kind_keep_their_names_types_and_shapes(tmp_path):
+    model = of_x(tmp_path / "outputs", Outputs(), X + '[outputs]\nscore = "p"\n')
+    assert [(o.name, o.datatype, o.shape) for o in model.outputs] == [
+        ("p", "FP32", ()), ("both", "FP64", (2,)), ("rank", "INT64", ()),
+    ]  # fmt: skip
+    assert (model.score, model.whole) == ("p", True)  # a rank is of the whole list
+
+
+def test_what_is_missing_is_named_with_the_line_to_add(tmp_path):
+    folder = torchscript_folder(tmp_path / "r", TOML.replace("ids = 50\n", ""))
+    with pytest.raises(UserError, match=r"valid ids: add ids = ROWS .* under \[inputs.user\]"):
+        open_model(folder)
+    assert [fact.where for fact in look(folder).derived.missing] == ["input user"]
+
+
+def test_recorded_queries_say_types_shapes_and_whose_an_input_is(tmp_path):
+    folder = torchscript_folder(tmp_path / "r", "")
+    inputs = example(30)
+    inputs["user"] = inputs["user"][:2]
+    np.savez(folder / "samples.npz", size=[10, 20], **inputs)
+    model = open_model(folder)
+    assert [(s.datatype, s.shape, s.scope) for s in model.inputs] == [
+        ("INT64", (1,), "query"), ("INT64", (1,), "candidate"), ("FP32", (3,), "candidate"),
+    ]  # fmt: skip
+    assert [model.check(query) for query in model.recorded] == [10, 20]
+
+
+def frozen_at(n, path):
+    class Fixed(torch.nn.Module):
+        def forward(self, x):
+            return x.reshape(n, 2).sum(1)
+
+    traced(Fixed(), torch.zeros(n, 2), path=path)
+
+
+def test_a_batch_size_that_was_frozen_in_is_filled_up_and_not_exceeded(tmp_path):
+    frozen_at(16, tmp_path / "model.pt")
+    (tmp_path / "model.toml").write_text(X)
+    model = open_model(tmp_path)
+    assert (model.tried.least, model.most_items) == (16, 16)
+    x = np.random.default_rng(0).standard_normal((40, 2)).astype(np.float32)
+    np.testing.assert_allclose(model.reference({"x": x})[:, 0], x.sum(1), rtol=1e-5)
+
+
+def damaged(folder):
+    torchscript_folder(folder)
+    whole = (folder / "model.pt").read_bytes()
+    (folder / "model.pt").write_bytes(whole[: len(whole) // 2])
+
+
+def weights_only(folder):
+    torchscript_folder(folder)
+    torch.save(Ranker().state_dict(), folder / "model.pt")
+
+
+def two(folder):
+    torchscript_folder(folder)
+    (folder / "other.pt").write_bytes(b"")
+
+
+def pickled(folder):
+    folder.mkdir()
+    (folder / "model.pkl").write_bytes(b"\x80\x04.")
+
+
+def toml(old, new):
+    return lambda folder: torchscript_folder(folder, TOML.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (lambda folder: None, "no file or folder"),
+        (lambda folder: folder.mkdir(), "holds no model"),
+        (damaged, "is no TorchScript that can be read, or is cut off"),
+        (weights_only, r"is a pickle \(torch.save\), which runs code as it is loaded"),
+        (pickled, "is a pickle, which runs code as it is loaded"),
+        (two, r'has several models, model.pt, other.pt: say model = "\.\.\."'),
+        (toml("scope", "scop"), "unknown key 'scop' of an input; did you mean 'scope'"),
+        (toml("target", "taget"), "unknown key 'taget'; did you mean 'target'"),
+        (toml("[inputs.item]", "[inputs.itm]"), "names input 'itm', .*did you mean 'item'"),
+        (toml('"INT64"', '"INT46"'), "unknown datatype 'INT46'; did you mean INT64"),
+        (toml("ids = 40", "ids = 4000"), "fails with the last id of input item, 3999"),
+        (toml("ids = 40", "ids = 0"), "ids must be the number of rows"),
+        (toml("shape = [3]", "shape = [4]"), "fails on an example"),
+        (toml('"FP32"', '"FP64"'), "fails on an example"),
+        (toml("target =", "outputs = {score = 'no'}\ntarget ="), "no output 'no'; .* has scores"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(tmp_path, make, line):
+    make(tmp_path / "r")
+    with pytest.raises(UserError, match=line) as raised:
+        open_model(tmp_path / "r")
+    assert "\n" not in str(raised.value)
+
+
+def test_inputs_are_checked_by_name_type_shape_and_id(tmp_path):
+    model = open_model(torchscript_folder(tmp_path / "ranker"))
+    good = example(5)
+    assert model.check(good | {"user": good["user"][:1, 0]}) == 5
+    for bad, line in [
+        ({"item": good["item"] + 40}, "input item has id 4[0-9]; its ids are 0 to 39"),
+        ({"user": good["user"].astype(np.int32)}, "input user must be INT64"),
+        ({"dense": good["dense"][:4]}, r"must be FP32 \[5, 3\], not float32 \[4, 3\]"),
+        ({"dense": good["dense"] * np.nan}, "dense has a value that is infinite or not a number"),
+        ({"more": good["dense"]}, "has no input more"),
+    ]:
+        with pytest.raises(UserError, match=line):
+            model.check(good | bad)
