@@ -58,7 +58,7 @@ class Column(NamedTuple):
 
 class Pool:
     """Inputs of `items` candidates; a query is a window of at most `span` consecutive ones, of one
-    of `users`. Two kinds: `InputPool`, and of users' own models `rows.RowPool`."""
+    of `users`. Two kinds: `InputPool`, and of users' own models `windows.RowPool`."""
 
     __slots__ = ()
     items: int
@@ -165,7 +165,7 @@ _lock = threading.Lock()
 def draw(model: Any, span: int, law: str, cache_bytes: int = 0) -> Pool:
     """The same, not kept; without a cache as little as two windows need."""
     if model.tables is None:
-        from deeprecsys.engine.rows import draw_rows
+        from deeprecsys.engine.windows import draw_rows
 
         return draw_rows(model, span, law)
     strips = {rows: _Strip(rows, span, model) for rows in {spec.rows for spec in model.inputs}}
