@@ -1,46 +1,50 @@
 """A server under overload, attacked, drained, with a worker killed, mutated at, and soaked.
 
-`python benchmarks/reliability.py --only overload` (or attacks, drain, ending, kill, fuzz, soak; the
-last takes half an hour). Real servers in processes of their own, load from others, all on this
-machine's cores. Rows are shown as they come and kept in docs/reliability.md.
+`python benchmarks/reliability.py --only overload` (or attacks, greedy, saturated, drain, ending,
+kill, fuzz, soak; the last takes half an hour). Real servers in processes of their own, load from
+others, all on this machine's cores. Rows are shown as they come and kept in docs/reliability.md.
 """
 
 from __future__ import annotations
 
 import gc
+import json
+import math
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
 
 import deeprecsys as drs
+import fuzzing
 from attacks import ATTACKS
 from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Records, Status
-from deeprecsys.models import load_model
-from deeprecsys.protocol import wire
-from deeprecsys.protocol.grpc_schema import SERVICE, message
+from deeprecsys.models import Model, load_model
 from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
 from rows import Row, asked, measure
-from served import Bare, Host, served
+from served import HANGING, Bare, Host, ask_it_to_hang, bare, posted, served
 from turns import WORKLOAD
 
 RESULTS = Path(__file__).parents[1] / "docs" / "reliability.md"
 DIN_SLA = SLA(0.300)
 DIN = ("din", "--sla-ms", "300", "--batch-size", "256")
-MUTATIONS = 100_000
 _OVERLOAD_S = 20.0
 _ATTACK_S = 8.0
 _DRAIN_S = 2.0
+_SCALE = 0.05  # of dlrm-rmc1
+_ASKING = 8  # connections
+_FUZZERS = 3  # processes
+_LESS, _TURNS = 0.3, 3  # of the capacity, which two share; rounds
 
 
 def overload() -> Iterator[Row]:
@@ -162,26 +166,91 @@ class Peak:
 
 
 def ending() -> Iterator[Row]:
-    """SIGTERM while it loads, idle, and while clients do not read: how long it takes to end."""
+    """SIGTERM in any state: how long it takes to end, and whether what it answers is right."""
+    arguments = ("dlrm-rmc1", "--scale", str(_SCALE), "--drain-s", str(_DRAIN_S))
+    model = load_model("dlrm-rmc1", scale=_SCALE)
     took: dict[str, float] = {}
-    for state in ("loading", "idle", "unread", "slow_bodies"):
+    answers: Counter[str] = Counter()
+    for state in ("loading", "idle", "unread", "slow_bodies", "80 % load", *HANGING):
         with ExitStack() as stack:
-            wait = state != "loading"
-            arguments = ("--scale", "0.05", "--drain-s", str(_DRAIN_S))
-            host = stack.enter_context(served("dlrm-rmc1", *arguments, wait=wait))
+            if state in HANGING:
+                host = stack.enter_context(bare("hanging", state, str(_SCALE), str(_DRAIN_S)))
+            else:
+                host = stack.enter_context(served(*arguments, wait=state != "loading"))
             if state in ATTACKS:
                 stack.enter_context(_attacked(state, host))
+            elif state not in ("loading", "idle"):
+                rate = 0.8 * (_closed_rate(host, model) if state == "80 % load" else 25.0)
+                stack.enter_context(Asked(host.http_port, model, rate, answers))
+                if state in HANGING:
+                    ask_it_to_hang(host.http_port, model)
+                time.sleep(2.0)
             began = time.monotonic()
             host.process.terminate()
             code = host.process.wait(60)
             took[state] = time.monotonic() - began
-            assert code == 0, f"{state}: {code}"
+            assert code in (0, None), f"{state}: {code}"
     yield Row(
         f"SIGTERM, --drain-s {_DRAIN_S:g}: ended within",
         ", ".join(f"{state} {seconds:.1f} s" for state, seconds in took.items()),
         f"{_DRAIN_S + 5:g} s",
         max(took.values()) <= _DRAIN_S + 5,
     )
+    yield Row(
+        "the same, under load or with what hangs: answered wrongly",
+        f"{answers['wrong']} (answers {_counts(dict(answers))})",
+        "0",
+        not answers["wrong"],
+    )
+
+
+def _closed_rate(host: Host, model: Model) -> float:
+    """Queries/s that it can answer to as many clients, who wait for each."""
+    answers: Counter[str] = Counter()
+    with Asked(host.http_port, model, math.inf, answers):
+        time.sleep(4.0)
+    return answers["200"] / 4.0
+
+
+class Asked:
+    """Queries with known scores, paced, from some clients that wait for each answer. answers: by
+    status; "wrong": scores that are not the model's, or a status that means no refusal."""
+
+    def __init__(self, port: int, model: Model, rate: float, answers: Counter[str]) -> None:
+        self._port, self._answers, self._each_s = port, answers, _ASKING / rate
+        inputs = model.example(130, np.random.default_rng(0))
+        self._scores = model.reference(inputs).reshape(-1)
+        self._request = posted("dlrm-rmc1", inputs)
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(k,)) for k in range(_ASKING)]
+
+    def __enter__(self) -> Asked:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, number: int) -> None:
+        next_s = time.monotonic() + min(self._each_s, 1.0) * number / _ASKING
+        while not self._over.wait(max(0.0, next_s - time.monotonic())):
+            next_s = max(next_s + self._each_s, time.monotonic())
+            try:
+                with Bare(self._port) as client:  # a new one: what drains ends those it has
+                    said = self._said(*client.ask(*self._request))
+            except ConnectionError as error:
+                said = "refused" if "refused" in str(error) else "closed"
+            self._answers[said] += 1
+
+    def _said(self, status: int, body: bytes) -> str:
+        if status != 200:
+            return str(status) if status in (429, 503, 504) else "wrong"
+        scores = json.loads(body)["outputs"][0]["data"]
+        right = len(scores) == len(self._scores) and np.allclose(scores, self._scores, atol=1e-4)
+        return "200" if right else "wrong"
 
 
 def drain() -> Iterator[Row]:
@@ -263,19 +332,24 @@ def kill() -> Iterator[Row]:
     )
 
 
-def fuzz() -> Iterator[Row]:
-    """Mutated requests: bytes changed, cut, doubled, of the head, the JSON or the tensors."""
-    with served("dlrm-rmc1", "--scale", "0.001") as host:
-        model = load_model("dlrm-rmc1", scale=0.001)
-        inputs = model.example(2, np.random.default_rng(0))
-        seen = _fuzz_http(host.http_port, inputs, MUTATIONS // 2)
-        yield _fuzzed("HTTP", MUTATIONS // 2, seen, {"200", "closed"}, "4", {"503", "504"})
-        assert host.grpc_port is not None
-        seen = _fuzz_grpc(host.grpc_port, inputs, MUTATIONS // 2)
-        wrong = {"INTERNAL", "UNKNOWN"}
+def fuzz(mutations: int) -> Iterator[Row]:
+    """Mutated requests, from several processes at once."""
+    with served(fuzzing.MODEL, "--scale", str(fuzzing.SCALE), "--deadline-ms", "1000") as host:
+        most = mutations // 2
+        seen, took_s = _fuzzed("http", host.http_port, most)
+        fine = {"200", "closed", "503", "504"}
         yield Row(
-            f"{MUTATIONS // 2:,} mutated requests over gRPC",
-            _counts(seen),
+            f"{most:,} mutated requests over HTTP",
+            f"{_counts(seen)}; {most / took_s:,.0f} a second",
+            "no crash, no hang, no 5xx but 503 and 504",
+            all(s in fine or s.startswith("4") for s in seen) and host.process.is_running(),
+        )
+        assert host.grpc_port is not None
+        seen, took_s = _fuzzed("grpc", host.grpc_port, most)
+        wrong = {"INTERNAL", "UNKNOWN", "hang"}
+        yield Row(
+            f"{most:,} mutated requests over gRPC",
+            f"{_counts(seen)}; {most / took_s:,.0f} a second",
             "no crash, no hang, no internal error",
             not wrong & seen.keys() and host.process.is_running(),
         )
@@ -284,91 +358,120 @@ def fuzz() -> Iterator[Row]:
         yield Row("ready after both", str(status), "200", status == 200)
 
 
-def _fuzzed(
-    name: str, n: int, seen: dict[str, int], fine: set[str], family: str, also: set[str]
-) -> Row:
-    allowed = all(s in fine or s in also or s.startswith(family) for s in seen)
-    return Row(
-        f"{n:,} mutated requests over {name}",
-        _counts(seen),
-        "no crash, no hang, no 5xx but 503 and 504",
-        allowed,
+def _fuzzed(kind: str, port: int, n: int) -> tuple[dict[str, int], float]:
+    """What became of n mutations, by status or code; and seconds."""
+    began = time.monotonic()
+    script = str(Path(__file__).parent / "fuzzing.py")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, kind, str(port), str(seed), str(n // _FUZZERS)],
+            stdout=subprocess.PIPE,
+        )
+        for seed in range(_FUZZERS)
+    ]
+    seen = Counter[str]()
+    for process in processes:
+        said, _ = process.communicate()
+        seen.update(json.loads(said))
+    return dict(seen), time.monotonic() - began
+
+
+def greedy(round_s: float) -> Iterator[Row]:
+    """One client at ten times its share, from an address of its own, beside one that takes less:
+    what that one's p95 is, over the same alone, in turns."""
+    with ExitStack() as stack:
+        arguments = ("--scale", str(_SCALE), "--deadline-ms", "2000")
+        host = stack.enter_context(served("dlrm-rmc1", *arguments))
+        client = stack.enter_context(Client(f"http://127.0.0.1:{host.http_port}", "dlrm-rmc1"))
+        capacity = drs.find_capacity(client, WORKLOAD, SLA(0.1), budget_s=2 * round_s).rate_qps
+        rate = _LESS * capacity
+        for timeout_us, priority in ((0, 0), (60_000_000, 1), (60_000_000, 9)):
+            alone: list[float] = []
+            beside: list[float] = []
+            lost, its = 0, Counter[str]()
+            for turn in range(_TURNS):
+                schedule = WORKLOAD.reseed(turn).schedule(rate_qps=rate, duration_s=round_s)
+                alone.append(_p95_s(client.run(schedule, Policy())))
+                with _asking(host, 10 * capacity / 2, timeout_us, priority, round_s, its):
+                    beside.append(_p95_s(client.run(schedule, Policy())))
+                told = client.last_run()
+                lost += len(schedule) - told["by_status"].get("200", 0)
+            ratio = float(np.median(np.array(beside) / np.array(alone)))
+            yield Row(
+                f"a client at 10× its share ({5 * capacity:,.0f} queries/s), timeout "
+                f"{timeout_us / 1e6:g} s, priority {priority}, beside another at {rate:,.0f} "
+                "queries/s: its p95 / its p95 alone; its queries lost",
+                f"{ratio:.2f} (alone {_ms(alone)}, beside {_ms(beside)} ms); {lost} lost; the "
+                f"greedy one's answers {_counts(dict(its))}",
+                "1.3; 0",
+                ratio <= 1.3 and not lost,
+            )
+
+
+@contextmanager
+def _asking(
+    host: Host, qps: float, timeout_us: int, priority: int, seconds: float, answers: Counter[str]
+) -> Iterator[None]:
+    """A greedy client is at work; its answers are added."""
+    script = str(Path(__file__).parent / "greedy.py")
+    about = [host.http_port, "dlrm-rmc1", _SCALE, qps, timeout_us, priority, seconds + 3.0]
+    process = subprocess.Popen(
+        [sys.executable, script, *map(str, about)], stdout=subprocess.PIPE, text=True
     )
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        time.sleep(2.0)
+        yield
+        said, _ = process.communicate(timeout=60)
+        answers.update(json.loads(said))
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        time.sleep(1.0)
 
 
-def _mutate(rng: np.random.Generator, whole: bytes, head: int) -> bytes:
-    data = bytearray(whole)
-    for _ in range(rng.integers(1, 4)):
-        if not data:
-            break
-        at = int(rng.integers(0, min(head, len(data)) if rng.random() < 0.8 else len(data)))
-        match rng.integers(0, 6):
-            case 0:
-                data[at] = rng.integers(0, 256)
-            case 1:
-                del data[at : at + int(rng.integers(1, 20))]
-            case 2:
-                data[at:at] = bytes(rng.integers(32, 127, rng.integers(1, 8), dtype=np.uint8))
-            case 3:
-                data[at:at] = data[at : at + 30]
-            case 4:
-                data[at : at + 1] = rng.choice([b"-1", b"1e9", b"null", b"[", b'"', b"NaN", b"{}"])
-            case _:
-                del data[at:]
-    return bytes(data)
+def saturated(round_s: float) -> Iterator[Row]:
+    """`ncf` at 5 ms, at twice what the event loop can take: what is answered 200 is in time."""
+    sla = SLA(0.005)
+    for protocol in ("http", "grpc"):
+        with _ncf(protocol, "--deadline-ms", "0") as client:  # nobody is turned away
+            search_s = 2 * round_s
+            most = drs.find_capacity(client, WORKLOAD, SLA(0.1), Policy(512), budget_s=search_s)
+        with _ncf(protocol) as client:
+            most_qps = most.rate_qps
+            schedule = WORKLOAD.reseed(1).schedule(rate_qps=2 * most_qps, duration_s=round_s)
+            records = client.run(schedule, Policy(512))
+            told = client.last_run()
+            p95_s = _p95_s(records)
+            yield Row(
+                f"ncf at 5 ms over {protocol}, at 2× what the loop can take ({2 * most_qps:,.0f} "
+                "queries/s): p95 of what was answered 200, at the client",
+                f"{p95_s * 1e3:.1f} ms; {_good(records, sla) / round_s:,.0f} queries/s in time; "
+                f"answers {_counts(told['by_status'])}, {told['unanswered']} unanswered; client's "
+                f"CPU in cores {told['core_share']:.2f}",
+                "4 to 6 ms",
+                0.004 <= p95_s <= 0.006,
+            )
 
 
-def _fuzz_http(port: int, inputs: Any, n: int) -> dict[str, int]:
-    """Answers by status; "closed": the connection ended, as HTTP does where no answer is due."""
-    rng = np.random.default_rng(0)
-    head, data = wire.request(inputs, id="fuzz", parameters={"timeout": 900_000})
-    body = b"".join([head, *map(bytes, data)])
-    seen: dict[str, int] = {}
-    client: Bare | None = None
-    for _ in range(n):
-        changed = _mutate(rng, body, len(head)) if rng.random() < 0.8 else body
-        lines = (
-            "POST /v2/models/dlrm-rmc1/infer HTTP/1.1\r\nHost: x\r\n"
-            f"Content-Length: {len(changed)}\r\nInference-Header-Content-Length: {len(head)}\r\n"
-        ).encode()
-        raw_head = changed is body
-        if raw_head:
-            lines = _mutate(rng, lines, len(lines))
-        try:
-            if client is None:
-                client = Bare(port)
-                client.socket.settimeout(0.05 if raw_head else 20)
-            status = str(client.ask(lines + b"\r\n", changed)[0])
-        except TimeoutError:
-            status = "closed" if raw_head else "hang"  # a head that promises more than is sent
-        except (OSError, ValueError):
-            status = "closed"
-        seen[status] = seen.get(status, 0) + 1
-        if client is not None and (raw_head or status in ("closed", "hang", "400", "413")):
-            client.socket.close()
-            client = None
-    return seen
+@contextmanager
+def _ncf(protocol: str, *arguments: str) -> Iterator[Client]:
+    with served("ncf", "--batch-size", "512", *arguments) as host:
+        port = host.http_port if protocol == "http" else host.grpc_port
+        with Client(f"{protocol}://127.0.0.1:{port}", "ncf", connections=1000) as client:
+            yield client
 
 
-def _fuzz_grpc(port: int, inputs: Any, n: int) -> dict[str, int]:
-    rng = np.random.default_rng(1)
-    request = message("ModelInferRequest")(model_name="dlrm-rmc1")
-    for name, array in inputs.items():
-        datatype = "FP32" if array.dtype == np.float32 else "INT32"
-        request.inputs.add(name=name, shape=array.shape, datatype=datatype)
-        request.raw_input_contents.append(array.tobytes())
-    whole = request.SerializeToString()
-    seen: dict[str, int] = {}
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
-        for _ in range(n):
-            try:
-                call(_mutate(rng, whole, 400), timeout=20)
-                code = "OK"
-            except grpc.RpcError as error:
-                code = error.code().name  # type: ignore[attr-defined]
-            seen[code] = seen.get(code, 0) + 1
-    return seen
+def _p95_s(records: Records) -> float:
+    """Of what was answered."""
+    ok = np.sort(records.latency_s[records.status == Status.OK])
+    return float(ok[-(-95 * len(ok) // 100) - 1]) if len(ok) else math.inf
+
+
+def _ms(seconds: Sequence[float]) -> str:
+    return ", ".join(f"{s * 1e3:.1f}" for s in seconds)
 
 
 def soak(seconds: float) -> Iterator[Row]:
@@ -435,15 +538,22 @@ def _counts(by: dict[str, int]) -> str:
 
 
 PARTS: tuple[Callable[..., Iterator[Row]], ...] = (
-    overload, attacks, drain, ending, kill, fuzz, soak,
+    overload, attacks, greedy, saturated, drain, ending, kill, fuzz, soak,
 )  # fmt: skip
 
 
 def main() -> None:
     parser = asked(PARTS, __doc__)
     parser.add_argument("--soak-s", type=float, default=1800.0, help="of the soak")
+    parser.add_argument("--mutations", type=int, default=1_000_000, help="of the fuzz")
+    parser.add_argument("--round-s", type=float, default=20.0, help="of greedy and saturated")
     given = parser.parse_args()
-    parts = {part.__name__: part for part in PARTS} | {"soak": partial(soak, given.soak_s)}
+    parts = {part.__name__: part for part in PARTS} | {
+        "soak": partial(soak, given.soak_s),
+        "fuzz": partial(fuzz, given.mutations),
+        "greedy": partial(greedy, given.round_s),
+        "saturated": partial(saturated, given.round_s),
+    }
     measure(parts, given.only, RESULTS, __file__)
 
 

@@ -1,19 +1,21 @@
 """A server in a process of its own, for the benchmarks, and the barest client of it.
 
 `python benchmarks/served.py stub 26` serves a model of nothing, whose one input has so many ids an
-item; `… echo` is the barest server that reads a body, `… uvicorn` an ASGI app that does. All print
-their port.
+item; `… hanging device` (or worker) one that hangs when it is asked to; `… echo` is the barest
+server that reads a body, `… uvicorn` an ASGI app that does. All print their port.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,11 @@ import psutil
 
 from deeprecsys.core import SLA, InputSpec, Policy
 from deeprecsys.engine import Engine
+from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models.check import InputCheck
+from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import NoOp
+from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
 
@@ -196,6 +201,100 @@ async def _asgi_echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": ANSWER})
 
 
+HANGING = ("hung device", "hung worker")
+_HANGS = 777  # candidates of the query at which it does
+
+
+class _HungDevice:
+    """Computes what it is given on the thread that waits for it, until it hangs for good."""
+
+    name, emulated, depth, most_items = "hanging", False, 1, None
+    detail: Mapping[str, Any] = {"name": "hanging"}
+    service_s = ServiceTime.linear(base_s=1e-3, per_item_s=1e-5)
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def enter_thread(self) -> None:
+        pass
+
+    def begin(self, pieces: Any) -> Any:
+        return pieces
+
+    def end(self, ticket: Any) -> None:
+        for inputs, scores in ticket:
+            if len(scores) == _HANGS:
+                threading.Event().wait()
+            scores[:] = self._model.reference(inputs)
+
+    def close(self) -> None:
+        pass
+
+
+class _HungWorker:
+    """A runtime, one of whose workers hangs for good."""
+
+    def __init__(self, runtime: Any) -> None:
+        self._runtime, self.name = runtime, runtime.name
+        self.enter_thread, self.execute_together = runtime.enter_thread, runtime.execute_together
+        self.hung = threading.Event()
+
+    def prepare(self, inputs: Any, scores: Any) -> Any:
+        return self._runtime.prepare(inputs, scores), len(scores)
+
+    def execute(self, prepared: Any, lo: int, hi: int) -> None:
+        inner, n = prepared
+        if n == _HANGS and not self.hung.is_set():
+            self.hung.set()
+            threading.Event().wait()
+        self._runtime.execute(inner, lo, hi)
+
+
+def _hanging(which: str, scale: float, drain_s: float) -> None:
+    from deeprecsys.models import load_model
+    from deeprecsys.runtimes import make_runtime
+
+    model = load_model("dlrm-rmc1", scale=scale)
+    runtime, devices, policy = make_runtime("torchscript", model), [], Policy(128)
+    if which == "hung device":
+        devices, policy = [_HungDevice(model)], Policy(128, offload_threshold=128)
+    else:
+        runtime = _HungWorker(runtime)
+    port = free_port()
+    server = Server(
+        Served("dlrm-rmc1", policy, SLA(0.1), 1.0),
+        Engine(model, 2, runtime, accelerators=devices, device_hang_s=60.0).__enter__,
+        Address("127.0.0.1", port, None),
+        Bounds(drain_s=drain_s),
+    )
+    threading.Thread(target=lambda: (server.ready.wait(), print(port, flush=True))).start()
+    server.run()
+    os._exit(0)  # as `serve` does where a thread is left behind
+
+
+def ask_it_to_hang(port: int, model: Any) -> None:
+    """Without waiting for an answer, as there may be none."""
+    inputs = model.example(_HANGS, np.random.default_rng(0))
+    request = posted("dlrm-rmc1", inputs, timeout=60_000_000)
+
+    def ask() -> None:
+        with suppress(OSError), Bare(port) as client:
+            client.ask(*request)
+
+    threading.Thread(target=ask, daemon=True).start()
+
+
+def posted(model: str, inputs: Any, **parameters: int) -> tuple[bytes, bytes]:
+    """A query, with scores wanted as JSON: head and body."""
+    head, data = wire.request(inputs, parameters=parameters)
+    body = b"".join([head, *map(bytes, data)])
+    lines = (
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+        f"Inference-Header-Content-Length: {len(head)}\r\n\r\n"
+    )
+    return lines.encode(), body
+
+
 def _stub(ids: int) -> None:
     engine = Engine(StubModel(ids), 2, NoOp(), largest=8)
     port = free_port()
@@ -212,6 +311,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["stub", ids]:
             _stub(int(ids))
+        case ["hanging", which, scale, drain_s]:
+            _hanging(which, float(scale), float(drain_s))
         case ["echo"]:
             import uvloop
 
