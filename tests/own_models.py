@@ -74,3 +74,70 @@ def torchscript_folder(folder, toml=TOML, module=None):
 
 
 FOLDERS = {"torchscript": torchscript_folder}
+
+
+def onnx_folder(folder):
+    """The ranker as ONNX, by PyTorch's exporter; types and shapes are in it."""
+    folder.mkdir(parents=True)
+    given = tuple(torch.from_numpy(array) for array in example(7).values())
+    rows = torch.export.Dim("rows", min=1, max=4096)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Ranker().eval(), given, str(folder / "model.onnx"), verbose=False,
+            input_names=list(example(1)), output_names=["p"],
+            dynamic_shapes=({0: rows}, {0: rows}, {0: rows}),
+        )  # fmt: skip
+    lines = [line for line in TOML.splitlines() if not line.startswith(("datatype", "shape"))]
+    (folder / "model.toml").write_text("\n".join(lines).replace("[inputs.dense]", ""))
+    return folder
+
+
+def _features(rows):
+    rng = np.random.default_rng(3)
+    features = rng.standard_normal((rows, 5)).astype(np.float32)
+    return features, (features[:, 0] * features[:, 1] > 0).astype(np.float32)
+
+
+def lightgbm_folder(folder):
+    import lightgbm
+
+    folder.mkdir(parents=True)
+    given = lightgbm.Dataset(*_features(400), params={"verbose": -1})
+    params = {"objective": "binary", "verbose": -1, "num_threads": 1, "num_leaves": 7}
+    lightgbm.train(params, given, 10).save_model(folder / "model.txt")
+    (folder / "model.toml").write_text("target = {sla_ms = 50}\n")
+    return folder
+
+
+def xgboost_folder(folder):
+    import xgboost
+
+    folder.mkdir(parents=True)
+    features, labels = _features(400)
+    params = {"objective": "binary:logistic", "nthread": 1, "max_depth": 3}
+    booster = xgboost.train(params, xgboost.DMatrix(features, labels), 10)
+    booster.save_model(folder / "model.json")
+    (folder / "model.toml").write_text("target = {sla_ms = 50}\n")
+    return folder
+
+
+def catboost_folder(folder):
+    import catboost
+
+    folder.mkdir(parents=True)
+    model = catboost.CatBoostClassifier(
+        iterations=10, depth=3, thread_count=1, verbose=False, allow_writing_files=False
+    )
+    model.fit(*_features(400))
+    model.save_model(str(folder / "model.cbm"))
+    (folder / "model.toml").write_text("target = {sla_ms = 50}\n")
+    return folder
+
+
+FOLDERS |= {
+    "onnx": onnx_folder,
+    "lightgbm": lightgbm_folder,
+    "xgboost": xgboost_folder,
+    "catboost": catboost_folder,
+}

@@ -153,7 +153,9 @@ def test_every_function_and_class_that_a_document_names_exists():
 
 
 def test_the_layers_of_architecture_are_the_rooms():
-    table = re.findall(r"^\| [\d.]+ \|(.*?)\|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE)
+    table = re.findall(
+        r"^\| [\d.]+ \|(.*?)\|", (ROOT / "ARCHITECTURE.md").read_text(), re.MULTILINE
+    )
     told = set(re.findall(r"`(\w+)/`", " ".join(table)))
     rooms = {path.parent.name for path in (ROOT / "src/deeprecsys").glob("*/__init__.py")}
     assert told == rooms

@@ -7,8 +7,8 @@ artifact itself whether its queries may be cut (`legality.py`). Knows no engine 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,45 @@ from deeprecsys.artifacts.model import ModelFailed, OwnModel, Tried
 from deeprecsys.artifacts.samples import Samples, find_samples, read_samples
 from deeprecsys.core import SLA, OutputSpec, UserError
 
-Opener = Callable[[Path, bool], Form]
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """module, cls: where a form is; trusted: it runs foreign code, and is opened only when it is
+    trusted. mark: what the beginning of such a file has, where its suffix is used by others too."""
+
+    module: str
+    cls: str
+    trusted: bool = False
+    mark: bytes = b""
+
+    def open(self, path: Path, trust: bool) -> Form:
+        if self.trusted and not trust:
+            raise UserError(
+                f"{path} is code, which runs in this process: give --trust (trust=True) if it is "
+                "yours"
+            )
+        module = import_module(f"deeprecsys.artifacts.{self.module}")
+        return getattr(module, self.cls)(path)  # type: ignore[no-any-return]
+
+    def is_of(self, path: Path) -> bool:
+        """Of a file in a folder, which may be anything."""
+        if not self.mark:
+            return True
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return self.mark in file.read(4096)
 
 
-def _torchscript(path: Path, trust: bool) -> Form:
-    from deeprecsys.artifacts.torchscript import TorchScript
-
-    return TorchScript(path)
-
-
+_TORCHSCRIPT = Kind("torchscript", "TorchScript")
+_XGBOOST = Kind("trees", "XGBoost", mark=b"learner")
 # By suffix. Add a form: a file here, a line.
-FORMS: dict[str, Opener] = {
-    ".pt": _torchscript, ".pth": _torchscript, ".ts": _torchscript, ".torchscript": _torchscript,
+FORMS: dict[str, Kind] = {
+    ".pt": _TORCHSCRIPT, ".pth": _TORCHSCRIPT, ".ts": _TORCHSCRIPT, ".torchscript": _TORCHSCRIPT,
+    ".onnx": Kind("onnx", "Onnx"),
+    ".txt": Kind("trees", "LightGBM", mark=b"num_tree_per_iteration"),
+    ".json": _XGBOOST, ".ubj": _XGBOOST,
+    ".cbm": Kind("trees", "CatBoost"),
 }  # fmt: skip
 _PICKLES = (".pkl", ".pickle", ".joblib", ".ckpt")
 _SCORES = ("score", "scores", "logit", "logits", "prob", "probs", "probability", "prediction")
@@ -72,7 +99,7 @@ def look(path: str | Path, *, trust: bool = False) -> Looked:
     artifact = _artifact(given, declared)
     recorded = find_samples(folder) if beside else None
     samples = read_samples(recorded) if recorded else None
-    form = _opener(artifact)(artifact, trust)
+    form = _kind(artifact).open(artifact, trust)
     derived = derive(artifact, form.found, declared, samples)
     form.bind([spec.name for spec in derived.inputs])
     name = declared.name or (given.resolve().name if given.is_dir() else artifact.stem)
@@ -109,7 +136,7 @@ def _artifact(given: Path, declared: Declared) -> Path:
         if not (given / declared.model).exists():
             raise UserError(f"{given / FILE} names {declared.model}, which is not there")
         return given / declared.model
-    found = sorted(p for p in given.iterdir() if p.suffix.lower() in FORMS)
+    found = _models(given)
     if not found:
         pickles = [p for p in given.iterdir() if p.suffix.lower() in _PICKLES]
         if pickles:
@@ -126,8 +153,14 @@ def _only_artifact(file: Path) -> bool:
     if not (file.parent / FILE).is_file():
         return True
     declared = read_declared(file.parent / FILE)
-    others = [p for p in file.parent.iterdir() if p.suffix.lower() in FORMS]
+    others = _models(file.parent)
     return declared.model == file.name or (declared.model is None and len(others) <= 1)
+
+
+def _models(folder: Path) -> list[Path]:
+    """What in a folder is a model."""
+    known = [p for p in folder.iterdir() if p.suffix.lower() in FORMS]
+    return sorted(p for p in known if FORMS[p.suffix.lower()].is_of(p))
 
 
 def _own_file(given: Path) -> Declared:
@@ -138,7 +171,7 @@ def _own_file(given: Path) -> Declared:
     return Declared()
 
 
-def _opener(path: Path) -> Opener:
+def _kind(path: Path) -> Kind:
     suffix = path.suffix.lower()
     if suffix in _PICKLES:
         raise UserError(
@@ -180,6 +213,7 @@ def _check_tasks(output: OutputSpec, declared: Declared) -> None:
 
 __all__ = [
     "FORMS",
+    "Fact",
     "Looked",
     "ModelFailed",
     "OwnModel",

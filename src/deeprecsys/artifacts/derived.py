@@ -194,7 +194,7 @@ class _Derivation:
         if said.scope is not None:
             self._tell(name, f"scope {said.scope}", "declared")
             return said.scope
-        others = [t.shape for t in self.tensors if t.shape and t.shape[0] is None]
+        others = [t.shape for t in self.tensors if t.shape and t.shape[0] != 1]
         if tensor.shape and tensor.shape[0] == 1 and others:
             self._tell(name, "scope query", "found")
             return "query"

@@ -73,6 +73,14 @@ class Form(Protocol):
         ...
 
 
+def fixed_rows(inputs: Sequence[Tensor]) -> int | None:
+    """The number of candidates that was frozen in: where no leading dimension is free."""
+    leading = {tensor.shape[0] for tensor in inputs if tensor.shape}
+    if not leading or None in leading:
+        return None
+    return max(n for n in leading if n is not None)
+
+
 def needed(library: str, extra: str, path: Path) -> UserError:
     """What to say where a form's library is not installed."""
     return UserError(f"{path} needs {library}: pip install 'deeprecsys[{extra}]'")
@@ -90,4 +98,4 @@ def reason(error: BaseException) -> str:
     return " ".join((said or type(error).__name__).split())[:300]
 
 
-__all__ = ["Array", "Form", "Found", "Shape", "Tensor", "damaged", "needed", "reason"]
+__all__ = ["Array", "Form", "Found", "Shape", "Tensor", "damaged", "fixed_rows", "needed", "reason"]

@@ -16,6 +16,7 @@ from deeprecsys.cli import (
     bench,
     compare,
     doctor,
+    inspect,
     load,
     models,
     output,
@@ -37,7 +38,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verb in (models, profile, bench, tune, simulate, plan, serve, load, compare, report, doctor):
+for verb in (
+    inspect,
+    models,
+    profile,
+    bench,
+    tune,
+    simulate,
+    plan,
+    serve,
+    load,
+    compare,
+    report,
+    doctor,
+):
     app.command(name=verb.NAME, help=verb.HELP)(verb.run)
 
 
