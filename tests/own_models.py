@@ -88,9 +88,13 @@ def onnx_folder(folder):
             input_names=list(example(1)), output_names=["p"],
             dynamic_shapes=({0: rows}, {0: rows}, {0: rows}),
         )  # fmt: skip
+    _untyped_toml(folder)
+    return folder
+
+
+def _untyped_toml(folder):
     lines = [line for line in TOML.splitlines() if not line.startswith(("datatype", "shape"))]
     (folder / "model.toml").write_text("\n".join(lines).replace("[inputs.dense]", ""))
-    return folder
 
 
 def _features(rows):
@@ -135,7 +139,41 @@ def catboost_folder(folder):
     return folder
 
 
+def exported_folder(folder):
+    """The ranker as a `torch.export` archive."""
+    folder.mkdir(parents=True)
+    _untyped_toml(folder)
+    given = tuple(torch.from_numpy(array) for array in example(7).values())
+    rows = torch.export.Dim("rows", min=1, max=4096)
+    program = torch.export.export(Ranker().eval(), given, dynamic_shapes=({0: rows},) * 3)
+    torch.export.save(program, folder / "model.pt2")
+    return folder
+
+
+PYTHON = """
+import numpy as np
+
+class Model:
+    def __init__(self):
+        self.users = np.arange(50.0)
+        self.items = np.arange(40.0)
+
+    def __call__(self, user, item, dense):
+        affinity = self.users[user[:, 0]] * self.items[item[:, 0]] / 2000
+        return {"p": affinity + dense.sum(1), "both": np.stack([affinity, affinity], 1)}
+"""
+
+
+def python_folder(folder):
+    folder.mkdir(parents=True)
+    (folder / "model.py").write_text(PYTHON)
+    (folder / "model.toml").write_text(TOML)
+    return folder
+
+
 FOLDERS |= {
+    "exported": exported_folder,
+    "python": python_folder,
     "onnx": onnx_folder,
     "lightgbm": lightgbm_folder,
     "xgboost": xgboost_folder,

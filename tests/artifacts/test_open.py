@@ -1,6 +1,8 @@
 """A user's own model, opened: what it says, what it lacks, and whether its queries may be cut."""
 
+import io
 import warnings
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,7 +10,16 @@ import torch
 
 from deeprecsys.artifacts import look, open_model
 from deeprecsys.core import UserError, slice_inputs
-from own_models import TOML, Ranker, example, scripted, torchscript_folder, traced
+from own_models import (
+    TOML,
+    Ranker,
+    example,
+    exported_folder,
+    python_folder,
+    scripted,
+    torchscript_folder,
+    traced,
+)
 
 BAGS = """
 [inputs.user]
@@ -204,6 +215,18 @@ def pickled(folder):
     (folder / "model.pkl").write_bytes(b"\x80\x04.")
 
 
+def exported_with_a_pickle(folder):
+    """Loading it would unpickle what somebody put in the place of the example."""
+    exported_folder(folder)
+    with zipfile.ZipFile(folder / "model.pt2") as archive:
+        held = {name: archive.read(name) for name in archive.namelist()}
+    evil = io.BytesIO()
+    torch.save([Ranker()], evil)
+    with zipfile.ZipFile(folder / "model.pt2", "w") as archive:
+        for name, data in held.items():
+            archive.writestr(name, evil.getvalue() if "sample_inputs" in name else data)
+
+
 def toml(old, new):
     return lambda folder: torchscript_folder(folder, TOML.replace(old, new))
 
@@ -217,6 +240,8 @@ def toml(old, new):
         (weights_only, r"is a pickle \(torch.save\), which runs code as it is loaded"),
         (pickled, "is a pickle, which runs code as it is loaded"),
         (two, r'has several models, model.pt, other.pt: say model = "\.\.\."'),
+        (python_folder, r"is code, which runs in this process: give --trust \(trust=True\)"),
+        (exported_with_a_pickle, "is code, which runs in this process: give --trust"),
         (toml("scope", "scop"), "unknown key 'scop' of an input; did you mean 'scope'"),
         (toml("target", "taget"), "unknown key 'taget'; did you mean 'target'"),
         (toml("[inputs.item]", "[inputs.itm]"), "names input 'itm', .*did you mean 'item'"),

@@ -22,22 +22,16 @@ from deeprecsys.core import SLA, OutputSpec, UserError
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """module, cls: where a form is; trusted: it runs foreign code, and is opened only when it is
-    trusted. mark: what the beginning of such a file has, where its suffix is used by others too."""
+    """module, opener: where a form is; the opener takes the path, and whether it is trusted. mark:
+    what the beginning of such a file has, where its suffix is used by others too."""
 
     module: str
-    cls: str
-    trusted: bool = False
+    opener: str
     mark: bytes = b""
 
     def open(self, path: Path, trust: bool) -> Form:
-        if self.trusted and not trust:
-            raise UserError(
-                f"{path} is code, which runs in this process: give --trust (trust=True) if it is "
-                "yours"
-            )
         module = import_module(f"deeprecsys.artifacts.{self.module}")
-        return getattr(module, self.cls)(path)  # type: ignore[no-any-return]
+        return getattr(module, self.opener)(path, trust)  # type: ignore[no-any-return]
 
     def is_of(self, path: Path) -> bool:
         """Of a file in a folder, which may be anything."""
@@ -58,6 +52,8 @@ FORMS: dict[str, Kind] = {
     ".txt": Kind("trees", "LightGBM", mark=b"num_tree_per_iteration"),
     ".json": _XGBOOST, ".ubj": _XGBOOST,
     ".cbm": Kind("trees", "CatBoost"),
+    ".pt2": Kind("exported", "open_pt2"),
+    ".py": Kind("python_class", "PythonClass"),
 }  # fmt: skip
 _PICKLES = (".pkl", ".pickle", ".joblib", ".ckpt")
 _SCORES = ("score", "scores", "logit", "logits", "prob", "probs", "probability", "prediction")

@@ -53,11 +53,10 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
 
 class Declared(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """sizes: the law of query sizes, as for --sizes. model: the artifact, where a folder has
-    several. class: of a Python file with more than one."""
+    several."""
 
     name: str | None = None
     model: str | None = None
-    class_: str | None = msgspec.field(default=None, name="class")
     target: Target | None = None
     sizes: str | None = None
     inputs: dict[str, DeclaredInput] = {}

@@ -86,6 +86,13 @@ def needed(library: str, extra: str, path: Path) -> UserError:
     return UserError(f"{path} needs {library}: pip install 'deeprecsys[{extra}]'")
 
 
+def foreign_code(path: Path) -> UserError:
+    """What to say of a form that is not trusted."""
+    return UserError(
+        f"{path} is code, which runs in this process: give --trust (trust=True) if it is yours"
+    )
+
+
 def damaged(path: Path, what: str, error: Exception) -> UserError:
     """What to say of a file that its own library cannot read."""
     return UserError(f"{path} is no {what} that can be read, or is cut off: {reason(error)}")
@@ -98,4 +105,15 @@ def reason(error: BaseException) -> str:
     return " ".join((said or type(error).__name__).split())[:300]
 
 
-__all__ = ["Array", "Form", "Found", "Shape", "Tensor", "damaged", "fixed_rows", "needed", "reason"]
+__all__ = [
+    "Array",
+    "Form",
+    "Found",
+    "Shape",
+    "Tensor",
+    "damaged",
+    "fixed_rows",
+    "foreign_code",
+    "needed",
+    "reason",
+]

@@ -25,7 +25,7 @@ _DATATYPES = {
 class Onnx:
     name = NAME
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust: bool = False) -> None:
         try:
             import onnxruntime
         except ModuleNotFoundError as error:

@@ -46,7 +46,7 @@ class LightGBM(_Trees):
     name = "lightgbm"
     datatype = "FP64"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust: bool = False) -> None:
         try:
             import lightgbm
         except ModuleNotFoundError as error:
@@ -64,7 +64,7 @@ class LightGBM(_Trees):
 class XGBoost(_Trees):
     name = "xgboost"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust: bool = False) -> None:
         try:
             import xgboost
         except ModuleNotFoundError as error:
@@ -87,7 +87,7 @@ class CatBoost(_Trees):
 
     name = "catboost"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trust: bool = False) -> None:
         try:
             import catboost
         except ModuleNotFoundError as error:

@@ -100,7 +100,7 @@ def _torchscript(model: Any) -> Runtime:
 
 
 def _own(model: Any) -> Runtime:
-    if model.form.name == "torchscript":
+    if getattr(model.form, "module", None) is not None:  # in TorchScript
         from deeprecsys.runtimes.own_torchscript import OwnTorchScript
 
         return OwnTorchScript(model)

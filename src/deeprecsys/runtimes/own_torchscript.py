@@ -1,4 +1,5 @@
-"""A user's own TorchScript file: one call into C++ a request, as `torchscript.py` does for the zoo.
+"""A user's own TorchScript, from a file or traced of a `.pt2`: one call into C++ a request, as
+`torchscript.py` does for the zoo. Of the form it takes `module`, `kind` and `place`.
 
 Around the loaded module a method is compiled that slices the inputs, runs it, looks at what came
 out and writes it in place, so that a worker hardly holds the GIL. Its text is made for the module:
@@ -15,7 +16,6 @@ import torch
 
 from deeprecsys.artifacts.form import reason
 from deeprecsys.artifacts.model import ModelFailed, OwnModel, pieces
-from deeprecsys.artifacts.torchscript import TorchScript
 from deeprecsys.core import Inputs, offsets
 from deeprecsys.runtimes import Scores
 from deeprecsys.runtimes.own import Own
@@ -29,8 +29,7 @@ class OwnTorchScript(Own):
 
     def __init__(self, model: OwnModel) -> None:
         super().__init__(model)
-        form = model.form
-        assert isinstance(form, TorchScript)
+        form: Any = model.form
         self._specs, self._tried = model.inputs, model.tried
         # Inputs that are not cut at lo and hi: what a query has once, and bags' values.
         self._plain = all(s.scope == "candidate" and not s.ragged and not s.bounds
@@ -104,7 +103,7 @@ def _cuts(places: Sequence[Any], lo: int, hi: int) -> tuple[list[int], list[int]
     return firsts, lasts, bases
 
 
-def _source(model: OwnModel, form: TorchScript, plain: bool) -> str:
+def _source(model: OwnModel, form: Any, plain: bool) -> str:
     """The method's text."""
     count = len(model.inputs)
     if plain:
@@ -155,7 +154,7 @@ class _Around(torch.nn.Module):
         self.model = model
 
 
-def _compiled(form: TorchScript, source: str) -> Any:
+def _compiled(form: Any, source: str) -> Any:
     """Frozen, unless the module was left in training, where freezing would change it."""
     module = form.module
     with warnings.catch_warnings(), torch.no_grad():
