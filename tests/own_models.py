@@ -179,3 +179,45 @@ FOLDERS |= {
     "xgboost": xgboost_folder,
     "catboost": catboost_folder,
 }
+
+
+BAGS = """
+[inputs.user]
+scope = "query"
+datatype = "FP32"
+shape = [2]
+[inputs.values]
+bag = "ends"
+ids = 30
+datatype = "INT64"
+[inputs.ends]
+bounds = "BOUNDS"
+datatype = "INT64"
+lengths = "uniform:0,5"
+"""
+
+
+class Bags(torch.nn.Module):
+    """A bag of ids a candidate, by one of four conventions."""
+
+    def __init__(self, bounds: str):
+        super().__init__()
+        torch.manual_seed(0)
+        self.bounds = bounds
+        self.table = torch.nn.Embedding(30, 2)
+
+    def forward(self, user, values, ends):
+        rows = self.table(values)
+        if self.bounds == "lengths":
+            which = torch.repeat_interleave(torch.arange(ends.size(0)), ends)
+            n = ends.size(0)
+        else:
+            n = ends.size(0)
+            if self.bounds == "ends":
+                which = torch.searchsorted(ends, torch.arange(values.size(0)), right=True)
+            else:
+                if self.bounds == "offsets":
+                    n = n - 1
+                which = torch.searchsorted(ends[:n], torch.arange(values.size(0)), right=True) - 1
+        pooled = torch.zeros(n, 2).index_add_(0, which, rows)
+        return (pooled * user).sum(1)

@@ -20,6 +20,7 @@ from deeprecsys.runtimes import Scores
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(bytes(4), np.int32))
+from_numpy = torch.from_numpy
 
 # Inputs of a row a candidate, in order; inputs of one row for all (or none); scores.
 Prepared = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]
@@ -52,7 +53,6 @@ class Eager:
         The 44 of `mt-wnd` cost 60 µs as tensors of their own, to make, cut and join; 15 joined
         here (`benchmarks/choices.py`).
         """
-        from_numpy = torch.from_numpy
         tensors = [from_numpy(inputs[name]) for name in self._names]
         if self._joined:
             ids = np.array([inputs[name] for name in self._joined])

@@ -18,6 +18,7 @@ from deeprecsys.artifacts.form import reason
 from deeprecsys.artifacts.model import ModelFailed, OwnModel, pieces
 from deeprecsys.core import Inputs, offsets
 from deeprecsys.runtimes import Scores
+from deeprecsys.runtimes.eager import from_numpy
 from deeprecsys.runtimes.own import Own
 
 # Of a parameter that stays an attribute: as constants of a graph they would never be freed.
@@ -41,9 +42,9 @@ class OwnTorchScript(Own):
         if 0 < n < self._tried.least:
             return inputs, scores
         fitted = self._model.fitted(inputs, n)[0] if n else inputs
-        tensors = [torch.from_numpy(fitted[spec.name]) for spec in self._specs]
+        tensors = [from_numpy(fitted[spec.name]) for spec in self._specs]
         places = None if self._plain else self._places(fitted)
-        return fitted, scores, tensors, places, torch.from_numpy(scores)
+        return fitted, scores, tensors, places, from_numpy(scores)
 
     def execute(self, prepared: Any, lo: int, hi: int) -> None:
         if len(prepared) == 2 or hi - lo < self._tried.least:
