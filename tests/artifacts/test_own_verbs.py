@@ -9,9 +9,9 @@ import pytest
 from deeprecsys.artifacts import open_model
 from deeprecsys.cli.main import call
 from deeprecsys.cli.serve import Tuned
-from deeprecsys.core import Policy, UserError
+from deeprecsys.core import Policy, Schedule, UserError
 from deeprecsys.engine import Engine
-from own_models import FOLDERS, torchscript_folder
+from own_models import FOLDERS, example, torchscript_folder
 
 
 @pytest.fixture(params=FOLDERS)
@@ -86,3 +86,56 @@ def test_inspect_tells_what_was_found_and_exits_2_with_the_line_to_add(ranker, c
     assert '[inputs."user"]' in written
     assert call(["inspect", str(ranker)]) == 2  # still to be completed, and it can be read
     assert "under [inputs.user] in model.toml" in capsys.readouterr().err
+
+
+LIST = """
+class Model:
+    def __call__(self, x):
+        return x[:, 0] / abs(x[:, 0]).sum()
+"""
+
+
+@pytest.mark.engine
+def test_a_whole_model_is_served_uncut_and_the_verbs_say_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("ranker").mkdir()
+    Path("ranker/model.py").write_text(LIST)
+    toml = 'target = {sla_ms = 50}\n[inputs.x]\ndatatype = "FP64"\nshape = [2]\n'
+    Path("ranker/model.toml").write_text(toml)
+    model = open_model("ranker", trust=True)
+    inputs = model.example(300, np.random.default_rng(0))
+    with Engine(model, 2) as engine:
+        scores = engine.submit(inputs, Policy(16)).result()
+        assert np.array_equal(scores, model.reference(inputs))
+        joined = engine.submit(inputs, Policy(16, adaptive=True)).result()
+        assert np.array_equal(joined, scores)
+        assert (engine.facts().whole, engine.facts().detail["whole_queries"]) == (True, True)
+    said = ["--trust", "--out", "out"]
+    assert call(["bench", "ranker", "--qps", "20", "--duration-s", "0.5", *said]) == 0
+    assert "its queries are never cut" in capsys.readouterr().out
+    assert call(["simulate", "ranker", "--tune", "--profile", "p.json", *said]) == 2
+    assert "never cut, so there is nothing to search" in capsys.readouterr().err
+
+
+def test_models_takes_a_path_too(ranker, capsys):
+    assert call(["models", str(ranker)]) == 0
+    assert "queries: may be cut" in capsys.readouterr().out
+
+
+@pytest.mark.engine
+def test_recorded_queries_are_the_inputs_where_there_are_some(ranker):
+    own = example(30)
+    own["user"] = own["user"][:2]
+    np.savez(ranker / "samples.npz", size=[10, 20], **own)
+    model = open_model(ranker)
+    drawn = model.example(25, np.random.default_rng(0))
+    assert model.check(drawn) == 25
+    assert set(drawn["item"].flat) <= set(own["item"].flat)
+    with Engine(model, 2) as engine:
+        engine.run(Schedule(np.array([0.0, 0.001]), np.array([300, 7])), Policy(64))
+        (facts,) = engine.pool_facts().values()
+    assert "2 recorded queries of" in facts["source"]
+    own["item"][11] = 40
+    np.savez(ranker / "samples.npz", size=[10, 20], **own)
+    with pytest.raises(UserError, match=r"samples.npz row 2: input item has id 40"):
+        open_model(ranker)

@@ -114,12 +114,24 @@ def finished(looked: Looked) -> OwnModel:
     tried = try_out(looked.path, looked.form, derived, looked.samples, found.least, found.most)
     score, how = _score(looked.path, tried, declared)
     target = declared.target
-    return OwnModel(
+    model = OwnModel(
         looked.name, looked.path, looked.form, derived, tried, looked.samples, score,
         tuple(declared.outputs.tasks or ()), declared.outputs.kind,
         SLA(target.sla_ms / 1e3, target.percentile) if target else None,
         declared.sizes, (*derived.facts, *tried.facts, how), found.nan,
     )  # fmt: skip
+    _check_recorded(model)
+    return model
+
+
+def _check_recorded(model: OwnModel) -> None:
+    """UserError, naming the row, where a recorded query is none of the model's."""
+    for number, query in enumerate(model.recorded, 1):
+        try:
+            model.check(query)
+        except UserError as error:
+            assert model.samples is not None
+            raise UserError(f"{model.samples.path} row {number}: {error}") from None
 
 
 def _artifact(given: Path, declared: Declared) -> Path:

@@ -134,8 +134,24 @@ class OwnModel:
     def example(
         self, n: int, rng: np.random.Generator, index_law: Any = None, users: int = 1
     ) -> Mapping[str, NDArray[Any]]:
-        """Inputs of n candidates by the declared laws; ids without one by `index_law`."""
+        """Inputs of n candidates: recorded ones where there are any, else by the declared laws, ids
+        without one by `index_law`."""
+        if self.recorded and n:
+            return self._recorded(n, int(rng.integers(len(self.recorded))))
         return draw(self.derived, n, rng, index_law, users)
+
+    def _recorded(self, n: int, at: int) -> Mapping[str, NDArray[Any]]:
+        """n candidates of recorded queries from one on, all of that one's user."""
+        of_user = {s.name for s in self.inputs if s.scope == "query"}
+        own = [s for s in self.inputs if s.name not in of_user]
+        queries, sizes = list[Inputs](), list[int]()
+        while sum(sizes) < n:
+            query = self.recorded[(at + len(queries)) % len(self.recorded)]
+            queries.append(query)
+            sizes.append(self.check(query))
+        user = slice_inputs(self.inputs, queries[sizes.index(max(sizes))], 0, 1)
+        rows = slice_inputs(own, join_inputs(own, queries, sizes), 0, n)
+        return {**rows, **{name: user[name] for name in of_user}}
 
     def reference(self, inputs: Inputs) -> NDArray[Any]:
         """By the artifact itself, in one call where a query may not be cut."""

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from deeprecsys.cli import inspect, show
 from deeprecsys.cli import options as opt
-from deeprecsys.cli import show
 from deeprecsys.cli.folder import check_target
+from deeprecsys.cli.which import Own, which
 from deeprecsys.core import Limits
 
 NAME = "models"
@@ -26,15 +27,21 @@ Example: deeprecsys models --sources
 
 
 def run(
+    model: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="One of them, or a path to your own.")
+    ] = None,
     sources: Annotated[bool, typer.Option(help="Where each number is from.")] = False,
     variant: opt.Variant = "paper",
     scale: opt.Scale = 1.0,
+    trust: opt.Trust = False,
     json_file: opt.JsonFile = None,
 ) -> int:
     from deeprecsys.models import NAMES, get_spec
 
     check_target("--json", json_file)
-    specs = [get_spec(name, variant) for name in NAMES]
+    if model is not None and isinstance(which(model, trust=trust), Own):
+        return inspect.run(model, trust=trust, json_file=json_file)
+    specs = [get_spec(name, variant) for name in ([model] if model else NAMES)]
     for spec in specs:
         spec.check_scale(scale)
     limits = _limits()

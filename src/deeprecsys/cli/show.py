@@ -57,6 +57,10 @@ def loaded(progress: Progress, request: Request) -> Iterator[Engine]:
     """An engine that is open, once the model that was asked for is loaded."""
     loading(progress, request)
     with request.engine(request.load()) as engine:
+        if engine.model.whole:
+            progress.line("its queries are never cut: that would change their scores")
+        elif engine.model.most_items is not None:
+            progress.line(f"it takes at most {engine.model.most_items} candidates at once")
         yield engine
 
 

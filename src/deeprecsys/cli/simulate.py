@@ -195,6 +195,13 @@ def _how(request: opt.SimulationRequest, wanted: Wanted) -> How:
     """UserError for what contradicts itself, before any work."""
     opt.positive("--profile-s", wanted.profile_s)
     policy = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive)
+    if request.model is not None and request.which.whole:
+        if wanted.tune:
+            raise UserError(
+                f"{request.model}'s queries are never cut, so there is nothing to search: give "
+                "--qps instead of --tune"
+            )
+        policy = policy.uncut(request.workload.size_law.largest)
     policy = opt.offloading(request, policy, wanted.offload_threshold, wanted.offload_backlog)
     if wanted.paper is not None:
         _check_paper(request, wanted)

@@ -41,6 +41,11 @@ class Published:
         return self.spec.target  # type: ignore[no-any-return]
 
     @property
+    def whole(self) -> bool:
+        """Its queries are never cut."""
+        return False
+
+    @property
     def sizes(self) -> None:
         """The paper's."""
         return None
@@ -95,6 +100,10 @@ class Own:
     @property
     def target(self) -> SLA | None:
         return self._opened.target
+
+    @property
+    def whole(self) -> bool:
+        return self._opened.whole
 
     @property
     def sizes(self) -> str | None:

@@ -386,6 +386,8 @@ class Engine:
                 detail={
                     "runtime": self.runtime.name,
                     "runtime_choice": self.runtime_choice,
+                    "whole_queries": self.model.whole,
+                    "most_items": self.model.most_items,
                     "pinned": self._cores[0] is not None,
                     "accelerators": [dict(device.detail) for device in self.devices],
                 },

@@ -39,6 +39,8 @@ _encode = msgspec.json.Encoder().encode
 # After the time to drain, what was taken is answered within so long, and what is left is ended.
 FINISH_S = 3.0
 _SHOWN_S = 0.5
+# Warming up: recorded queries, the longest it may take, and by how much less a round is no gain.
+_REPLAYED, _WARM_S, _STEADY = 200, 5.0, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,16 +312,37 @@ class Server:
 
 
 def warm_up(engine: Engine, policy: Policy, largest: int = 1024) -> None:
-    """A query of every size that cuts differently, so that none of a client's is the first."""
+    """Queries of every size that cuts differently, and recorded ones where the model has some: so
+    that none of a client's is the first. Again, until they are no longer faster than before: what a
+    library compiles for a size, it compiles when it has seen it more than once."""
+    model = engine.model
+    if model.whole and model.most_items is not None:
+        largest = min(largest, model.most_items)
     sizes = {1 << k for k in range(largest.bit_length())} | {policy.batch_size, largest}
     rng = np.random.default_rng(0)
-    for size in sorted(sizes):
-        inputs = engine.model.example(size, rng)
+    queries = [*(model.example(size, rng) for size in sorted(sizes) if size <= largest),
+               *getattr(model, "recorded", ())[:_REPLAYED]]  # fmt: skip
+    before_s, until_s = math.inf, clock() + _WARM_S
+    while True:
+        began_s = clock()
+        for inputs in queries:
+            _ask_all(engine, inputs, policy)
+        took_s = clock() - began_s
+        if took_s > _STEADY * before_s or clock() > until_s:
+            return
+        before_s = took_s
+
+
+def _ask_all(engine: Engine, inputs: Any, policy: Policy) -> None:
+    """The same query of every worker."""
+    try:
         futures = [engine.submit(inputs, policy)]
-        with suppress(QueueFull):  # a bound so small that they do not wait beside each other
-            futures += [engine.submit(inputs, policy) for _ in range(engine.workers - 1)]
-        for future in futures:
-            future.result()
+    except UserError:  # fewer candidates than the model takes
+        return
+    with suppress(QueueFull):  # a bound so small that they do not wait beside each other
+        futures += [engine.submit(inputs, policy) for _ in range(engine.workers - 1)]
+    for future in futures:
+        future.result()
 
 
 _machine = cache(topology.machine)
