@@ -113,8 +113,12 @@ def test_a_whole_model_is_served_uncut_and_the_verbs_say_so(tmp_path, monkeypatc
     said = ["--trust", "--out", "out"]
     assert call(["bench", "ranker", "--qps", "20", "--duration-s", "0.5", *said]) == 0
     assert "its queries are never cut" in capsys.readouterr().out
-    assert call(["simulate", "ranker", "--tune", "--profile", "p.json", *said]) == 2
-    assert "never cut, so there is nothing to search" in capsys.readouterr().err
+    profiled = ["--budget-s", "1", "--batch-sizes", "1,1024", "--trust", "--out", "profile"]
+    assert call(["profile", "ranker", *profiled]) == 0
+    tuned = ["--tune", "--profile", "profile/profile.json", "--sizes", "fixed:300", *said]
+    assert call(["simulate", "ranker", *tuned]) == 0
+    (trial,) = json.loads(Path("out/summary.json").read_text())["trials"]
+    assert trial["policy"]["batch_size"] == 300
 
 
 def test_models_takes_a_path_too(ranker, capsys):

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -115,6 +115,10 @@ class _Task:
         from deeprecsys.experiments.simulated import machine
 
         request, cores = self.request, len(usable_cores())
+        bounds: dict[str, Any] = {}
+        if request.model is not None:
+            of = request.which
+            bounds = {"whole": of.whole, "most_items": of.most_items}
         made = machine(
             self.law,
             request.workers,
@@ -122,6 +126,7 @@ class _Task:
             request.label if request.model else None,
             request.seed,
             cores,
+            **bounds,
         )
         for line in made.facts().detail["assumptions"]:
             self.progress.line(f"simulated: {line}")
@@ -195,13 +200,6 @@ def _how(request: opt.SimulationRequest, wanted: Wanted) -> How:
     """UserError for what contradicts itself, before any work."""
     opt.positive("--profile-s", wanted.profile_s)
     policy = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive)
-    if request.model is not None and request.which.whole:
-        if wanted.tune:
-            raise UserError(
-                f"{request.model}'s queries are never cut, so there is nothing to search: give "
-                "--qps instead of --tune"
-            )
-        policy = policy.uncut(request.workload.size_law.largest)
     policy = opt.offloading(request, policy, wanted.offload_threshold, wanted.offload_backlog)
     if wanted.paper is not None:
         _check_paper(request, wanted)

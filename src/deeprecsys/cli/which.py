@@ -46,6 +46,11 @@ class Published:
         return False
 
     @property
+    def most_items(self) -> None:
+        """Of one request: any."""
+        return None
+
+    @property
     def sizes(self) -> None:
         """The paper's."""
         return None
@@ -104,6 +109,10 @@ class Own:
     @property
     def whole(self) -> bool:
         return self._opened.whole
+
+    @property
+    def most_items(self) -> int | None:
+        return self._opened.most_items
 
     @property
     def sizes(self) -> str | None:

@@ -49,4 +49,7 @@ def surrogate(engine: Engine, profile: Profile) -> Simulator:
         for device in engine.devices
     ]
     law = ServiceTime.from_profile(profile, extrapolate=True)
-    return Simulator(law, engine.workers, accelerators=devices)
+    model = engine.model
+    return Simulator(
+        law, engine.workers, accelerators=devices, whole=model.whole, most_items=model.most_items
+    )

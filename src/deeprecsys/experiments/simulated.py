@@ -91,6 +91,8 @@ def machine(
     model: str | None = None,
     seed: int = 0,
     cores: int = 1,
+    whole: bool = False,
+    most_items: int | None = None,
 ) -> Simulator:
     """As many workers as asked for; else as were profiled, or `cores`."""
     from deeprecsys.simulation import Simulator
@@ -98,4 +100,6 @@ def machine(
     if workers is None and law.profile is not None:
         workers = law.profile.about.get("workers")
     devices = [accelerator(text, model, law.profile) for text in accelerators]
-    return Simulator(law, workers or cores, accelerators=devices, seed=seed)
+    return Simulator(
+        law, workers or cores, accelerators=devices, seed=seed, whole=whole, most_items=most_items
+    )

@@ -53,17 +53,22 @@ class Simulator:
         *,
         accelerators: Sequence[Accelerator] = (),
         seed: int = 0,
+        whole: bool = False,
+        most_items: int | None = None,
     ) -> None:
+        """whole, most_items: of the model that is simulated (`core.Servable`)."""
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise UserError(f"workers must be a whole number of at least 1, not {workers!r}")
         self.service, self.workers, self.seed = service, workers, seed
         self.accelerators = tuple(accelerators)
         if any(one.service.law == "exponential" for one in self.accelerators):
             raise UserError("an accelerator's service time is fixed or measured, not exponential")
+        self.whole, self.most_items = whole, most_items
         self._tables: dict[int, Tables] = {}
 
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
         """Every query's record. UserError where a request would be beyond the profile."""
+        policy = self._uncut(policy, schedule)
         records = _Machine(self, policy, schedule).serve(schedule, final=True)
         return records if watch is None else _watched(records, watch)
 
@@ -71,6 +76,7 @@ class Simulator:
         """The same records, and every request: event by event, at some 100,000 requests/s."""
         from deeprecsys.simulation.reference import replay
 
+        policy = self._uncut(policy, schedule)
         cores = _Cores(self, policy, schedule)
         tables = cores.tables(self.tables(cores.largest(schedule)))
         devices = _Devices(self, policy, schedule)
@@ -93,7 +99,7 @@ class Simulator:
         for piece in schedules:
             longest = max(longest, len(piece))
             if machine is None:
-                machine = _Machine(self, policy, piece)
+                machine = _Machine(self, self._uncut(policy, piece), piece)
             found.add(machine.serve(piece, final=False))
             if found.inside + machine.waiting > MOST_WAITING:
                 break
@@ -102,6 +108,10 @@ class Simulator:
             for first in range(0, len(rest), longest):
                 found.add(rest[first : first + longest])
         return found.summary()
+
+    def _uncut(self, policy: Policy, schedule: Schedule) -> Policy:
+        """Of a model whose queries are not cut: requests as large as the largest of them."""
+        return policy.uncut(int(schedule.size.max(initial=1))) if self.whole else policy
 
     def facts(self) -> Facts:
         machine: dict[str, Any] = {}
@@ -112,6 +122,8 @@ class Simulator:
             machine=machine,
             service_s=self.service,
             virtual=True,
+            whole=self.whole,
+            most_items=self.most_items,
             accelerators=tuple(one.service for one in self.accelerators),
             detail={
                 "accelerators": [one.to_dict() for one in self.accelerators],
