@@ -87,7 +87,8 @@ def freed_memory() -> Found:
         "from deeprecsys.runtimes import make_runtime\n"
         "process.keep_freed_memory() if sys.argv[1] == 'True' else None\n"
         "model = load_model('din', scale=0.1); runtime = make_runtime('torchscript', model)\n"
-        "law = calibrate.service_time(runtime, model, topology.usable_cores(), 512)\n"
+        "seen = calibrate.profile(runtime, model, topology.usable_cores(), 512)\n"
+        "law = calibrate.service_time(seen)\n"
         "print(float(law(256)))"
     )
     found: dict[bool, list[float]] = {True: [], False: []}

@@ -175,10 +175,10 @@ def adaptive2() -> Iterator[Found]:
             best = tune(system, WORKLOAD, target, "exhaustive").best
             assert best is not None
             rate = find_capacity(engine, WORKLOAD, target, best.policy, budget_s=20).rate_qps
-            pair = [Contestant(p, rate) for p in (adaptive_of(name), best.policy)]
-            interleave(Probe(engine, WORKLOAD, target), pair, lambda _: 6.0,
-                       until=time.monotonic() + 90)  # fmt: skip
-            ratio = ratio_of(*pair, target)
+            probe = Probe(engine, WORKLOAD, target)
+            pair = [Contestant.at(p, rate, probe) for p in (adaptive_of(name), best.policy)]
+            interleave(probe, pair, lambda _: 6.0, until=time.monotonic() + 90)
+            ratio = ratio_of(*pair)
             half: list[list[float]] = [[], []]
             for seed in range(4):
                 load = WORKLOAD.reseed(seed).schedule(rate_qps=rate / 2, duration_s=4)
@@ -278,14 +278,14 @@ def guided() -> Iterator[Found]:
             slow = drs.tune(engine, WORKLOAD, target, "exhaustive", budget_s=EXHAUSTIVE_S)
             assert quick.best is not None
             assert slow.best is not None
-            pair = [Contestant(s.best.policy, s.best.capacity.rate_qps)
+            probe = Probe(engine, WORKLOAD, target)
+            pair = [Contestant.at(s.best.policy, s.best.capacity.rate_qps, probe)
                     for s in (quick, slow)]  # fmt: skip
             if pair[0].policy == pair[1].policy:
                 ratio, said = 1.0, "1, the same policy"
             else:
-                interleave(Probe(engine, WORKLOAD, target), pair, lambda _: 6.0,
-                           until=time.monotonic() + 60)  # fmt: skip
-                found = ratio_of(*pair, target)
+                interleave(probe, pair, lambda _: 6.0, until=time.monotonic() + 60)
+                found = ratio_of(*pair)
                 ratio = found.ratio
                 said = f"{ratio:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
         del model

@@ -34,6 +34,7 @@ from as_live import AsLive
 
 TARGET, WORKERS, BATCH = SLA(0.100), 2, 512
 BASE_S, PER_ITEM_S = 2e-4, 16e-6
+FIRST = 500  # seeds on which nothing was chosen
 BUDGET_S = 230.0  # of `deeprecsys tune` with its default method
 TRUTHS = Path("runs/true-capacities.json")
 _TRUE_QUERIES = 12_000_000
@@ -53,6 +54,19 @@ def heavy_tailed() -> ServiceTime:
     return ServiceTime.from_profile(profile)
 
 
+def as_measured(service: ServiceTime, samples: int = 60) -> ServiceTime:
+    """What a machine thinks of itself: like an engine, so many requests of each size, at a moment
+    when it was a tenth faster."""
+    drawn, profile = np.random.default_rng(5), Profile({"workers": WORKERS})
+    for batch in (1, 16, 64, 256, 512, 1024):
+        mean_s = BASE_S + PER_ITEM_S * batch
+        spread = np.ones(samples)
+        if service.profile is not None:
+            spread = np.exp(_HEAVY * drawn.standard_normal(samples) - _HEAVY**2 / 2)
+        profile = profile.with_visit((batch, WORKERS), 0.9 * mean_s * spread)
+    return ServiceTime.from_profile(profile)
+
+
 @dataclass(frozen=True)
 class Load:
     """A workload and a service-time law, with the target that makes the machine well used."""
@@ -60,6 +74,10 @@ class Load:
     arrivals: str
     service: ServiceTime
     sla: SLA = TARGET
+
+    def machine(self, twin: bool = True) -> AsLive:
+        thought = Simulator(as_measured(self.service), WORKERS)
+        return AsLive(Simulator(self.service, WORKERS), thought if twin else None)
 
 
 LOADS = {
@@ -112,8 +130,8 @@ def capacities(name: str, seeds: int) -> Iterator[Answer]:
     """`find_capacity` at the default budget, one call a seed."""
     load, truth = LOADS[name], true_rate(name, BATCH)
     for seed in range(seeds):
-        machine = AsLive(Simulator(load.service, WORKERS))
-        work = drs.Workload(arrivals=load.arrivals, seed=1000 * seed)
+        machine = load.machine()
+        work = drs.Workload(arrivals=load.arrivals, seed=1000 * (FIRST + seed))
         found = find_capacity(machine, work, load.sla, Policy(BATCH), clock=machine.clock())
         yield Answer(found.rate_qps, truth, found.interval_qps, found.decided, machine.now_s,
                      {"runs": machine.runs})  # fmt: skip
@@ -123,8 +141,8 @@ def tunings(name: str, seeds: int) -> Iterator[tuple[Answer, Answer | None]]:
     """`tune` at the budget of the command line: the best policy's capacity, and the speed-up."""
     load = LOADS[name]
     for seed in range(seeds):
-        machine = AsLive(Simulator(load.service, WORKERS))
-        work = drs.Workload(arrivals=load.arrivals, seed=1000 * seed)
+        machine = load.machine()
+        work = drs.Workload(arrivals=load.arrivals, seed=1000 * (FIRST + seed))
         study = tune(machine, work, load.sla, budget_s=BUDGET_S, clock=machine.clock())
         if study.best is None:
             yield Answer(0.0, 1.0, (0.0, math.inf), False, machine.now_s, {}), None

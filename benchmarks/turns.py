@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import deeprecsys as drs
@@ -25,7 +26,9 @@ class ByPolicy:
         return self._last.run(schedule, policy, **kw)
 
     def facts(self) -> Any:
-        return self._last.facts()
+        """The twin is of whichever has one: what differs between them only makes it slower."""
+        twins = [facts.twin for one in self._systems.values() if (facts := one.facts()).twin]
+        return replace(self._last.facts(), twin=next(iter(twins), None))
 
     def disturbance(self) -> float:
         return self._last.disturbance()
@@ -44,7 +47,7 @@ def compare(
 
     Each capacity is searched, then all take turns near their own.
     """
-    contestants: dict[str, Contestant] = {}
+    found_qps: dict[Policy, float] = {}
     by_policy: dict[Policy, System] = {}
     guess_qps = None  # the next system is most likely near the one before
     for name, system in reversed(systems.items()):
@@ -56,12 +59,12 @@ def compare(
         guess_qps = found.rate_qps
         if found.rate_qps == 0:
             raise UserError(f"{name}: no rate met {sla} in time: more --search-s")
-        by_policy[policy] = system
-        contestants[name] = Contestant.at(policy, found.rate_qps, probe)
+        by_policy[policy], found_qps[policy] = system, found.rate_qps
         rate = f"{found.rate_qps:.1f} queries/s"
         print(f"{name}: {rate} at {sla}, batch size {batch_size}", flush=True)
-    contestants = {name: contestants[name] for name in systems}
     probe = Probe(ByPolicy(by_policy), WORKLOAD, sla)
+    at = dict(zip(reversed(systems), by_policy, strict=True))
+    contestants = {name: Contestant.at(at[name], found_qps[at[name]], probe) for name in systems}
     until = probe.clock() + most_s
     ratios = interleave(probe, list(contestants.values()), lambda _: round_s, until=until)
     rates = {name: contestant.rate_qps for name, contestant in contestants.items()}

@@ -80,8 +80,9 @@ def tracing() -> Iterator[Found]:
     workload = drs.Workload()
     with drs.Engine(model) as engine:
         rate = find_capacity(engine, workload, model.target, plain, budget_s=40).rate_qps
-        both = [Contestant(p, rate) for p in (Policy(64, offload_threshold=10**9), plain)]
-        (ratio,) = interleave(Probe(Traced(engine), workload, model.target), both, lambda r: 5.0)
+        probe, traced = Probe(Traced(engine), workload, model.target), Policy(64, 10**9)
+        both = [Contestant.at(p, rate, probe) for p in (traced, plain)]
+        (ratio,) = interleave(probe, both, lambda r: 5.0)
     if ratio is None:
         yield "capacity recorded / not, ncf at batch size 64", "undecided", "0.97", None
         return

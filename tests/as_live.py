@@ -17,10 +17,13 @@ _LOOK_S = 0.1
 
 
 class AsLive:
-    """A simulator that passes for a live machine: its time is waited for, on `clock`."""
+    """A simulator that passes for a live machine: its time is waited for, on `clock`.
 
-    def __init__(self, simulator: Simulator) -> None:
-        self.simulator, self.now_s, self.runs = simulator, 0.0, 0
+    twin: what it thinks of itself, as an engine does by its measured service time.
+    """
+
+    def __init__(self, simulator: Simulator, twin: Simulator | None = None) -> None:
+        self.simulator, self.twin, self.now_s, self.runs = simulator, twin, 0.0, 0
 
     def clock(self) -> Clock:
         return Clock(lambda: self.now_s, self._pass)
@@ -29,7 +32,7 @@ class AsLive:
         self.now_s += seconds
 
     def facts(self) -> Facts:
-        return replace(self.simulator.facts(), virtual=False)
+        return replace(self.simulator.facts(), virtual=False, twin=self.twin)
 
     def disturbance(self) -> float:
         return 0.0

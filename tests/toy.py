@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deeprecsys.core import Facts, Policy, Records, Schedule, Status, Watch
+from deeprecsys.core import Facts, Policy, Records, Schedule, Status, System, Watch
 from deeprecsys.rules.dispatch import Dispatcher
 from deeprecsys.tuning import Clock
 
@@ -23,11 +23,13 @@ class ToyMachine:
         noise: float = 0.0,
         hint: bool = True,
         disturbed: Callable[[int], float] = lambda run: 0.0,
+        twin: System | None = None,
     ) -> None:
         self.service_s, self.workers, self.noise, self.hint = service_s, workers, noise, hint
         self.runs: list[tuple[float, Policy]] = []
         self.now_s = 0.0
         self._disturbed = disturbed
+        self.twin = twin
 
     def clock(self) -> Clock:
         """Virtual: a run takes as long as its records say."""
@@ -38,7 +40,7 @@ class ToyMachine:
 
     def facts(self) -> Facts:
         hint = np.vectorize(self.service_s, otypes=[float]) if self.hint else None
-        return Facts(workers=self.workers, service_s=hint)
+        return Facts(workers=self.workers, service_s=hint, twin=self.twin)
 
     def disturbance(self) -> float:
         return self._disturbed(len(self.runs))

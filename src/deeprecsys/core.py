@@ -554,6 +554,7 @@ class Facts:
     virtual: its time is computed, not waited for, and no neighbour can disturb it.
     accelerators: seconds of one request of n items on each, or empty where there is none.
     whole, most_items: of its model (`Servable`).
+    twin: a simulation of it, from what it measured of itself, or None.
     """
 
     workers: int
@@ -566,6 +567,7 @@ class Facts:
     accelerators: tuple[Callable[[FloatArray], FloatArray], ...] = ()
     whole: bool = False
     most_items: int | None = None
+    twin: System | None = None
 
 
 def for_json(value: Any) -> Any:

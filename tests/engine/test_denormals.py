@@ -98,7 +98,7 @@ def test_a_worker_that_replaces_a_lost_one_flushes_them_too():
 
 def test_calibration_and_profiling_flush_them():
     runtime = WatchedRuntime()
-    calibrate.service_time(runtime, StubModel(), CORES, 4)
+    calibrate.profile(runtime, StubModel(), CORES, 4)
     assert len(runtime.seen) == 2
     measure(Profile({}), StubModel(), runtime, CORES, Grid([1, 4], [1, 2]), budget_s=0.2)
     assert all(runtime.seen.values())

@@ -105,7 +105,8 @@ def test_a_disturbance_is_what_others_used_of_the_cores(monkeypatch, after, shar
 @pytest.mark.measures
 def test_the_calibrated_service_time_is_the_runtimes():
     law = ServiceTime.linear(2e-3, 1e-5)
-    found = calibrate.service_time(FixedTime(law), StubModel(), [None, None], 64)
+    seen = calibrate.profile(FixedTime(law), StubModel(), [None, None], 64)
+    found = calibrate.service_time(seen)
     for items in (1.0, 16.0, 64.0):
         expected = law(np.array([items]))[0]
         assert expected <= found(np.array([items]))[0] < 10 * expected

@@ -8,7 +8,7 @@ import pytest
 from as_live import AsLive
 from deeprecsys.analysis.metrics import summarize
 from deeprecsys.core import SLA, Policy, Records, UserError
-from deeprecsys.machines.service_time import ServiceTime, query_work_s
+from deeprecsys.machines.service_time import Profile, ServiceTime, query_work_s
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import Effort, find_capacity
 from deeprecsys.tuning.capacity import Probe, Run, capacity_of, search_rate
@@ -166,8 +166,8 @@ def test_of_splits_that_contradict_as_few_runs_it_is_the_middle_that_counts():
     assert capacity_of([*runs, ran(130, False)], 0.03, None).interval_qps[1] < 120
 
 
-def as_live(arrivals="poisson", seed=0):
-    machine = AsLive(Simulator(ServiceTime.linear(2e-4, 1.6e-5), 2))
+def as_live(arrivals="poisson", seed=0, twin=None):
+    machine = AsLive(Simulator(ServiceTime.linear(2e-4, 1.6e-5), 2), twin)
     return find_capacity(
         machine,
         Workload(arrivals=arrivals, seed=seed),
@@ -177,16 +177,47 @@ def as_live(arrivals="poisson", seed=0):
     )
 
 
-@pytest.mark.parametrize(
-    ("arrivals", "true_qps", "within"), [("poisson", 421.3, 0.01), ("bursty", 236.6, 0.05)]
-)
-def test_intervals_hold_the_true_capacity_of_a_machine_that_counts_as_live(
-    arrivals, true_qps, within
-):
-    """Ten seeds; `benchmarks/truth.py` has a hundred. Before, half of the bursty ones missed, by
-    14 % on average."""
-    found = [as_live(arrivals, 1000 * seed) for seed in range(8)]
-    assert sum(f.interval_qps[0] <= true_qps <= f.interval_qps[1] for f in found) >= 6
-    assert np.mean([f.rate_qps for f in found]) == pytest.approx(true_qps, rel=within + 0.01)
+TRUE_QPS = {"poisson": 421.3, "bursty": 237.6}  # by benchmarks/truth.py
+
+
+@pytest.mark.parametrize(("arrivals", "within"), [("poisson", 0.01), ("bursty", 0.02)])
+def test_intervals_hold_the_true_capacity_of_a_machine_that_counts_as_live(arrivals, within):
+    """Four seeds; `benchmarks/truth.py` has a hundred. Once, half of the bursty ones missed, by
+    14 % on average. The machine thinks that it is a tenth faster than it is."""
+    twin = Simulator(ServiceTime.linear(1.8e-4, 1.44e-5), 2)
+    found, true_qps = (
+        [as_live(arrivals, 1000 * seed, twin) for seed in range(4)],
+        TRUE_QPS[arrivals],
+    )
+    assert sum(f.interval_qps[0] <= true_qps <= f.interval_qps[1] for f in found) >= 3
+    assert all(f.rate_qps == pytest.approx(true_qps, rel=2 * within) for f in found)
+    assert np.mean([f.rate_qps for f in found]) == pytest.approx(true_qps, rel=within)
+    assert all(f.kind == "interval" and f.decided for f in found)
+
+
+def test_so_they_do_where_a_machine_says_nothing_of_itself():
+    found, true_qps = [as_live(seed=1000 * seed) for seed in range(4)], TRUE_QPS["poisson"]
+    assert sum(f.interval_qps[0] <= true_qps <= f.interval_qps[1] for f in found) >= 3
+    assert np.mean([f.rate_qps for f in found]) == pytest.approx(true_qps, rel=0.02)
     assert all(f.kind == "interval" for f in found)
     assert all(f.decided or f.more_s > 0 for f in found)
+
+
+def test_a_twin_that_knows_nothing_of_the_tail_does_not_mislead_by_more_than_a_few_percent():
+    """Requests that take a tenth to thirty times as long as the twin thinks."""
+    rng = np.random.default_rng(1)
+    profile = Profile({"workers": 2})
+    for batch in (1, 64, 512, 1024):
+        spread = np.exp(1.2 * rng.standard_normal(4000) - 0.72)
+        profile = profile.with_visit((batch, 2), (2e-4 + 1.6e-5 * batch) * spread)
+    machine = AsLive(
+        Simulator(ServiceTime.from_profile(profile), 2),
+        Simulator(ServiceTime.linear(2e-4, 1.6e-5), 2),
+    )
+    found = [
+        find_capacity(machine, Workload(seed=s), SLA(0.1), Policy(512), clock=machine.clock())
+        for s in (0, 1000)
+    ]
+    # By bisection over runs of 3,000,000 queries; the twin alone would answer 421.
+    assert all(f.rate_qps == pytest.approx(374, rel=0.06) for f in found if f.decided)
+    assert all(lo < 374 * 1.03 and hi > 374 for lo, hi in (f.interval_qps for f in found))

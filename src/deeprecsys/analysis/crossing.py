@@ -16,9 +16,9 @@ from scipy import special
 
 from deeprecsys.core import FloatArray
 
-# Slopes considered, as factors of the expected one; e is one standard deviation of what is thought
-# of it before it is seen. True ones, d logit(share) / d log(rate), run from 3 to several hundreds.
-_FACTORS = np.exp(np.linspace(-3.0, 3.0, 25))
+# Slopes considered, in standard deviations of what is thought of its logarithm before it is seen.
+# True ones, d logit(share) / d log(rate), run from 3 to several hundreds.
+_DEVIATIONS = np.linspace(-3.0, 3.0, 25)
 _STEPS = 24  # of a bisection over a logit from -30 to 30
 
 
@@ -32,24 +32,30 @@ class Crossing(NamedTuple):
 
 
 def crossing(
-    log_rate: FloatArray, over: FloatArray, weight: FloatArray, share: float, slope: float
+    log_rate: FloatArray,
+    over: FloatArray,
+    weight: FloatArray,
+    share: float,
+    slope: float,
+    doubt: float = 1.0,
 ) -> Crossing:
     """The log rate at which `share` is over, by logistic regression.
 
     log_rate, over, weight [m]: of each run, its share over the target and how many independent
-    queries it is worth. slope: what is expected before it is seen, to a factor of e or so. Half a
+    queries it is worth. slope: what is expected before it is seen; doubt: one standard deviation of
+    its logarithm. Half a
     query over and half within are added, which takes most of the bias out of the logarithm of a
     small count (Haldane, Annals of Human Genetics 20, 1956). The answer is the mean over slopes,
     each weighted by its likelihood, and that as the runs scatter: they are worth less than they
     say if they differ by more than chance.
     """
     centre = float(np.average(log_rate, weights=weight))
-    slopes = slope * _FACTORS
+    slopes = slope * np.exp(doubt * _DEVIATIONS)
     reach = slopes[:, None] * (log_rate - centre)  # [slopes, m]
     level = _levels(reach, over, weight)
     logit = level[:, None] + reach
     fit = (weight * (over * logit - np.logaddexp(0, logit))).sum(axis=1)
-    fit = fit / _scatter(over, weight, logit[np.argmax(fit)]) - np.log(_FACTORS) ** 2 / 2
+    fit = fit / _scatter(over, weight, logit[np.argmax(fit)]) - _DEVIATIONS**2 / 2
     likely = np.exp(fit - fit.max())
     likely /= likely.sum()
     where = centre + (special.logit(share) - level) / slopes

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.core import DEFAULT_INDICES, UserError
+from deeprecsys.core import DEFAULT_INDICES, FloatArray, UserError
 from deeprecsys.engine.pool import draw
 from deeprecsys.engine.process import enter_worker
-from deeprecsys.machines.service_time import ServiceTime
+from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.runtimes import Runtime, make_runtime, runtimes_of
 
 # Candidates to draw windows from: enough rows that repeats do not come from the cache.
@@ -52,7 +52,8 @@ def choose(wanted: str | Runtime, model: Any, cores: Cores) -> tuple[Runtime, di
     for name in runtimes_of(model):
         try:
             able[name] = make_runtime(name, model)
-            choice[name] = _request_seconds(able[name], model, cores, _CHOICE_SIZES)
+            seconds = _request_seconds(able[name], model, cores, _CHOICE_SIZES)
+            choice[name] = {size: float(np.median(seen)) for size, seen in seconds.items()}
         except Exception as error:
             choice[name] = (str(error).strip() or type(error).__name__).splitlines()[0]
     if not able:
@@ -68,13 +69,22 @@ def _fastest(seconds: dict[str, dict[int, float]]) -> str:
     return next(name for name, mean in means.items() if mean <= best + _NOISE)
 
 
-def service_time(runtime: Runtime, model: Any, cores: Cores, largest: int) -> ServiceTime:
-    """Median seconds of requests of 1, 2, 4 .. `largest` items, all workers busy."""
+def profile(runtime: Runtime, model: Any, cores: Cores, largest: int) -> Profile:
+    """A glance at requests of 1, 2, 4 .. `largest` items, all workers busy."""
     sizes = [1 << k for k in range(largest.bit_length())]
     if sizes[-1] < largest:
         sizes.append(largest)
-    seconds = _request_seconds(runtime, model, cores, sizes)
-    return ServiceTime.table(np.array(list(seconds)), np.array(list(seconds.values())))
+    found = Profile({"model": model.name, "workers": len(cores)})
+    for size, seconds in _request_seconds(runtime, model, cores, sizes).items():
+        found = found.with_visit((size, len(cores)), seconds)
+    return found
+
+
+def service_time(seen: Profile) -> ServiceTime:
+    """Median seconds of requests, which a stall during the glance does not move."""
+    sizes, busy = seen.batch_sizes, max(seen.busy_levels)
+    medians = [seen.points[size, busy].median_s for size in sizes]
+    return ServiceTime.table(np.array(sizes), np.array(medians))
 
 
 def on_cores(cores: Cores, enter: Enter, task: Callable[[int], Any]) -> list[Any]:
@@ -105,23 +115,23 @@ def on_cores(cores: Cores, enter: Enter, task: Callable[[int], Any]) -> list[Any
 
 def _request_seconds(
     runtime: Runtime, model: Any, cores: Cores, sizes: Sequence[int]
-) -> dict[int, float]:
-    """Median seconds of a request by its items, in windows of one large example."""
+) -> dict[int, FloatArray]:
+    """Seconds of requests on all cores by their items, in windows of one large example."""
     pool = draw(model, max(_EXAMPLE_ITEMS, 2 * max(sizes)), DEFAULT_INDICES)
     prepared, items = pool.prepared(runtime, model.outputs), pool.span
 
-    def measure(worker: int) -> list[float]:
+    def measure(worker: int) -> list[list[float]]:
         offset = worker * items // len(cores)
-        return [_median_s(runtime, prepared, size, items, offset) for size in sizes]
+        return [_timed(runtime, prepared, size, items, offset) for size in sizes]
 
     by_worker = on_cores(cores, runtime.enter_thread, measure)
-    return dict(zip(sizes, np.median(by_worker, axis=0).tolist(), strict=True))
+    return {size: np.concatenate(seen) for size, *seen in zip(sizes, *by_worker, strict=True)}
 
 
-def _median_s(
+def _timed(
     runtime: Runtime, prepared: Sequence[Any], size: int, items: int, offset: int
-) -> float:
-    """Of requests of the next `size` of `items` candidates, and the next user's."""
+) -> list[float]:
+    """Seconds of requests of the next `size` of `items` candidates, and the next user's."""
     seconds: list[float] = []
     began = time.perf_counter()
     while (
@@ -134,4 +144,4 @@ def _median_s(
         at = time.perf_counter()
         runtime.execute(query, lo, lo + size)
         seconds.append(time.perf_counter() - at)
-    return float(np.median(seconds[_WARM_REPEATS:]))
+    return seconds[_WARM_REPEATS:]

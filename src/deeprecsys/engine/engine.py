@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from deeprecsys.core import (
     DEFAULT_INDICES,
@@ -42,11 +42,14 @@ from deeprecsys.engine.pool import Pool, draw_pool
 from deeprecsys.engine.power import Meter
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
-from deeprecsys.machines.accelerators import check_names, cuda_number
-from deeprecsys.machines.service_time import ABOUT_MODEL, Profile
+from deeprecsys.machines.accelerators import Accelerator, check_names, cuda_number
+from deeprecsys.machines.service_time import ABOUT_MODEL, Profile, ServiceTime
 from deeprecsys.rules.admission import Admission
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.runtimes import Device, Runtime, Scores
+
+if TYPE_CHECKING:
+    from deeprecsys.simulation import Simulator
 
 # Items that may wait: far beyond what any target lets through, far below what memory holds.
 MAX_QUEUED_ITEMS = 4_000_000
@@ -178,9 +181,8 @@ class Engine:
             self.runtime, self.runtime_choice = calibrate.choose(
                 self._wanted_runtime, self.model, self._cores
             )
-            self._service = calibrate.service_time(
-                self.runtime, self.model, self._cores, self._largest
-            )
+            self._seen = calibrate.profile(self.runtime, self.model, self._cores, self._largest)
+            self._service = calibrate.service_time(self._seen)
             self.devices = open_devices(
                 self._wanted_devices, self.model, self.runtime, self._cores, self._largest
             )
@@ -392,8 +394,23 @@ class Engine:
                     "accelerators": [dict(device.detail) for device in self.devices],
                 },
                 accelerators=tuple(device.service_s for device in self.devices),
+                twin=self.twin(self._seen),
             )
         return self._facts
+
+    def twin(self, profile: Profile) -> Simulator:
+        """This machine, simulated from a profile of its cores."""
+        from deeprecsys.simulation import Simulator
+
+        law = ServiceTime.from_profile(profile, extrapolate=True)
+        devices = [
+            Accelerator(device.name, device.service_s, "as it is here", device.emulated)
+            for device in self.devices
+        ]
+        model = self.model
+        return Simulator(
+            law, self.workers, accelerators=devices, whole=model.whole, most_items=model.most_items
+        )
 
     def disturbance(self) -> float:
         """The share of the machine's cores that other processes used during the last run."""

@@ -1,21 +1,14 @@
-"""Method "simulated" of a tuning: how long a profile takes, and the machine it makes.
+"""Method "simulated" of a tuning: how long its profile takes.
 
 `adaptive_policy` is a policy from a profile alone.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from deeprecsys.core import SLA, Policy
-from deeprecsys.machines.accelerators import Accelerator
-from deeprecsys.machines.service_time import Profile, ServiceTime
-
-if TYPE_CHECKING:
-    from deeprecsys.engine import Engine
-    from deeprecsys.simulation import Simulator
+from deeprecsys.machines.service_time import Profile
 
 # Of the time there is, for the profile that simulation draws from.
 PROFILE_SHARE, PROFILE_S = 0.25, 12.0
@@ -38,18 +31,3 @@ def adaptive_policy(profile: Profile, sla: SLA) -> Policy:
 
 def profile_seconds(budget_s: float | None) -> float:
     return PROFILE_S if budget_s is None else min(PROFILE_S, PROFILE_SHARE * budget_s)
-
-
-def surrogate(engine: Engine, profile: Profile) -> Simulator:
-    """The engine's machine, simulated from its profile."""
-    from deeprecsys.simulation import Simulator
-
-    devices = [
-        Accelerator(device.name, device.service_s, "as it is here", device.emulated)
-        for device in engine.devices
-    ]
-    law = ServiceTime.from_profile(profile, extrapolate=True)
-    model = engine.model
-    return Simulator(
-        law, engine.workers, accelerators=devices, whole=model.whole, most_items=model.most_items
-    )

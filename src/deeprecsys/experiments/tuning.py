@@ -279,7 +279,7 @@ def _surrogate(
     profile = engine.profile(
         budget_s=seconds, indices=workload.indices, stop=observer.stop, on_visit=on_profile
     )
-    return guided.surrogate(engine, profile)
+    return engine.twin(profile)
 
 
 def _records(study: Study) -> Records | None:

@@ -234,7 +234,7 @@ class Probe:
         """
         workload = self.workload.reseed(self.workload.seed + turn)
         first = _nobody() if ahead is None else ahead
-        schedule = _behind(first, workload.schedule(rate_qps=rate_qps, duration_s=duration_s))
+        schedule = behind(first, workload.schedule(rate_qps=rate_qps, duration_s=duration_s))
         verdict: bool | None = None
         stopped_s = math.inf
 
@@ -260,16 +260,16 @@ class Probe:
         # A simulated run can be made again, and hundreds of long ones would fill the memory.
         kept = None if self._virtual and len(records) > _MOST_KEPT else records
         others = self.system.disturbance()
-        over, waiting = _over(records, self.sla), _waiting(records)
+        over, left = over_share(records, self.sla), waiting(records)
         cut = stopped and not decided
-        run = Run(rate_qps, workload.seed, summary, decided, others, cut, kept, over, waiting)
+        run = Run(rate_qps, workload.seed, summary, decided, others, cut, kept, over, left)
         self.on_run(policy, run)
         if self.stop():
             raise Interrupted(run)
         return run
 
 
-def _behind(first: IntArray, schedule: Schedule) -> Schedule:
+def behind(first: IntArray, schedule: Schedule) -> Schedule:
     """The schedule, with these queries in the system when it begins."""
     if not len(first):
         return schedule
@@ -277,12 +277,12 @@ def _behind(first: IntArray, schedule: Schedule) -> Schedule:
     return Schedule(arrival_s, np.concatenate([first, schedule.size]), schedule.indices)
 
 
-def _over(records: Records, sla: SLA) -> float:
+def over_share(records: Records, sla: SLA) -> float:
     """Share of the queries over the target; without an answer they are."""
     return float((~(records.latency_s <= sla.latency_s)).mean()) if len(records) else math.nan
 
 
-def _waiting(records: Records) -> IntArray:
+def waiting(records: Records) -> IntArray:
     """Sizes of the queries that were in the system at the last arrival."""
     if not len(records):
         return _nobody()

@@ -76,6 +76,6 @@ def find_capacity(
         ends = min(began + total_s, clock.now_s() + _ROUNDS_S)
         most = MOST_ROUNDS if system.facts().virtual else MOST_LIVE
         interleave(probe, [one], lambda r: effort.duration_s(r, sla), until=ends, most_rounds=most)
-        return one.capacity(found, sla)
+        return one.capacity(found)
     except Interrupted:
         return replace(capacity_of(runs, effort.tolerance, None), decided=False)

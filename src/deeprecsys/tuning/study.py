@@ -308,11 +308,11 @@ class _Tuning:
         # Offloading has to show that it is worth it, turn by turn.
         cores = next((c for c in finalists if c.policy == alone), None)
         if cores is not None and winner.policy.offload_threshold is not None:
-            ratio = ratio_of(winner, cores, self.sla)
+            ratio = ratio_of(winner, cores)
             if ratio is not None and not (ratio.significant and ratio.ratio > 1.0):
                 winner, self.chosen = cores, cores.policy
                 del others["the tuned cores alone"]
-        ratios = {c.policy: ratio_of(winner, c, self.sla) for c in finalists if c is not winner}
+        ratios = {c.policy: ratio_of(winner, c) for c in finalists if c is not winner}
         ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
         self.comparisons = [
             Comparison(name, policy, ratios.get(policy)) for name, policy in others.items()
@@ -333,7 +333,7 @@ class _Tuning:
         finally:
             for one in entered:
                 before = self.trials.get(one.policy, Trial(one.policy, _NOT_MEASURED)).capacity
-                self.trials[one.policy] = Trial(one.policy, one.capacity(before, self.sla))
+                self.trials[one.policy] = Trial(one.policy, one.capacity(before))
 
     def _rate(self, policy: Policy, led: Mapping[Policy, Contestant]) -> float:
         """Where its rounds would begin; 0 if it meets the target at no rate."""
