@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-from serving_fixture import serving
 from tritonclient.utils import InferenceServerException
 
 from deeprecsys.protocol.reasons import Reason
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving.bounds import Bounds
+from serving_fixture import serving
 from stub_model import StubModel
 
 MODULES = {"http": triton_http, "grpc": triton_grpc}

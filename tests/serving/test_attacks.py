@@ -10,7 +10,6 @@ import time
 import numpy as np
 import psutil
 import pytest
-from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import NoOp
@@ -18,6 +17,7 @@ from deeprecsys.serving import http_adapter
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.server import Address
+from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel, StubRuntime
 
 pytestmark = pytest.mark.engine

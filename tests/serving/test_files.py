@@ -6,10 +6,10 @@ import socket
 import threading
 
 import pytest
-from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving import files
+from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel
 
 pytestmark = pytest.mark.engine

@@ -6,7 +6,6 @@ import threading
 import grpc
 import numpy as np
 import pytest
-from serving_fixture import WAIT_S, serving
 
 from deeprecsys.core import InputSpec
 from deeprecsys.models.check import InputCheck
@@ -14,6 +13,7 @@ from deeprecsys.protocol.grpc_schema import HEALTH, SERVICE, message
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.server import Address
+from serving_fixture import WAIT_S, serving
 from stub_model import StubModel, StubRuntime
 
 pytestmark = pytest.mark.engine

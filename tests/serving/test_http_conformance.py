@@ -12,10 +12,10 @@ import urllib.request
 
 import numpy as np
 import pytest
-from serving_fixture import WAIT_S, serving
 
 from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import NoOp
+from serving_fixture import WAIT_S, serving
 from stub_model import StubModel
 
 PATH = "/v2/models/stub/infer"

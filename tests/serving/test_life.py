@@ -11,7 +11,6 @@ import time
 import grpc
 import numpy as np
 import pytest
-from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.engine import Engine
@@ -21,6 +20,7 @@ from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
 from deeprecsys.serving.server import Address, Server
+from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel, StubRuntime
 
 pytestmark = pytest.mark.engine

@@ -10,7 +10,6 @@ import time
 import grpc
 import numpy as np
 import pytest
-from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.protocol import wire
 from deeprecsys.protocol.grpc_schema import SERVICE, message
@@ -18,6 +17,7 @@ from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.observed import EDGES_S
 from deeprecsys.serving.server import json_log
 from deeprecsys.serving.window import Window, percentiles
+from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel, StubRuntime
 
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
-from serving_fixture import Client, serving
 from tritonclient.utils import InferenceServerException
 
 from deeprecsys.models import load_model
 from deeprecsys.protocol.grpc_schema import HEALTH, SERVICE, message
+from serving_fixture import Client, serving
 
 pytestmark = pytest.mark.engine
 

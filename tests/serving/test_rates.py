@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.protocol import wire
 from deeprecsys.protocol.grpc_schema import SERVICE, message
@@ -17,6 +16,7 @@ from deeprecsys.protocol.reasons import Refusal
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.rates import Rates
+from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel
 
 BOUND = "max-qps-per-client"

@@ -5,9 +5,9 @@ import threading
 
 import numpy as np
 import pytest
-from serving_fixture import WAIT_S, Client, serving
 
 from deeprecsys.core import Policy
+from serving_fixture import WAIT_S, Client, serving
 from stub_device import StubDevice
 from stub_model import StubModel, StubRuntime
 from waiting import until

@@ -117,7 +117,7 @@ def test_rounds_of_a_machine_with_a_twin_know_a_ratio_in_minutes():
     machine = ToyMachine(cache_cliff, noise=0.1, twin=Simulator(fast, 2))
     probe = Probe(machine, Workload(), SLA(0.2), clock=machine.clock())
     pair = [Contestant.at(Policy(b), qps, probe) for b, qps in ((64, 600.0), (500, 225.0))]
-    (ratio,) = interleave(probe, pair, lambda _: 4.0, until=150.0)
+    (ratio,) = interleave(probe, pair, lambda _: 4.0, until=100.0)
     lo, hi = ratio.interval
     # 618 and 234 queries/s, of runs of 3,000,000.
     assert lo < 2.64 < hi

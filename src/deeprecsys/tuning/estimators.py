@@ -313,7 +313,7 @@ class ByTwin:
     fitted: int = 2
     leading: int = 1
     near: float = 0.10
-    most_step: float = math.inf
+    most_step: float = 0.05
     waiting: IntArray = field(default_factory=lambda: _NOBODY)
     twins_waiting: list[IntArray] = field(default_factory=lambda: [_NOBODY] * len(_TABLE))
 
