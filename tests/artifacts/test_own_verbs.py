@@ -11,7 +11,10 @@ from deeprecsys.cli.main import call
 from deeprecsys.cli.serve import Tuned
 from deeprecsys.core import Policy, Schedule, UserError
 from deeprecsys.engine import Engine
+from deeprecsys.fleet import file as fleet_file
+from deeprecsys.fleet.file import kind_of
 from own_models import FOLDERS, example, torchscript_folder
+from serving_fixture import serving
 
 
 @pytest.fixture(params=FOLDERS)
@@ -88,6 +91,69 @@ def test_inspect_tells_what_was_found_and_exits_2_with_the_line_to_add(ranker, c
     assert "under [inputs.user] in model.toml" in capsys.readouterr().err
 
 
+@pytest.mark.engine
+def test_summaries_and_reports_say_path_form_and_where_inputs_came_from(ranker):
+    bench = ["bench", str(ranker), "--qps", "50", "--duration-s", "0.3", "--out", "bench"]
+    assert call(bench) == 0
+    said = json.loads(Path("bench/summary.json").read_text())
+    assert said["path"].endswith("ranker/model.pt")
+    assert (said["form"], said["whole"]) == ("torchscript", False)
+    assert said["inputs_from"] == "declared: user, item; assumed: dense"
+    report = Path("bench/report.html").read_text()
+    assert "declared: user, item; assumed: dense" in report
+    assert "torchscript" in report
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("form", ["torchscript", "exported"])
+def test_operators_of_forms_that_run_pytorch_s_are_told_apart(form, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = FOLDERS[form](tmp_path / "ranker")
+    asked = ["profile", str(folder), "--operators", "--batch-sizes", "16", "--budget-s", "1"]
+    assert call([*asked, "--out", "p"]) == 0
+    found = json.loads(Path("p/summary.json").read_text())
+    last = found["operators"][-1]
+    assert last["batch_size"] == 16
+    assert last["shares"]["FC"] > 0
+    assert last["shares"]["embedding"] > 0
+    assert any("sigmoid" in name for name in last["rest"])
+    assert found["roofline"] is None
+    assert "Operators" in Path("p/report.html").read_text()
+
+
+def test_operators_of_other_forms_are_refused_with_those_that_can(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = FOLDERS["lightgbm"](tmp_path / "ranker")
+    assert call(["profile", str(folder), "--operators", "--budget-s", "1"]) == 2
+    assert "the form lightgbm cannot tell where its time goes" in capsys.readouterr().err
+
+
+FLEET = """
+[[model]]
+name = "./ranker"
+qps = 100
+[[kind]]
+name = "k"
+workers = 2
+service = "linear:1e-4,1e-5"
+cost = 1
+"""
+
+
+def test_a_fleet_s_model_may_be_a_path_with_its_own_target_and_sizes(ranker, capsys):
+    toml = (ranker / "model.toml").read_text()
+    (ranker / "model.toml").write_text('sizes = "fixed:300"\n' + toml)
+    Path("fleet.toml").write_text(FLEET)
+    found = fleet_file.read("fleet.toml")
+    (model,) = found.model
+    assert (model.name, model.sizes, model.sla.latency_s) == ("ranker", "fixed:300", 0.05)
+    assert not model.whole
+    assert kind_of(found.kind[0], found, Path()).policy["ranker"].batch_size == 128
+    (ranker / "model.toml").write_text(toml.replace("target = {sla_ms = 50}", ""))
+    assert call(["plan", "fleet.toml"]) == 2
+    assert "which target has model ./ranker? add sla_ms to it" in capsys.readouterr().err
+
+
 LIST = """
 class Model:
     def __call__(self, x):
@@ -96,6 +162,7 @@ class Model:
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("short_simulations")
 def test_a_whole_model_is_served_uncut_and_the_verbs_say_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("ranker").mkdir()
@@ -103,7 +170,9 @@ def test_a_whole_model_is_served_uncut_and_the_verbs_say_so(tmp_path, monkeypatc
     toml = 'target = {sla_ms = 50}\n[inputs.x]\ndatatype = "FP64"\nshape = [2]\n'
     Path("ranker/model.toml").write_text(toml)
     model = open_model("ranker", trust=True)
-    inputs = model.example(300, np.random.default_rng(0))
+    inputs, logged = model.example(300, np.random.default_rng(0)), []
+    with serving(model, log=lambda event, **about: logged.append((event, about))):
+        assert ("ready", "never cut") in [(event, a.get("queries")) for event, a in logged]
     with Engine(model, 2) as engine:
         scores = engine.submit(inputs, Policy(16)).result()
         assert np.array_equal(scores, model.reference(inputs))
@@ -115,6 +184,13 @@ def test_a_whole_model_is_served_uncut_and_the_verbs_say_so(tmp_path, monkeypatc
     assert "its queries are never cut" in capsys.readouterr().out
     profiled = ["--budget-s", "1", "--batch-sizes", "1,1024", "--trust", "--out", "profile"]
     assert call(["profile", "ranker", *profiled]) == 0
+    Path("fleet.toml").write_text(
+        FLEET.replace('"./ranker"', '"./ranker"\ntrust = true\nsizes = "fixed:300"')
+        + "batch_size = 16\n"
+    )
+    assert call(["plan", "fleet.toml", "--balancer", "random", "--out", "plan"]) == 0
+    answer = json.loads(Path("plan/summary.json").read_text())["chosen"][0]
+    assert answer["policy"]["batch_size"] == 300
     tuned = ["--tune", "--profile", "profile/profile.json", "--sizes", "fixed:300", *said]
     assert call(["simulate", "ranker", *tuned]) == 0
     (trial,) = json.loads(Path("out/summary.json").read_text())["trials"]

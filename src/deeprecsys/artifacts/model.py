@@ -131,6 +131,31 @@ class OwnModel:
         """The recorded queries; none where there are none."""
         return self.samples.queries(self.inputs) if self.samples else []
 
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What profiles, summaries and reports say of it, beside its name."""
+        return {
+            "path": str(self.path),
+            "form": self.form.name,
+            "inputs_from": self.inputs_from,
+            "whole": self.whole,
+        }
+
+    @property
+    def inputs_from(self) -> str:
+        """Where the inputs of runs come from: recorded, declared, or assumed."""
+        if self.samples is not None:
+            return f"recorded: {len(self.recorded):,} queries of {self.samples.path}"
+        drawn = ("values", "lengths of bags")
+        assumed = [
+            fact.where.removeprefix("input ")
+            for fact in self.facts
+            if fact.kind == "assumed" and fact.what.startswith(drawn)
+        ]
+        said = [s.name for s in self.inputs if s.name not in assumed and not s.bounds]
+        parts = {"declared": said, "assumed": assumed}
+        return "; ".join(f"{how}: {', '.join(names)}" for how, names in parts.items() if names)
+
     def example(
         self, n: int, rng: np.random.Generator, index_law: Any = None, users: int = 1
     ) -> Mapping[str, NDArray[Any]]:

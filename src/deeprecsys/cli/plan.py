@@ -11,7 +11,7 @@ from rich.table import Table
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
-from deeprecsys.core import Policy, UserError
+from deeprecsys.core import UserError
 from deeprecsys.fleet import file as fleet_file
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def _demand(
     mean = qps if qps is not None else model.qps
     if mean is None:
         raise UserError(f"how much traffic? give --qps, or qps of model {model.name} in {path}")
-    return Demand(model.name, mean * peak, model.sla, model.sizes, growth, spare)
+    return Demand(model.name, mean * peak, model.sla, model.sizes, growth, spare,
+                  model.whole, model.most_items)  # fmt: skip
 
 
 def _offer(part: fleet_file.KindPart, file: fleet_file.FleetFile, folder: Path) -> Offer:
@@ -89,9 +90,7 @@ def _offer(part: fleet_file.KindPart, file: fleet_file.FleetFile, folder: Path) 
 
     stated = None
     if part.batch_size is not None:
-        stated = Policy(
-            part.batch_size, part.offload_threshold, offload_backlog=part.offload_backlog
-        )
+        stated = fleet_file.stated_policy(part, file.model[0])
     kind = fleet_file.kind_of(part, file, folder)
     return Offer(kind, part.cost, part.watts, part.most, stated)
 

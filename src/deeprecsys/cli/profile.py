@@ -154,11 +154,15 @@ def _classes_table(summary: dict[str, Any]) -> Table:
     table.add_column("share of a request's time (eager)")
     for entry in summary["operators"]:
         table.add_column(f"batch {entry['batch_size']}", justify="right")
-    table.add_column(f"the paper, batch {PAPER_BATCH_SIZE}", justify="right")
+    paper_shares = summary["paper_shares"]
+    if paper_shares:
+        table.add_column(f"the paper, batch {PAPER_BATCH_SIZE}", justify="right")
     for name in CLASSES:
         shares = [f"{entry['shares'][name]:.1%}" for entry in summary["operators"]]
-        paper = summary["paper_shares"].get(name)
-        table.add_row(name, *shares, "" if paper is None else f"{paper:.1%}")
+        paper = (
+            [f"{paper_shares[name]:.1%}" if name in paper_shares else ""] if paper_shares else []
+        )
+        table.add_row(name, *shares, *paper)
     rest = summary["operators"][-1]["rest"]
     most = ", ".join(f"{name} {s * 1e6:.0f} µs" for name, s in list(rest.items())[:5])
     table.caption = f"rest at batch {summary['operators'][-1]['batch_size']}: {most}"

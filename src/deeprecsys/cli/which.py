@@ -124,7 +124,7 @@ class Own:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        return {}
+        return self._opened.about
 
     def load(self) -> Servable:
         return self._opened

@@ -1,5 +1,8 @@
 """Where the time of a request goes: shares of FC, embedding, attention, recurrent and the rest.
 
+Of a user's own model there are no blocks, only operators: look-ups, attention and recurrent cells
+are known by their names.
+
 Runs the plain module under PyTorch's profiler on one thread. What happens inside a look-up, an
 attention or a recurrent block belongs to that block; of what is outside, matrix products are FC
 and everything else is rest, listed by name. The paper's plot counts operators alike.
@@ -17,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys.core import Answer, UserError
 from deeprecsys.engine.calibrate import on_cores
 from deeprecsys.engine.pool import draw
 
@@ -44,6 +48,16 @@ _BLOCKS = {
     "Extraction": "recurrent",
     "Evolution": "recurrent",
 }
+_BY_OPERATOR = {
+    "embedding": "embedding",
+    "embedding_bag": "embedding",
+    "scaled_dot_product_attention": "attention",
+    "_native_multi_head_attention": "attention",
+    "lstm": "recurrent",
+    "gru": "recurrent",
+}
+# Forms of users' models that run PyTorch's operators one by one.
+_FORMS = ("torchscript", "exported")
 _PRODUCTS = {"addmm", "mm", "matmul", "linear", "bmm", "baddbmm", "mkldnn_linear", "t", "transpose"}
 _FORWARD, _SCOPE, _BETWEEN = "deeprecsys.forward", "deeprecsys.", "between operators"
 # Reading back what was recorded takes longer than recording it.
@@ -77,6 +91,16 @@ class Operators:
         }
 
 
+def check_operators(model: Any) -> None:
+    """UserError where a user's own model does not run operators that can be told apart."""
+    form = getattr(model, "form", None)
+    if form is not None and form.name not in _FORMS:
+        raise UserError(
+            f"--operators: the form {form.name} cannot tell where its time goes; leave it out "
+            f"(of your own models {' and '.join(_FORMS)} can)"
+        )
+
+
 def measure_operators(model: Any, batch_size: int, seconds: float = 1.0) -> Operators:
     """Of 5 to 300 requests of `batch_size` items, about so long; on a thread like a worker's."""
     import torch
@@ -93,7 +117,7 @@ def _operators(model: Any, batch_size: int, seconds: float) -> Operators:
     from torch.profiler import ProfilerActivity, profile, record_function
 
     windows = _windows(model, batch_size)
-    with torch.inference_mode(), _scopes(model.module):
+    with torch.inference_mode(), _scopes(getattr(model, "module", None)):
         for _ in range(_WARM):
             next(windows)()
         spent, requests = 0.0, 0
@@ -137,9 +161,11 @@ def _windows(model: Any, batch_size: int) -> Iterator[Callable[[], Any]]:
 
     from deeprecsys.runtimes.eager import Eager
 
+    pool = draw(model, max(4096, 2 * batch_size), "uniform")
+    if hasattr(model, "form"):
+        yield from _own_windows(model, pool, batch_size)
     eager = Eager(model)
     scores = np.empty((batch_size, model.tasks), np.float32)
-    pool = draw(model, max(4096, 2 * batch_size), "uniform")
     lo = 0
     while True:
         inputs = pool.window(lo, batch_size)
@@ -149,6 +175,15 @@ def _windows(model: Any, batch_size: int) -> Iterator[Callable[[], Any]]:
             tensors = [torch.from_numpy(inputs[spec.name]) for spec in model.inputs]
             yield partial(model.module, tensors)
         lo += batch_size
+
+
+def _own_windows(model: Any, pool: Any, batch_size: int) -> Iterator[Callable[[], Any]]:
+    """Without end; no more items than the artifact takes at once."""
+    lo, n = 0, min(batch_size, model.most_items or batch_size)
+    scores = Answer(model.outputs).empty(n)
+    while True:
+        yield partial(model.write, pool.window(lo % pool.items, n), n, scores)
+        lo += n
 
 
 @contextmanager
@@ -169,7 +204,7 @@ def _scopes(module: Any) -> Iterator[None]:
     def leave(*_: Any) -> None:
         open_scopes.pop().__exit__(None, None, None)
 
-    for block in module.modules():
+    for block in module.modules() if module is not None else ():
         if kind := _BLOCKS.get(type(block).__name__):
             handles.append(block.register_forward_pre_hook(enter(kind)))
             handles.append(block.register_forward_hook(leave))
@@ -189,5 +224,7 @@ def _scopes_of(event: Any) -> list[str] | None:
             return scopes
         if at.name.startswith(_SCOPE):
             scopes.append(at.name.removeprefix(_SCOPE))
+        elif kind := _BY_OPERATOR.get(at.name.removeprefix("aten::")):
+            scopes.append(kind)
         at = at.cpu_parent
     return None

@@ -46,7 +46,8 @@ _FRESH = (1001, 1002)
 
 @dataclass(frozen=True)
 class Demand:
-    """queries/s at the daily peak, `growth` to come (0.2: a fifth more), machines to spare."""
+    """queries/s at the daily peak, `growth` to come (0.2: a fifth more), machines to spare. whole,
+    most_items: of the model (`core.Servable`)."""
 
     model: str
     peak_qps: float
@@ -54,6 +55,8 @@ class Demand:
     sizes: str = "production"
     growth: float = 0.0
     spare: int = 0
+    whole: bool = False
+    most_items: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.peak_qps < math.inf:
@@ -302,7 +305,10 @@ def _simulated(demand: Demand, mix: Sequence[Answer], seed: int) -> list[Answer]
 def _answers(offer: Offer, demand: Demand, balancers: Sequence[str], seed: int) -> list[Answer]:
     kind = offer.kind
     devices = kind.accelerators.get(demand.model, ())
-    machine = Simulator(kind.service[demand.model], kind.workers, accelerators=devices, seed=seed)
+    machine = Simulator(
+        kind.service[demand.model], kind.workers, accelerators=devices, seed=seed,
+        whole=demand.whole, most_items=demand.most_items,
+    )  # fmt: skip
     workload = Workload(sizes=demand.sizes, seed=seed)
     policy, capacity, idle_s = _tuned(machine, workload, demand.sla, offer.policy)
     if not capacity.rate_qps:

@@ -142,6 +142,10 @@ def profile(
     from deeprecsys.engine.limits import measure_limits
     from deeprecsys.engine.profiler import Grid, busy_levels, powers_of_two
 
+    if operators:
+        from deeprecsys.engine.operators import check_operators
+
+        check_operators(engine.model)
     workload = workload or Workload()
     sizes = list(batch_sizes or powers_of_two(workload.size_law.largest))
     found = engine.profile(
@@ -160,7 +164,7 @@ def profile(
         work=model.work,
         workers=engine.workers,
         operators=_operators(model, sizes) if more else None,
-        roofline=_roofline(found, model, limits, cores) if more else None,
+        roofline=_roofline(found, model, limits, cores) if more and model.work else None,
         interrupted=stop(),
     )
 

@@ -82,16 +82,18 @@ class Asked:
     workload: Workload
     sla: SLA | None = None
     model: str | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)  # variant, scale, query_inputs
+    about: Mapping[str, Any] = field(default_factory=dict)  # variant, scale, .. or path, form, ..
 
     @classmethod
     def of(cls, system: Any, workload: Workload, sla: SLA | None) -> Self:
         """As the system's model says, or the profile that it is simulated from, if there is one."""
-        names = ("variant", "scale", "query_inputs")
+        names: tuple[str, ...] = ("variant", "scale", "query_inputs")
         model = getattr(system, "model", None)
         said = getattr(getattr(getattr(system, "service", None), "profile", None), "about", {})
         if model is not None and not isinstance(model, str):
+            own = getattr(model, "about", {})  # of a user's own
             said = {name: getattr(model, name, None) for name in names} | {"model": model.name}
+            said, names = {**said, **own}, (*names, *own)
         about = {name: said[name] for name in names if said.get(name) is not None}
         return cls(workload=workload, sla=sla, model=said.get("model", model), about=about)
 

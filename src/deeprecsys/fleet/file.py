@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from deeprecsys.core import SLA, Policy, UserError
 from deeprecsys.fleet.fleet import Event, Fleet, Kind
 from deeprecsys.machines.accelerators import Accelerator, accelerator
 from deeprecsys.machines.service_time import Profile, ServiceTime
+from deeprecsys.workload import parse_sizes
 from deeprecsys.workload.mix import Mix, Share
 
 
@@ -24,9 +26,15 @@ class _Part(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ModelPart(_Part):
-    """qps: the mean over the run. sla_ms: default, the published one of that name."""
+    """name: of a published model, of one known by its law only, or the path of a user's own, which
+    is opened. qps: the mean over the run. sla_ms: default, the published one of that name, or what
+    a user's own declares. trust: its form may run foreign code. whole: its queries are never cut.
+    """
 
     name: str
+    trust: bool = False
+    whole: bool = False
+    most_items: int | None = None
     qps: float | None = None
     sizes: str = "production"
     sla_ms: float | None = None
@@ -114,6 +122,7 @@ def read(path: str) -> FleetFile:
         found = msgspec.convert(tomllib.loads(source.read_text(encoding="utf-8")), FleetFile)
     except (OSError, UnicodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    found.model = [_named(model, source.parent) for model in found.model]
     if not found.kind:
         raise UserError(f"{path} has no kind of machine: add a [[kind]]")
     if not found.model:
@@ -137,6 +146,24 @@ def read(path: str) -> FleetFile:
     return found
 
 
+def _named(part: ModelPart, folder: Path) -> ModelPart:
+    """Of a path, relative to the file: what the model found there says of itself."""
+    from deeprecsys.artifacts import FORMS, open_model
+
+    if "/" not in part.name and Path(part.name).suffix.lower() not in FORMS:
+        return part
+    model = open_model(folder / part.name, trust=part.trust)
+    target = model.target
+    if part.sla_ms is None and target is None:
+        raise UserError(f"which target has model {part.name}? add sla_ms to it")
+    if part.sla_ms is None and target is not None:
+        part = replace(part, sla_ms=target.latency_s * 1e3, percentile=target.percentile)
+    sizes = part.sizes if part.sizes != ModelPart("").sizes else model.sizes or part.sizes
+    return replace(
+        part, name=model.name, sizes=sizes, whole=model.whole, most_items=model.most_items
+    )
+
+
 def fleet_of(file: FleetFile, folder: Path, seed: int = 0) -> Fleet:
     """Relative paths are from `folder`, the file's own."""
     kinds = [kind_of(part, file, folder) for part in file.kind]
@@ -147,15 +174,22 @@ def fleet_of(file: FleetFile, folder: Path, seed: int = 0) -> Fleet:
 def kind_of(part: KindPart, file: FleetFile, folder: Path, policy: Policy | None = None) -> Kind:
     """policy: instead of the file's."""
     services, devices, policies = {}, {}, {}
-    for model in (model.name for model in file.model):
+    for one in file.model:
+        model = one.name
         services[model], profile = _service(part, model, len(file.model) == 1, folder)
         if part.accelerator is not None:
-            one = _accelerator(part.accelerator, model, profile, folder)
-            devices[model] = [one] * part.accelerators
-        policies[model] = policy or Policy(
-            part.batch_size or 128, part.offload_threshold, offload_backlog=part.offload_backlog
-        )
+            device = _accelerator(part.accelerator, model, profile, folder)
+            devices[model] = [device] * part.accelerators
+        policies[model] = policy or stated_policy(part, one)
     return Kind(part.name, part.count, part.workers, services, policies, devices)
+
+
+def stated_policy(part: KindPart, model: ModelPart) -> Policy:
+    """The file's; of a model whose queries are not cut, with requests as large as the largest."""
+    policy = Policy(
+        part.batch_size or 128, part.offload_threshold, offload_backlog=part.offload_backlog
+    )
+    return policy.uncut(parse_sizes(model.sizes).largest) if model.whole else policy
 
 
 def mix_of(file: FleetFile, seed: int = 0) -> Mix:

@@ -135,7 +135,8 @@ class Server:
             _in_thread(engine.close, "ending")
             return
         self.plane.open(engine)
-        self.log("ready", model=self.served.name, policy=str(self.served.policy))
+        self.log("ready", model=self.served.name, policy=str(self.served.policy),
+                 **({"queries": "never cut"} if engine.model.whole else {}))  # fmt: skip
         self.ready.set()
 
     def _open(self) -> Engine:
