@@ -1,7 +1,11 @@
 """Users' own models behind the server: unmodified clients, and models that fail."""
 
+import runpy
+import warnings
+
 import numpy as np
 import pytest
+import torch
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
@@ -42,6 +46,95 @@ def test_the_reference_client_gets_what_the_artifact_says_by_name(form, tmp_path
                     assert found.dtype == expected[output.name].dtype
                     np.testing.assert_allclose(found, expected[output.name], rtol=1e-6)
                     assert found.shape == (N, *output.shape)
+
+
+def by_torchscript(folder, given):
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        module = torch.jit.load(str(folder / "model.pt"))
+        return module(*map(torch.from_numpy, given.values())).numpy()
+
+
+def by_export(folder, given):
+    module = torch.export.load(folder / "model.pt2").module()
+    with torch.no_grad():
+        return module(*map(torch.from_numpy, given.values())).numpy()
+
+
+def by_onnx(folder, given):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(folder / "model.onnx"), options).run(None, given)[0]
+
+
+def by_lightgbm(folder, given):
+    import lightgbm
+
+    return lightgbm.Booster(model_file=folder / "model.txt").predict(given["features"])
+
+
+def by_xgboost(folder, given):
+    import xgboost
+
+    booster = xgboost.Booster(model_file=folder / "model.json")
+    return booster.predict(xgboost.DMatrix(given["features"]))
+
+
+def by_catboost(folder, given):
+    import catboost
+
+    return catboost.CatBoost().load_model(str(folder / "model.cbm")).predict(given["features"])
+
+
+def by_python(folder, given):
+    return runpy.run_path(folder / "model.py")["Model"]()(**given)["p"]
+
+
+# Of each form: its own library, called with the same inputs; and whether a row's score is the same
+# bits however many rows come with it.
+DIRECTLY = {
+    "torchscript": (by_torchscript, False),
+    "exported": (by_export, False),
+    "onnx": (by_onnx, False),
+    "lightgbm": (by_lightgbm, True),
+    "xgboost": (by_xgboost, True),
+    "catboost": (by_catboost, True),
+    "python": (by_python, False),
+}
+
+
+@pytest.mark.parametrize("form", FOLDERS)
+def test_served_scores_are_those_of_the_artifact_s_own_library(form, tmp_path):
+    folder = FOLDERS[form](tmp_path / "own")
+    model = open_model(folder, trust=True)
+    given = dict(model.example(53, np.random.default_rng(4)))
+    every = {
+        spec.name: np.repeat(given[spec.name], 53, 0) if spec.scope == "query" else given[spec.name]
+        for spec in model.inputs
+    }
+    directly, same_bits = DIRECTLY[form]
+    expected = directly(folder, every)
+    for batch_size in (8, 64):  # in pieces, and in one
+        with serving(model, policy=Policy(batch_size)) as server:
+            scores = asked(server, model, given)
+        assert scores.dtype == expected.dtype
+        scores = scores.reshape(expected.shape)
+        if same_bits or batch_size == 64:
+            assert np.array_equal(scores, expected)
+        np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+def asked(server, model, given):
+    """The score, by tritonclient over HTTP."""
+    with triton_http.InferenceServerClient(f"127.0.0.1:{server.http_port}") as client:
+        inputs = []
+        for spec in model.inputs:
+            array = given[spec.name]
+            inputs.append(triton_http.InferInput(spec.name, list(array.shape), spec.datatype))
+            inputs[-1].set_data_from_numpy(array)
+        return client.infer(model.name, inputs).as_numpy(model.score)
 
 
 FAILING = """
