@@ -1,5 +1,6 @@
 """Small models of users, and folders that hold them."""
 
+import json
 import warnings
 
 import numpy as np
@@ -147,6 +148,27 @@ def exported_folder(folder):
     rows = torch.export.Dim("rows", min=1, max=4096)
     program = torch.export.export(Ranker().eval(), given, dynamic_shapes=({0: rows},) * 3)
     torch.export.save(program, folder / "model.pt2")
+    return folder
+
+
+def texts_folder(folder):
+    """An ONNX model that takes a word and a number, with recorded queries."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    folder.mkdir(parents=True)
+    known = helper.make_node(
+        "LabelEncoder", ["country"], ["known"], domain="ai.onnx.ml", default_float=-1.0,
+        keys_strings=["nl", "de", "fr"], values_floats=[1.0, 2.0, 3.0],
+    )  # fmt: skip
+    added = helper.make_node("Add", ["known", "dense"], ["score"])
+    kinds = {"country": TensorProto.STRING, "dense": TensorProto.FLOAT, "score": TensorProto.FLOAT}
+    values = [helper.make_tensor_value_info(name, kind, ["N", 1]) for name, kind in kinds.items()]
+    graph = helper.make_graph([known, added], "texts", values[:2], values[2:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), folder / "model.onnx")
+    rows = [{"country": [["nl"], ["de"]], "dense": [[0.5], [i]]} for i in range(3)]
+    (folder / "samples.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     return folder
 
 

@@ -1,6 +1,8 @@
 """A user's own model, opened: what it says, what it lacks, and whether its queries may be cut."""
 
 import io
+import json
+import sys
 import warnings
 import zipfile
 
@@ -12,6 +14,7 @@ from deeprecsys.artifacts import look, open_model
 from deeprecsys.core import UserError, slice_inputs
 from own_models import (
     BAGS,
+    FOLDERS,
     TOML,
     Bags,
     Ranker,
@@ -211,6 +214,7 @@ def toml(old, new):
         (toml("ids = 40", "ids = 0"), "ids must be the number of rows"),
         (toml("shape = [3]", "shape = [4]"), "fails on an example"),
         (toml('"FP32"', '"FP64"'), "fails on an example"),
+        (toml('"INT64"', '"BYTES"'), "user is BYTES, text, which model.pt does not take"),
         (toml("target =", "outputs = {score = 'no'}\ntarget ="), "no output 'no'; .* has scores"),
     ],
 )
@@ -219,6 +223,47 @@ def test_what_is_wrong_is_told_in_one_line(tmp_path, make, line):
     with pytest.raises(UserError, match=line) as raised:
         open_model(tmp_path / "r")
     assert "\n" not in str(raised.value)
+
+
+def bags_recorded_flat(folder):
+    """As one array of all queries' candidates, which bags' values are not."""
+    scripted(Bags("lengths"), folder / "model.pt")
+    (folder / "model.toml").write_text(BAGS.replace("BOUNDS", "lengths"))
+    user, ends = np.ones((2, 2), np.float32), np.array([2, 0, 1])
+    np.savez(folder / "samples.npz", size=[2, 1], user=user, values=np.arange(7), ends=ends)
+
+
+def test_bags_recorded_as_one_array_are_refused_and_by_query_are_taken(tmp_path):
+    bags_recorded_flat(tmp_path)
+    with pytest.raises(UserError, match=r"values has 7 rows.*bags.* as .jsonl or .parquet"):
+        open_model(tmp_path)
+    (tmp_path / "samples.npz").unlink()
+    rows = [([[1, 1]], [4, 5], [2, 0]), ([[1, 1]], [6], [1]), ([[1, 1]], [], [0])]
+    lines = [json.dumps(dict(zip(("user", "values", "ends"), row, strict=True))) for row in rows]
+    (tmp_path / "samples.jsonl").write_text("\n".join(lines))
+    model = open_model(tmp_path)
+    assert [model.check(query) for query in model.recorded] == [2, 1, 1]
+    assert model.check(model.example(9, np.random.default_rng(0))) == 9
+
+
+@pytest.mark.parametrize(
+    ("form", "library", "extra"),
+    [
+        ("torchscript", "torch", "torch"),
+        ("exported", "torch", "torch"),
+        ("onnx", "onnxruntime", "onnx"),
+        ("lightgbm", "lightgbm", "trees"),
+        ("xgboost", "xgboost", "trees"),
+        ("catboost", "catboost", "trees"),
+    ],
+)
+def test_a_library_that_is_not_installed_is_named_with_its_extra(
+    form, library, extra, tmp_path, monkeypatch
+):
+    folder = FOLDERS[form](tmp_path / "r")
+    monkeypatch.setitem(sys.modules, library, None)  # as if it were not there
+    with pytest.raises(UserError, match=rf"needs {library}: pip install .deeprecsys\[{extra}\]"):
+        open_model(folder)
 
 
 def test_inputs_are_checked_by_name_type_shape_and_id(tmp_path):

@@ -11,7 +11,7 @@ import tritonclient.http as triton_http
 
 from deeprecsys.artifacts import open_model
 from deeprecsys.core import Policy
-from own_models import BAGS, FOLDERS, Bags, scripted
+from own_models import BAGS, FOLDERS, Bags, scripted, texts_folder
 from serving_fixture import Client, serving
 
 pytestmark = pytest.mark.engine
@@ -135,6 +135,15 @@ def asked(server, model, given):
             inputs.append(triton_http.InferInput(spec.name, list(array.shape), spec.datatype))
             inputs[-1].set_data_from_numpy(array)
         return client.infer(model.name, inputs).as_numpy(model.score)
+
+
+def test_words_go_to_an_artifact_that_takes_them(tmp_path):
+    model = open_model(texts_folder(tmp_path / "own"))
+    assert [(s.name, s.datatype) for s in model.inputs] == [("country", "BYTES"), ("dense", "FP32")]
+    words = np.array([["fr"], ["nl"], ["atlantis"]], object)
+    given = {"country": words, "dense": np.full((3, 1), 0.25, np.float32)}
+    with serving(model, policy=Policy(2)) as server:
+        assert asked(server, model, given).tolist() == [[3.25], [1.25], [-0.75]]
 
 
 FAILING = """

@@ -56,6 +56,9 @@ def derive(path: Path, found: Found, declared: Declared, samples: Samples | None
     _check_names(path, tensors, declared)
     one = _Derivation(path, tensors, declared, samples, facts)
     specs = [one.input(tensor) for tensor in tensors]
+    for tensor, spec in zip(tensors, specs, strict=True):
+        if spec.datatype == BYTES and tensor.datatype is None and not found.text:
+            raise UserError(f"input {spec.name} is BYTES, text, which {path.name} does not take")
     one.check_bags(specs)
     if any(fact.kind == "missing" for fact in facts):
         return Derived((), {}, tuple(facts))

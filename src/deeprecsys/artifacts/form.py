@@ -39,7 +39,7 @@ class Found:
     are declared. outputs: None where only running it tells.
 
     least, most: candidates that it takes at once, where the artifact says so. nan: a value may be
-    missing.
+    missing. text: an input whose type it does not say may be text.
     """
 
     inputs: tuple[Tensor, ...] | None
@@ -47,6 +47,7 @@ class Found:
     least: int = 1
     most: int | None = None
     nan: bool = False
+    text: bool = False
 
 
 class Form(Protocol):

@@ -36,7 +36,8 @@ class PythonClass:
         except Exception as error:
             raise UserError(f"{path}: {cls.__name__}() fails: {reason(error)}") from error
         names = _arguments(path, cls)
-        self.found = Found(None if names is None else tuple(Tensor(name) for name in names))
+        inputs = None if names is None else tuple(Tensor(name) for name in names)
+        self.found = Found(inputs, text=True)
         self._names = names or []
 
     def bind(self, names: Sequence[str]) -> None:

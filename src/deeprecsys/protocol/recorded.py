@@ -47,7 +47,8 @@ def _npz(path: str) -> Iterator[Query]:
         if len(array) not in (ends[-1:].sum(), len(size)):
             raise UserError(
                 f"{path}: {name} has {len(array)} rows, but size says {len(size)} queries of "
-                f"{ends[-1:].sum()} candidates"
+                f"{ends[-1:].sum()} candidates; bags, of several values a candidate, are recorded "
+                "as .jsonl or .parquet, a query a row"
             )
     for i, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         whole = {name: len(array) == ends[-1] for name, array in arrays.items()}
