@@ -14,11 +14,14 @@ PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 setup: $(READY)
 
-# torch first, by pip and by itself: so its CPU build comes, and nothing else.
+# torch first, by pip and by itself: so its CPU build comes, and nothing else. recbole last and alone:
+# its wheel holds the data of examples/your_model and is never imported, and it asks for much (ray,
+# tensorboard), and for another colorlog than constraints.txt has.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) -e '.[all,dev]'
+	$(PIP) --no-deps recbole
 	touch $@
 
 tune: setup
@@ -36,8 +39,8 @@ check: setup
 	$(BIN)/pytest -m "not measures and not engine" $(PARALLEL)
 
 static: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks examples
+	$(BIN)/ruff format --check src tests benchmarks examples
 	$(BIN)/mypy
 
 # Compiled once, before processes that run at the same time would each do it.

@@ -1,0 +1,70 @@
+"""`examples/your_model`, as a newcomer follows it: train, save, tune, serve, compare."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeprecsys.artifacts import open_model
+from deeprecsys.cli.main import call
+from deeprecsys.core import Policy
+from serving_fixture import serving
+
+pytestmark = pytest.mark.engine
+EXAMPLE = Path(__file__).parents[2] / "examples" / "your_model"
+FORMS = ("torchscript", "exported", "onnx", "lightgbm")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    out = tmp_path_factory.mktemp("films")
+    done = subprocess.run([sys.executable, EXAMPLE / "train.py", out], capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return out
+
+
+@pytest.fixture(scope="module")
+def check():
+    spec = importlib.util.spec_from_file_location("check", EXAMPLE / "check.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_served_ranks_as_the_artifact_does(form, models, check):
+    """Cut into requests of 48, so that answers are of several."""
+    queries = list(check.recorded(models / form))
+    assert len(queries) == 100
+    direct = check.answers(check.artifact(models / form), queries)
+    with serving(open_model(models / form), policy=Policy(48)) as server:
+        url = f"http://127.0.0.1:{server.http_port}"
+        with check.server(url, form) as ask:
+            served = check.answers(ask, queries)
+    for (one, _), (other, _) in zip(served, direct, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+    auc, ndcg = check.quality(direct)
+    assert check.quality(served) == pytest.approx((auc, ndcg), rel=1e-6)
+    assert auc > 0.8  # by chance 0.5
+    assert ndcg > 0.25  # by chance 0.06
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_tuned_with_its_recorded_queries(form, models, monkeypatch):
+    monkeypatch.chdir(models)
+    brief = ["--method", "static", "--budget-s", "2", "--workers", "2"]
+    code = call(["tune", form, *brief, "--out", f"runs/{form}"])
+    assert code in (0, 1)  # in so short a time it may find no rate
+    said = json.loads(Path(f"runs/{form}/summary.json").read_text())
+    assert said["model"] == form
+    assert "100 recorded queries" in str(said["input_pools"])
+
+
+def test_quality_is_what_its_definition_says(check):
+    scores, labels = np.array([0.9, 0.5, 0.5, 0.1]), np.array([1, 0, 1, 0])
+    assert check.auc(scores, labels) == pytest.approx(3.5 / 4)
+    assert check.ndcg(scores, labels) == pytest.approx((1 + 1 / 2) / (1 + 1 / np.log2(3)))
