@@ -90,7 +90,7 @@ def answers(ask: Ask, queries: list[tuple[dict[str, Array], Array]]) -> list[tup
 
 
 def quality(answered: list[tuple[Array, Array]]) -> tuple[float, float]:
-    """AUC over all candidates, and the mean NDCG@10 of the queries, of scores and labels of each."""
+    """AUC over all candidates and mean NDCG@10 of the queries, of scores and labels of each."""
     scores, labels = (np.concatenate(column) for column in zip(*answered, strict=True))
     return auc(scores, labels), float(np.mean([ndcg(*one) for one in answered]))
 
