@@ -10,7 +10,8 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from deeprecsys.artifacts import open_model
-from deeprecsys.core import Policy
+from deeprecsys.client.client import Client as LoadClient
+from deeprecsys.core import Policy, Schedule, Status
 from own_models import BAGS, FOLDERS, Bags, scripted, texts_folder
 from serving_fixture import Client, serving
 
@@ -144,6 +145,66 @@ def test_words_go_to_an_artifact_that_takes_them(tmp_path):
     given = {"country": words, "dense": np.full((3, 1), 0.25, np.float32)}
     with serving(model, policy=Policy(2)) as server:
         assert asked(server, model, given).tolist() == [[3.25], [1.25], [-0.75]]
+
+
+@pytest.mark.parametrize("bounds", ["starts", "offsets", "ends", "lengths"])
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_load_knows_the_bags_of_our_server_by_every_convention(bounds, scheme, tmp_path):
+    scripted(Bags(bounds), tmp_path / "model.pt")
+    (tmp_path / "model.toml").write_text(BAGS.replace("BOUNDS", bounds))
+    model = open_model(tmp_path)
+    schedule = Schedule(np.arange(20) * 0.005, np.arange(1, 21))
+    with serving(model, policy=Policy(8)) as server:
+        port = server.http_port if scheme == "http" else server.grpc_port
+        with LoadClient(f"{scheme}://127.0.0.1:{port}", model.name, processes=1) as client:
+            records = client.run(schedule, Policy())
+            assert client.last_run()["unanswered"] == 0
+    assert (records.status == Status.OK).all()
+
+
+HISTORY = """
+[inputs.history]
+bag = "n"
+ids = 30
+datatype = "INT64"
+[inputs.n]
+bounds = "lengths"
+scope = "query"
+datatype = "INT64"
+lengths = "uniform:0,5"
+[inputs.item]
+ids = 30
+datatype = "INT64"
+shape = [1]
+"""
+
+
+class History(torch.nn.Module):
+    """A user's bag: its mean times the item's row; nothing of a user without one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = torch.nn.Embedding(30, 2)
+
+    def forward(self, history, n, item):
+        which = torch.repeat_interleave(torch.arange(n.size(0)), n)
+        user = torch.zeros(n.size(0), 2).index_add_(0, which, self.table(history))
+        return (user * self.table(item[:, 0])).sum(1)
+
+
+def test_a_user_without_a_single_value_is_answered_like_any_other(tmp_path):
+    scripted(History(), tmp_path / "model.pt")
+    (tmp_path / "model.toml").write_text(HISTORY)
+    model = open_model(tmp_path)
+    item = np.arange(5).reshape(5, 1)
+    with serving(model, policy=Policy(2)) as server:
+        none = {"history": np.empty(0, np.int64), "n": np.array([0]), "item": item}
+        assert asked(server, model, none).tolist() == [0.0] * 5
+        some = none | {"history": np.array([3, 4]), "n": np.array([2])}
+        table = History().table.weight.detach().numpy()
+        expected = table[:5] @ (table[3] + table[4])
+        np.testing.assert_allclose(asked(server, model, some), expected, rtol=1e-5, atol=1e-6)
 
 
 FAILING = """

@@ -165,32 +165,35 @@ def tensors_of(columns, pool, offset, size):
     return out
 
 
-@pytest.mark.parametrize("counts", ["lengths", "ends", "starts"])
+@pytest.mark.parametrize("counts", ["lengths", "ends", "starts", "offsets"])
 @given(offset=st.integers(0, 280), size=st.integers(0, 20))
 def test_values_and_what_counts_them_agree(counts, offset, size):
     columns, pool, _ = JAGGED[counts]
     sent = tensors_of(columns, pool, offset, size)
     ids, n = sent["ids"], sent["n"]
-    assert len(n) == len(sent["dense"]) == size
+    assert len(n) - (counts == "offsets") == len(sent["dense"]) == size
     assert ((ids >= 0) & (ids < 9)).all()
     if counts == "lengths":
         assert n.sum() == len(ids)
         assert size < 15 or 0 < n.sum() < 4 * size
     elif size and counts == "ends":
         assert n[-1] == len(ids)
+    elif counts == "offsets":
+        assert (n[0], n[-1]) == (0, len(ids))
     elif size:
         assert n[0] == 0
         assert n[-1] <= len(ids) <= n[-1] + 4
     assert counts == "lengths" or (np.diff(n) >= 0).all()
 
 
-JAGGED = {counts: jagged(counts) for counts in ("lengths", "ends", "starts")}
+JAGGED = {counts: jagged(counts) for counts in ("lengths", "ends", "starts", "offsets")}
 
 
-def test_the_three_ways_to_count_say_the_same():
+def test_the_four_ways_to_count_say_the_same():
     n = {counts: tensors_of(*JAGGED[counts][:2], 20, 50)["n"] for counts in JAGGED}
     assert np.cumsum(n["lengths"]).tolist() == n["ends"].tolist()
     assert (n["ends"] - n["lengths"]).tolist() == n["starts"].tolist()
+    assert n["offsets"].tolist() == [*n["starts"], n["ends"][-1]]
 
 
 def test_values_and_lengths_are_known_by_their_names_or_by_what_the_server_says():
@@ -209,6 +212,10 @@ def test_a_users_own_history_is_ragged_too():
     columns, _ = plan(described(*inputs), values)
     sent = tensors_of(columns, draw_pool(columns, 50, "uniform", 0), 3, 17)
     assert sent["n"].tolist() == [len(sent["ids"])]
+    values["n"] |= {"counts": "offsets"}
+    columns, _ = plan(described(*inputs), values)
+    sent = tensors_of(columns, draw_pool(columns, 50, "uniform", 0), 3, 17)
+    assert sent["n"].tolist() == [0, len(sent["ids"])]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +236,7 @@ def test_counts_that_cannot_be_meant_are_told(values, kind, says):
     assert "\n" not in str(told.value)
 
 
-@pytest.mark.parametrize("counts", ["lengths", "starts"])
+@pytest.mark.parametrize("counts", ["lengths", "offsets"])
 def test_heads_follow_what_is_ragged(counts):
     columns, pool, _ = JAGGED[counts]
     head = grpc_head("m", columns, None)

@@ -112,6 +112,10 @@ def test_what_belongs_to_the_user_has_one_row_and_ragged_values_count_for_nothin
     found = read_queries(str(tmp_path / "q.jsonl"), inputs, ("ids_values",))
     assert found.size.tolist() == [3]
     assert found.layout(0, 3).shapes == ((1, 2), (5,), (3,))
+    row["ids_lengths"] = [0, 2, 2, 5]  # as offsets
+    (tmp_path / "q.jsonl").write_text(json_lines([row]))
+    found = read_queries(str(tmp_path / "q.jsonl"), inputs, ("ids_values",), ("ids_lengths",))
+    assert found.size.tolist() == [3]
 
 
 def test_texts_of_any_length_are_sent(tmp_path):

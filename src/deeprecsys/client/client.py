@@ -30,7 +30,7 @@ from deeprecsys.client.process import Plan, Setup
 from deeprecsys.client.recorded import Recorded, read_queries
 from deeprecsys.client.server import Address, Description, Tensor, describe
 from deeprecsys.client.sheet import Sheet, Tally, new_file
-from deeprecsys.client.values import known_inputs, plan, ragged_inputs
+from deeprecsys.client.values import known_inputs, offset_inputs, plan, ragged_inputs
 from deeprecsys.core import (
     DEFAULT_INDICES,
     Facts,
@@ -107,7 +107,8 @@ class Client:
         self._fd: int | None = None
         self._children: list[_Child] = []
         self._tally, self._wall_s = Tally(), 0.0
-        self._recorded_as: tuple[tuple[Tensor, ...], tuple[str, ...]] = ((), ())
+        self._recorded_as: tuple[tuple[Tensor, ...], tuple[str, ...], tuple[str, ...]]
+        self._recorded_as = ((), (), ())
         self._items: dict[str, int] = {}  # of the pool drawn last, by index law
 
     def __enter__(self) -> Self:
@@ -192,8 +193,10 @@ class Client:
             self.columns, self.assumptions = plan(self.described, self._values)
             return
         inputs = known_inputs(self.described, self._values)
-        ragged = ragged_inputs(inputs, self.described, self._values or {}, self.assumptions)
-        self._recorded_as = (inputs, tuple(ragged))
+        given = self._values or {}
+        ragged = ragged_inputs(inputs, self.described, given, self.assumptions)
+        offsets = offset_inputs(ragged, self.described, given)
+        self._recorded_as = (inputs, tuple(ragged), tuple(offsets))
         self.recorded = read_queries(self.queries, *self._recorded_as)
 
     def _pool_items(self, schedule: Schedule) -> int:

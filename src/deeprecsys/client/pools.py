@@ -32,7 +32,8 @@ class Column:
 
     shape: of one row. rows: sent with every query; None: one a candidate.
     ragged: the input that says how many rows each candidate has; None: one.
-    counts: how it says so for others ("lengths", "ends" or "starts"); None: it does not.
+    counts: how it says so for others ("lengths", "ends", "starts", or "offsets": these and the
+    end); None: it does not.
     law: "ids" (0 .. b - 1, by the schedule's index law), "uniform" (a to b) or "normal" (mean a,
     deviation b).
     """
@@ -57,7 +58,8 @@ class Column:
         return len(str(int(self.b) - 1))
 
     def rows_of(self, size: int) -> int:
-        return size if self.rows is None else self.rows
+        candidates = size if self.rows is None else self.rows
+        return candidates + (self.counts == "offsets")
 
     @property
     def mean(self) -> float:
@@ -149,7 +151,7 @@ class Pool:
     def _tensor(self, i: int, offset: int, size: int) -> memoryview:
         column = self.columns[i]
         rows = column.rows_of(size)
-        if column.counts in ("ends", "starts"):
+        if column.counts in ("ends", "starts", "offsets"):
             bounds = self.bounds[column.name]
             first = offset + (column.counts == "ends")
             return column.travelling(bounds[first : first + rows] - bounds[offset]).data

@@ -39,7 +39,7 @@ from deeprecsys.engine.process import generator_priority
 @dataclass(frozen=True, slots=True)
 class Setup:
     """What stays the same for all runs. recorded: a file of queries, with its inputs and which of
-    them are ragged; then there are no columns."""
+    them are ragged, or offsets; then there are no columns."""
 
     address: Address
     model: str
@@ -57,6 +57,7 @@ class Setup:
     recorded: str | None
     inputs: tuple[Tensor, ...]
     ragged: tuple[str, ...]
+    offsets: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class _Process:
         if setup.recorded is not None:
             from deeprecsys.client.recorded import read_queries
 
-            found = read_queries(setup.recorded, setup.inputs, setup.ragged)
+            found = read_queries(setup.recorded, setup.inputs, setup.ragged, setup.offsets)
             self._recorded, inputs = found, found.inputs
         self._message = _messages(setup, inputs)
 

@@ -45,10 +45,14 @@ class Recorded:
 
 
 def read_queries(
-    path: str, inputs: Sequence[Tensor] = (), ragged: Collection[str] = ()
+    path: str,
+    inputs: Sequence[Tensor] = (),
+    ragged: Collection[str] = (),
+    offsets: Collection[str] = (),
 ) -> Recorded:
     """inputs: as the server knows them; none: those of the first query, as it has them.
-    ragged: inputs whose rows are no candidates. UserError, naming the row."""
+    ragged: inputs whose rows are no candidates. offsets: those that have one row more than there
+    are. UserError, naming the row."""
     queries = read_rows(path)
     first = next(queries, None)
     if first is None:
@@ -61,7 +65,8 @@ def read_queries(
             memoryview(tensors.to_bytes(array, tensor.datatype)).cast("B")
             for array, tensor in zip(arrays, known, strict=True)
         ]
-        sizes.append(max((len(array) for array, tensor in zip(arrays, known, strict=True)
+        sizes.append(max((len(array) - (tensor.name in offsets)
+                          for array, tensor in zip(arrays, known, strict=True)
                           if tensor.name not in ragged), default=0))  # fmt: skip
         layouts.append(Layout(tuple(array.shape for array in arrays), tuple(map(len, data))))
         views.append([view for view in data if len(view)])

@@ -25,7 +25,7 @@ from deeprecsys.protocol import tensors
 _FIELDS = ("rows", "low", "high", "normal", "scope", "shape", "datatype", "ragged", "counts")
 _HINT = 'describe it in --values FILE, as {"%s": {"rows": 40000}}'
 _ALL = '{"%s": {"datatype": "INT64", "shape": [3], "rows": 40000}}, with the shape of a candidate'
-COUNTS = ("lengths", "ends", "starts")
+COUNTS = ("lengths", "ends", "starts", "offsets")
 _LENGTHS = (0, 20)  # assumed
 
 
@@ -88,6 +88,18 @@ def ragged_inputs(
     return found
 
 
+def offset_inputs(
+    ragged: Mapping[str, str], described: Description, given: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Those that count by offsets, of which there is one more than candidates."""
+    counting = sorted(set(ragged.values()))
+    return [n for n in counting if _counts(n, given.get(n, {}), described) == "offsets"]
+
+
+def _counts(name: str, given: Mapping[str, Any], described: Description) -> str:
+    return str(given.get("counts", described.parameters.get(f"counts.{name}", "lengths")))
+
+
 def read_values(path: str) -> dict[str, Any]:
     """A description file: JSON, `{"input": {"rows": 40000}}`."""
     try:
@@ -133,7 +145,7 @@ def _column(
         given = {"rows": int(rows)}
     counts = None
     if name in ragged.values():
-        counts = given.get("counts", said.get(f"counts.{name}", "lengths"))
+        counts = _counts(name, given, described)
         if not {"rows", "low", "normal"} & set(given):
             assumed.append(f"{name}: {_LENGTHS[0]} to {_LENGTHS[1]} for each candidate")
             given = {**given, "low": _LENGTHS[0], "high": _LENGTHS[1]}
