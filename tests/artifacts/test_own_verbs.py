@@ -91,6 +91,34 @@ def test_inspect_tells_what_was_found_and_exits_2_with_the_line_to_add(ranker, c
     assert "under [inputs.user] in model.toml" in capsys.readouterr().err
 
 
+def test_write_says_what_to_add_to_a_file_that_is_there_and_leaves_it(ranker, capsys):
+    file = ranker / "model.toml"
+    whole = file.read_text()
+    assert call(["inspect", str(ranker), "--write"]) == 0
+    assert "model.toml is there already, and lacks nothing" in capsys.readouterr().out
+    part = whole.replace('ids = 50\ndatatype = "INT64"\n', "")
+    file.write_text(part)
+    assert call(["inspect", str(ranker), "--write"]) == 2
+    said = capsys.readouterr().out
+    lines = said[said.index("add to") :].splitlines()[1:]
+    assert lines == ['[inputs."user"]', 'datatype = "INT64"']
+    assert file.read_text() == part
+    file.write_text(whole.replace("ids = 50\n", ""))
+    assert call(["inspect", str(ranker), "--write"]) == 2
+    assert '[inputs."user"]\nids = 1000 ' in capsys.readouterr().out
+
+
+def test_models_tells_what_the_score_is_and_of_which_task(ranker, capsys):
+    meant = '[outputs]\nkind = "probability"\ntasks = ["click"]\n'
+    (ranker / "model.toml").write_text((ranker / "model.toml").read_text() + meant)
+    assert call(["models", str(ranker), "--json", "said.json"]) == 0
+    out = capsys.readouterr().out
+    assert "output scores: is a probability" in out
+    assert "output scores: of tasks click" in out
+    said = json.loads(Path("said.json").read_text())
+    assert (said["kind"], said["tasks"]) == ("probability", ["click"])
+
+
 @pytest.mark.engine
 def test_summaries_and_reports_say_path_form_and_where_inputs_came_from(ranker):
     bench = ["bench", str(ranker), "--qps", "50", "--duration-s", "0.3", "--out", "bench"]

@@ -243,6 +243,18 @@ def test_a_query_that_fails_says_why_and_the_server_goes_on(tmp_path):
         assert (status, said["outputs"][0]["data"]) == (200, [8.0, 8.0, 8.0])
 
 
+def test_the_configuration_says_what_the_score_is(tmp_path):
+    folder = FOLDERS["lightgbm"](tmp_path / "own")
+    said = '[outputs]\nkind = "probability"\ntasks = ["click"]\n'
+    (folder / "model.toml").write_text((folder / "model.toml").read_text() + said)
+    with serving(open_model(folder)) as server, Client(server) as client:
+        status, found = client.get("/v2/models/own/config")
+    assert status == 200
+    told = {name: value["string_value"] for name, value in found["parameters"].items()}
+    assert (told["score"], told["kind"], told["tasks"]) == ("scores", "probability", "click")
+    assert "queries" not in told  # which may be cut
+
+
 def test_an_id_out_of_range_is_refused_with_its_input_and_itself(tmp_path):
     model = open_model(FOLDERS["onnx"](tmp_path / "own"))
     given = model.example(3, np.random.default_rng(0))

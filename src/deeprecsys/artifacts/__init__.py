@@ -118,7 +118,7 @@ def finished(looked: Looked) -> OwnModel:
         looked.name, looked.path, looked.form, derived, tried, looked.samples, score,
         tuple(declared.outputs.tasks or ()), declared.outputs.kind,
         SLA(target.sla_ms / 1e3, target.percentile) if target else None,
-        declared.sizes, (*derived.facts, *tried.facts, how), found.nan,
+        declared.sizes, (*derived.facts, *tried.facts, how, *_meant(score, declared)), found.nan,
     )  # fmt: skip
     _check_recorded(model)
     return model
@@ -205,6 +205,14 @@ def _score(path: Path, tried: Tried, declared: Declared) -> tuple[str, Fact]:
     _check_tasks(_output(tried, name), declared)
     kind: Any = "found" if len(names) == 1 else "assumed"
     return name, Fact(f"output {name}", "is the score", kind)
+
+
+def _meant(score: str, declared: Declared) -> list[Fact]:
+    """What the score is, and of which tasks."""
+    said = declared.outputs
+    what = [f"is a {said.kind}"] if said.kind else []
+    what += [f"of tasks {', '.join(said.tasks)}"] if said.tasks else []
+    return [Fact(f"output {score}", one, "declared") for one in what]
 
 
 def _output(tried: Tried, name: str) -> OutputSpec:

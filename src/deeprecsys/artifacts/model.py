@@ -142,6 +142,17 @@ class OwnModel:
         }
 
     @property
+    def parameters(self) -> dict[str, str]:
+        """What a server says of it beside the protocol's own words."""
+        said = {
+            "score": self.score,
+            "kind": self.kind,
+            "tasks": ", ".join(self.task_names),
+            "queries": "never cut" if self.whole else "",
+        }
+        return {name: value for name, value in said.items() if value}
+
+    @property
     def inputs_from(self) -> str:
         """Where the inputs of runs come from: recorded, declared, or assumed."""
         if self.samples is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,7 +19,8 @@ if TYPE_CHECKING:
 NAME = "inspect"
 HELP = """Say what was found in a model of your own, what is assumed of it, and what is missing.
 
-Exit code 2, with the line to add, where something is missing. --write begins a model.toml.
+Exit code 2, with the line to add, where something is missing. --write begins a model.toml; of one
+that is there it prints the lines that it lacks.
 
 Example: deeprecsys inspect ./ranker.onnx --write
 """
@@ -28,12 +28,19 @@ _COLOURS = {
     "found": "green", "recorded": "green", "declared": "green", "assumed": "yellow",
     "missing": "bold red",
 }  # fmt: skip
+# By the words of a missing fact: its line, with an example's value.
+_ASKED = {
+    "datatype": 'datatype = "INT64"',
+    "shape": "shape = [1]",
+    "where bags are": 'bounds = "ends"   # or starts, offsets, lengths',
+    "valid ids": "ids = 1000   # rows of its table, or [first, last]",
+}
 
 
 def run(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A model's file or folder.")],
     write: Annotated[
-        bool, typer.Option("--write", help="Begin a model.toml, to be completed.")
+        bool, typer.Option("--write", help="Begin a model.toml, or say what to add to it.")
     ] = False,
     trust: opt.Trust = False,
     json_file: opt.JsonFile = None,
@@ -50,7 +57,7 @@ def run(
     for fact in facts:
         console.print(_line(fact), soft_wrap=True)
     if write:
-        console.print(f"written: {_write(looked)}", markup=False)
+        console.print(_written(looked), markup=False, highlight=False, soft_wrap=True)
     files.write_json(json.dumps(_said(looked, model, facts), indent=1), json_file)
     if missing:
         raise UserError(f"{looked.path} does not say of {missing[0].where} {missing[0].what}")
@@ -74,41 +81,62 @@ def _said(looked: Looked, model: OwnModel | None, facts: tuple[Fact, ...]) -> di
             "whole": model.whole,
             "most_items": model.most_items,
             "score": model.score,
+            "kind": model.kind,
+            "tasks": list(model.task_names),
             "memory_bytes": model.memory_bytes,
         }
     return said
 
 
-def _write(looked: Looked) -> Path:
-    """A model.toml with a table for each input; what only its user knows stands there as a comment.
-
-    UserError where there is one.
-    """
+def _written(looked: Looked) -> str:
+    """Begins a model.toml, in which what only its user knows stands as a comment; one that is there
+    is not touched: what to add to it is said."""
     from deeprecsys.artifacts.declared import FILE
 
     target = looked.path.parent / FILE
-    if target.exists():
-        raise UserError(f"{target} is there already: complete it, or move it away")
-    target.write_text(_toml(looked))
-    return target
+    if not target.exists():
+        target.write_text(_toml(looked))
+        return f"written: {target}"
+    lines = [line for name in _names(looked) for line in _lacking(looked, name)]
+    if not lines:
+        return f"{target} is there already, and lacks nothing"
+    return "\n".join([f"add to {target}:", *lines])
 
 
 def _toml(looked: Looked) -> str:
-    facts = looked.derived.facts
     lines = [
         f"# {looked.path.name}: what it does not say. Take the # off what is true.",
         "# target = {sla_ms = 50, percentile = 95}",
         '# sizes = "lognormal:5.1,0.6"',
     ]
-    names = [f.where.removeprefix("input ") for f in facts if f.where.startswith("input ")]
-    for name in dict.fromkeys(names):
-        mine = [fact for fact in facts if fact.where == f"input {name}"]
-        lines += ["", f"[inputs.{json.dumps(name)}]", '# scope = "query"   # the user\'s']
-        for fact in mine:
-            lines.append(f"# {fact.kind}: {fact.what}")
-        if any("datatype" in fact.what for fact in mine if fact.kind == "missing"):
-            lines.append('# datatype = "INT64"')
-        if any("shape" in fact.what for fact in mine if fact.kind == "missing"):
-            lines.append("# shape = [1]")
-        lines += ["# ids = 1000   # rows of its table, or [first, last]", "# padding = 0"]
+    for name in _names(looked):
+        lines += ["", _table(name), '# scope = "query"   # the user\'s']
+        lines += [f"# {fact.kind}: {fact.what}" for fact in _facts(looked, name)]
+        asked = _asked(looked, name)
+        usual = [_ASKED["valid ids"], "padding = 0"]
+        lines += [f"# {line}" for line in dict.fromkeys([*asked, *usual])]
     return "\n".join([*lines, "", "# [outputs]", '# score = "scores"', ""])
+
+
+def _lacking(looked: Looked, name: str) -> list[str]:
+    """Of an input: what is missing, to be filled in, under its table."""
+    asked = _asked(looked, name)
+    return [_table(name), *asked] if asked else []
+
+
+def _asked(looked: Looked, name: str) -> list[str]:
+    missing = [fact.what for fact in _facts(looked, name) if fact.kind == "missing"]
+    return [line for word, line in _ASKED.items() if any(word in what for what in missing)]
+
+
+def _names(looked: Looked) -> list[str]:
+    where = [f.where for f in looked.derived.facts if f.where.startswith("input ")]
+    return list(dict.fromkeys(one.removeprefix("input ") for one in where))
+
+
+def _facts(looked: Looked, name: str) -> list[Fact]:
+    return [fact for fact in looked.derived.facts if fact.where == f"input {name}"]
+
+
+def _table(name: str) -> str:
+    return f"[inputs.{json.dumps(name)}]"
