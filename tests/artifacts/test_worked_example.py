@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from deeprecsys.core import Policy
 from serving_fixture import serving
 
 pytestmark = pytest.mark.engine
-EXAMPLE = Path(__file__).parents[2] / "examples" / "your_model"
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "your_model"
 FORMS = ("torchscript", "exported", "onnx", "lightgbm")
 
 
@@ -62,6 +65,20 @@ def test_each_form_is_tuned_with_its_recorded_queries(form, models, monkeypatch)
     said = json.loads(Path(f"runs/{form}/summary.json").read_text())
     assert said["model"] == form
     assert "100 recorded queries" in str(said["input_pools"])
+
+
+def test_the_client_of_the_document_gets_scores(models, capsys):
+    text = (ROOT / "docs" / "your-model.md").read_text()
+    (client,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    with serving(open_model(models / "onnx")) as server:
+        exec(client.replace("127.0.0.1:8000", f"127.0.0.1:{server.http_port}"), {})
+    assert len(capsys.readouterr().out.splitlines()) == 3  # candidates
+
+
+def test_the_document_shows_the_model_toml_that_the_example_writes(models):
+    text = (ROOT / "docs" / "your-model.md").read_text()
+    (shown,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert tomllib.loads(shown) == tomllib.loads((models / "onnx" / "model.toml").read_text())
 
 
 def test_quality_is_what_its_definition_says(check):
