@@ -346,7 +346,8 @@ class ByTwin:
         queries = np.array([r.queries[0] for r in rounds])
         centre = float(np.average([r.log_rate[0] for r in rounds], weights=queries))
         beyond = 2 * found.doubt * abs(found.log_rate - centre)
-        return math.hypot(log_reach * math.exp(found.doubt / 2), 2 * self.error, beyond)
+        # Thrice, as few blocks tell the twin's own error, and all rounds share it.
+        return math.hypot(log_reach * math.exp(found.doubt / 2), 3 * self.error, beyond)
 
     @property
     def error(self) -> float:
