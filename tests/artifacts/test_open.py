@@ -12,6 +12,7 @@ import torch
 
 from deeprecsys.artifacts import look, open_model
 from deeprecsys.core import UserError, slice_inputs
+from deeprecsys.runtimes import make_runtime, runtimes_of
 from own_models import (
     BAGS,
     FOLDERS,
@@ -279,3 +280,56 @@ def test_inputs_are_checked_by_name_type_shape_and_id(tmp_path):
     ]:
         with pytest.raises(UserError, match=line):
             model.check(good | bad)
+
+
+class OneUser(torch.nn.Module):
+    """Takes the user in one row and in no other way, as a graph does whose user's row is fixed."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.users = torch.nn.Embedding(50, 3)
+
+    def forward(self, user, dense):
+        if user.size(0) != 1:
+            raise RuntimeError("one user, please")
+        return (self.users(user[:, 0]) * dense).sum(1, keepdim=True)
+
+
+ONE_USER = """
+[inputs.user]
+scope = "query"
+ids = 50
+datatype = "INT64"
+shape = [1]
+[inputs.dense]
+datatype = "FP32"
+shape = [3]
+"""
+
+
+def test_where_a_call_is_for_one_user_queries_that_repeat_the_row_and_joins_of_queries_work(
+    tmp_path,
+):
+    model = of_x(tmp_path / "m", OneUser(), ONE_USER)
+    assert not model.whole
+    assert "in no other way" in " ".join(fact.what for fact in model.facts)
+    rng = np.random.default_rng(0)
+    dense, user = rng.standard_normal((9, 3), np.float32), np.array([[7]])
+    once = {"user": user, "dense": dense}
+    expected = (model.form.module.users.weight[7].detach().numpy() * dense).sum(1)[:, None]
+    for inputs in (once, {"user": np.repeat(user, 9, 0), "dense": dense}):
+        np.testing.assert_allclose(model.reference(inputs), expected, rtol=1e-5)
+    for name in runtimes_of(model):
+        runtime = make_runtime(name, model)
+        runtime.enter_thread()
+        scores = [np.zeros((9, 1), np.float32), np.zeros((9, 1), np.float32)]
+        other = {"user": np.array([[8]]), "dense": dense}
+        prepared = [runtime.prepare(q, s) for q, s in zip((once, other), scores, strict=True)]
+        runtime.execute_together([(prepared[0], 0, 9), (prepared[1], 2, 5)])
+        np.testing.assert_allclose(scores[0], expected, rtol=1e-5)
+        np.testing.assert_allclose(scores[1][2:5], model.reference(other)[2:5], rtol=1e-5)
+        runtime.execute(
+            runtime.prepare({"user": np.repeat(user, 9, 0), "dense": dense}, scores[1]), 0, 9
+        )
+        np.testing.assert_allclose(scores[1], expected, rtol=1e-5)

@@ -79,12 +79,12 @@ def try_out(
 ) -> Tried:
     """least, most: candidates as far as the artifact says. UserError where it fails."""
     asked = _Asked(path, form, derived, _base(derived, samples))
-    once: frozenset[str] = frozenset()
+    once, single = frozenset[str](), False
     users = [s for s in asked.specs if s.scope == "query"]
     if users:
-        asked, once = _users(asked, users)
+        asked, once, single = _users(asked, users)
     least, most = _bounds(asked, least, most)
-    tried = Tried(_outputs(asked, least, most), least, most, once=once)
+    tried = Tried(_outputs(asked, least, most), least, most, once=once, single=single)
     facts = list(_said(tried))
     model = _model(asked, tried)
     why = _why_whole(model, asked.base)
@@ -127,8 +127,9 @@ def _size(specs: tuple[InputSpec, ...], query: Inputs) -> int:
     return len(query[counted.name]) - (counted.bounds == "offsets")
 
 
-def _users(asked: _Asked, users: list[InputSpec]) -> tuple[_Asked, frozenset[str]]:
-    """Does it take the user's inputs in one row for all candidates, or a row a candidate?
+def _users(asked: _Asked, users: list[InputSpec]) -> tuple[_Asked, frozenset[str], bool]:
+    """Does it take the user's inputs in one row for all candidates, a row a candidate, or either?
+    Answers which it takes in one row, and whether in no other way.
 
     From here on all candidates are asked about with one user's rows.
     """
@@ -151,12 +152,12 @@ def _users(asked: _Asked, users: list[InputSpec]) -> tuple[_Asked, frozenset[str
     if one is None and each is None:
         # Perhaps it takes one number of candidates: `_bounds` finds out with a row each.
         every = repeat_inputs(asked.specs, base, LARGEST)
-        return replace(asked, base=every), frozenset()
+        return replace(asked, base=every), frozenset(), False
     if one is not None and all(len(part) == n for part in one.values() if part.ndim):
         same = each is None or all(_same(one[k], each[k]) for k in one)
         if same:
-            return replace(asked, base=base), names
-    return replace(asked, base=repeat_inputs(asked.specs, base, LARGEST)), frozenset()
+            return replace(asked, base=base), names, each is None
+    return replace(asked, base=repeat_inputs(asked.specs, base, LARGEST)), frozenset(), False
 
 
 def _bounds(asked: _Asked, least: int, most: int | None) -> tuple[int, int | None]:
@@ -258,7 +259,8 @@ def _said(tried: Tried) -> list[Fact]:
         facts.append(Fact("candidates", f"at least {tried.least} at once: fewer are filled up",
                           "found"))  # fmt: skip
     for name in sorted(tried.once):
-        facts.append(Fact(f"input {name}", "taken in one row for all candidates", "found"))
+        only = " and in no other way" if tried.single else ""
+        facts.append(Fact(f"input {name}", f"taken in one row for all candidates{only}", "found"))
     return facts
 
 

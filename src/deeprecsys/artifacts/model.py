@@ -6,7 +6,7 @@ artifact wants it. Knows no requests and no threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,8 +42,8 @@ class Tried:
     """What running the artifact told.
 
     least, most: candidates that it takes at once (None: any number). whole: cutting a query changes
-    its scores. once: inputs of the user that it takes in one row for all candidates. empty: it
-    takes empty bags.
+    its scores. once: inputs of the user that it takes in one row for all candidates; single: and
+    in no other way, so that a call is for one user. empty: it takes empty bags.
     """
 
     outputs: tuple[OutputSpec, ...]
@@ -51,6 +51,7 @@ class Tried:
     most: int | None = None
     whole: bool = False
     once: frozenset[str] = frozenset()
+    single: bool = False
     empty: bool = True
     facts: tuple[Fact, ...] = ()
 
@@ -200,10 +201,33 @@ class OwnModel:
         return scores
 
     def write(self, inputs: Inputs, n: int, scores: NDArray[Any]) -> None:
-        """One call of the artifact; its outputs side by side into `scores` [n, columns].
+        """One call of the artifact, or one a user where it takes one user at a time; its outputs
+        side by side into `scores` [n, columns].
 
         Raises ModelFailed, or whatever the artifact does.
         """
+        if self.users_apart(inputs):
+            for lo, hi, part in self._by_user(inputs, n):
+                self._write(part, hi - lo, scores[lo:hi])
+        else:
+            self._write(inputs, n, scores)
+
+    def users_apart(self, inputs: Inputs) -> bool:
+        """Must these be cut where the user changes, as the artifact takes one at a time?"""
+        users = [s for s in self.inputs if s.name in self.tried.once and s.ragged is None]
+        return self.tried.single and not all(is_shared(s, inputs) for s in users)
+
+    def _by_user(self, inputs: Inputs, n: int) -> Iterator[tuple[int, int, Inputs]]:
+        """First, last + 1 and inputs of neighbours who are of one user, whose row comes once."""
+        users = [s for s in self.inputs if s.scope == "query"]
+        rows = [slice_inputs(users, inputs, i, i + 1) for i in range(n)]
+        lo = 0
+        for hi in range(1, n + 1):
+            if hi == n or any(not np.array_equal(rows[lo][k], rows[hi][k]) for k in rows[lo]):
+                yield lo, hi, {**slice_inputs(self.inputs, inputs, lo, hi), **rows[lo]}
+                lo = hi
+
+    def _write(self, inputs: Inputs, n: int, scores: NDArray[Any]) -> None:
         inputs, wanted = self.fitted(inputs, n)
         found = self.form.run([inputs[spec.name] for spec in self.inputs])
         at = 0

@@ -39,7 +39,7 @@ class OwnTorchScript(Own):
 
     def prepare(self, inputs: Inputs, scores: Scores) -> Any:
         n = len(scores)
-        if 0 < n < self._tried.least:
+        if 0 < n < self._tried.least or self._model.users_apart(inputs):
             return inputs, scores
         fitted = self._model.fitted(inputs, n)[0] if n else inputs
         tensors = [from_numpy(fitted[spec.name]) for spec in self._specs]
