@@ -8,6 +8,7 @@ import pytest
 import torch
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
 
 from deeprecsys.artifacts import open_model
 from deeprecsys.client.client import Client as LoadClient
@@ -145,6 +146,11 @@ def test_words_go_to_an_artifact_that_takes_them(tmp_path):
     given = {"country": words, "dense": np.full((3, 1), 0.25, np.float32)}
     with serving(model, policy=Policy(2)) as server:
         assert asked(server, model, given).tolist() == [[3.25], [1.25], [-0.75]]
+        with pytest.raises(
+            InferenceServerException, match="country has text that is not UTF-8"
+        ) as no:
+            asked(server, model, given | {"country": np.array([[b"\xff"]] * 3, object)})
+    assert no.value.status() == "400"
 
 
 @pytest.mark.parametrize("bounds", ["starts", "offsets", "ends", "lengths"])

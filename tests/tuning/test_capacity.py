@@ -182,17 +182,15 @@ TRUE_QPS = {"poisson": 421.3, "bursty": 237.6}  # by benchmarks/truth.py
 
 @pytest.mark.parametrize(("arrivals", "within"), [("poisson", 0.01), ("bursty", 0.02)])
 def test_intervals_hold_the_true_capacity_of_a_machine_that_counts_as_live(arrivals, within):
-    """Four seeds; `benchmarks/truth.py` has a hundred. Once, half of the bursty ones missed, by
+    """One seed; `benchmarks/truth.py` has a hundred. Once, half of the bursty ones missed, by
     14 % on average. The machine thinks that it is a tenth faster than it is."""
     twin = Simulator(ServiceTime.linear(1.8e-4, 1.44e-5), 2)
-    found, true_qps = (
-        [as_live(arrivals, 1000 * seed, twin) for seed in range(4)],
-        TRUE_QPS[arrivals],
-    )
-    assert sum(f.interval_qps[0] <= true_qps <= f.interval_qps[1] for f in found) >= 3
-    assert all(f.rate_qps == pytest.approx(true_qps, rel=2 * within) for f in found)
-    assert np.mean([f.rate_qps for f in found]) == pytest.approx(true_qps, rel=within)
-    assert all(f.kind == "interval" and f.decided for f in found)
+    found, true_qps = as_live(arrivals, 0, twin), TRUE_QPS[arrivals]
+    assert found.interval_qps[0] <= true_qps <= found.interval_qps[1]
+    assert found.rate_qps == pytest.approx(true_qps, rel=within)
+    assert found.interval_qps[1] / found.interval_qps[0] < 1.08
+    assert found.kind == "interval"
+    assert found.decided
 
 
 def test_so_they_do_where_a_machine_says_nothing_of_itself():
@@ -214,10 +212,8 @@ def test_a_twin_that_knows_nothing_of_the_tail_does_not_mislead_by_more_than_a_f
         Simulator(ServiceTime.from_profile(profile), 2),
         Simulator(ServiceTime.linear(2e-4, 1.6e-5), 2),
     )
-    found = [
-        find_capacity(machine, Workload(seed=s), SLA(0.1), Policy(512), clock=machine.clock())
-        for s in (0, 1000)
-    ]
+    found = find_capacity(machine, Workload(), SLA(0.1), Policy(512), clock=machine.clock())
     # By bisection over runs of 3,000,000 queries; the twin alone would answer 421.
-    assert all(f.rate_qps == pytest.approx(374, rel=0.06) for f in found if f.decided)
-    assert all(lo < 374 * 1.03 and hi > 374 for lo, hi in (f.interval_qps for f in found))
+    assert found.rate_qps == pytest.approx(374, rel=0.06)
+    assert found.interval_qps[0] < 374 * 1.03
+    assert found.interval_qps[1] > 374

@@ -143,7 +143,7 @@ class OwnModel:
         }
 
     @property
-    def parameters(self) -> dict[str, str]:
+    def said(self) -> dict[str, str]:
         """What a server says of it beside the protocol's own words."""
         said = {
             "score": self.score,

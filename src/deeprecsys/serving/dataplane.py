@@ -247,7 +247,7 @@ class DataPlane:
             "workers": self.serving().workers,
             "policy": self.served.policy.to_json(),
             "sla": str(self.served.sla),
-            **getattr(self.serving().model, "parameters", {}),  # of a user's own
+            **getattr(self.serving().model, "said", {}),  # of a user's own
         }
         for spec in self.inputs:
             if spec.rows is not None:
