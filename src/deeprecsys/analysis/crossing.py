@@ -17,8 +17,9 @@ from scipy import special
 from deeprecsys.core import FloatArray
 
 # Slopes considered, in standard deviations of what is thought of its logarithm before it is seen.
-# True ones, d logit(share) / d log(rate), run from 3 to several hundreds.
-_DEVIATIONS = np.linspace(-3.0, 3.0, 25)
+# True ones, d logit(share) / d log(rate), run from 3 to several hundreds. Not further out: what few
+# rounds of a machine that drifts would have it be, far from what a queue can do, leads far astray.
+_DEVIATIONS = np.linspace(-2.0, 2.0, 17)
 _STEPS = 24  # of a bisection over a logit from -30 to 30
 
 

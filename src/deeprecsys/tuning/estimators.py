@@ -34,7 +34,7 @@ _CLOSE, _LOGITS = 3.5, 2.0  # in logits: rounds that count; the largest step
 _OVERLOADED = 0.6
 # ByTwin: how much slower, in logs, it may be; a step of the table, and of the twin's capacities.
 _SLOWER, _STEP, _KNOTS = 0.9, 0.03, 0.16
-_SURE = 0.8  # of the slope of a twin that is believed, one standard deviation of its logarithm
+_SURE = 0.5  # of the slope of a twin that is believed, one standard deviation of its logarithm
 _EITHER = 0.02  # of its capacity, in log rates: where the twin's long runs are
 _BLOCK_QUERIES, _LEAST_BLOCKS, _MOST_BLOCKS = 100_000, 8, 40
 _TABLE = np.arange(-_SLOWER, _SLOWER + _STEP / 2, _STEP)
