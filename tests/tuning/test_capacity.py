@@ -11,7 +11,8 @@ from deeprecsys.core import SLA, Policy, Records, UserError
 from deeprecsys.machines.service_time import Profile, ServiceTime, query_work_s
 from deeprecsys.simulation import Simulator
 from deeprecsys.tuning import Effort, find_capacity
-from deeprecsys.tuning.capacity import Probe, Run, capacity_of, search_rate
+from deeprecsys.tuning.capacity import Capacity, Probe, Run, capacity_of, search_rate
+from deeprecsys.tuning.interleave import Contestant, interleave
 from deeprecsys.workload import Workload
 from toy import ToyMachine
 
@@ -219,3 +220,17 @@ def test_a_twin_that_knows_little_of_the_tail_does_not_mislead_by_more_than_a_fe
     assert found.rate_qps == pytest.approx(374, rel=0.06)
     assert found.interval_qps[0] < 374 * 1.03
     assert found.interval_qps[1] > 374
+
+
+def test_rounds_follow_a_machine_that_has_slowed_down_since_their_rates_were_found():
+    """By a third. Rounds far from where it ended did not count, and the figure of those that chose
+    was told: 523 queries/s, of which no fresh run held."""
+    twin = Simulator(ServiceTime.linear(2e-4, 1.6e-5), 2)
+    machine = AsLive(Simulator(ServiceTime.linear(2.7e-4, 2.16e-5), 2), twin)
+    probe = Probe(machine, Workload(), SLA(0.1), clock=machine.clock())
+    one = Contestant.at(Policy(512), 425.0, probe)
+    interleave(probe, [one], lambda _: 2.5, until=30.0)
+    before = Capacity(425.0, (420.0, 430.0), True, kind="interval")
+    found = one.capacity(before)
+    assert found.rate_qps == pytest.approx(306, rel=0.06)  # of runs of 3,000,000
+    assert found.interval_qps[0] <= 306 <= found.interval_qps[1]

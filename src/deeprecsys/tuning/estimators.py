@@ -312,8 +312,8 @@ class ByTwin:
     runs: int = 1
     fitted: int = 2
     leading: int = 1
-    near: float = 0.10
-    most_step: float = 0.05
+    near: float = 0.20
+    most_step: float = math.inf
     waiting: IntArray = field(default_factory=lambda: _NOBODY)
     twins_waiting: list[IntArray] = field(default_factory=lambda: [_NOBODY] * len(_TABLE))
 

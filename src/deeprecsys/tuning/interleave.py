@@ -116,6 +116,14 @@ class Contestant:
             if i >= self.leading and r is not None and abs(r.log_rate.mean() - now) < near
         ]
 
+    def judged(self) -> list[int]:
+        """Rounds that say what it can do: those near, or all where they are too few, as after a
+        machine has slowed down. What chose it says nothing."""
+        near = self._counted()
+        if len(near) >= _FEWEST:
+            return near
+        return [i for i, r in enumerate(self.rounds) if i >= self.leading and r is not None]
+
     def _chosen(self, rounds: Sequence[int]) -> list[Round]:
         return [r for i in rounds if (r := self.rounds[i]) is not None]
 
@@ -128,7 +136,7 @@ class Contestant:
 
     def interval(self) -> tuple[float, float, float] | None:
         """(rate, low, high), or None with fewer than `_FEWEST` rounds."""
-        counted = self._counted()
+        counted = self.judged()
         if len(counted) < _FEWEST:
             return None
         rate, _, hi = ratio_interval(self.log_rates(counted), fitted=self.estimator.fitted)
@@ -232,7 +240,7 @@ def _play(probe: Probe, one: Contestant, lasts_s: float, turn: int) -> None:
 
 def ratio_of(one: Contestant, other: Contestant) -> Ratio | None:
     """Of the rounds that count for both; None with fewer than `_FEWEST`."""
-    both = sorted({*one._counted()} & {*other._counted()})
+    both = sorted({*one.judged()} & {*other.judged()})
     if len(both) < _FEWEST:
         return None
     fitted = max(one.estimator.fitted, other.estimator.fitted)
