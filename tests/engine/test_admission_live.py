@@ -61,6 +61,8 @@ def test_what_an_accelerator_would_answer_too_late_is_turned_away(engine, device
 def test_an_idle_accelerator_takes_what_comes_whatever_is_predicted(engine):
     answers = offer(engine, 20, 0.04)
     until(lambda: answers)
+    (scores,) = answers
+    assert scores.shape == (20, 1)
 
 
 def test_what_spills_to_the_cores_is_predicted_there(engine, device, runtime):

@@ -6,7 +6,8 @@ output, `scores`. A library gets one thread a call, so that each worker is one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ FEATURES, SCORES = "features", "scores"
 
 
 class _Trees:
-    """`_predict` maps features [N, F] to scores [N] or [N, K]."""
+    """A form made of `predict`, which maps features [N, F] to scores [N] or [N, K]."""
 
     name = ""
     datatype = "FP32"
 
-    def _open(self, path: Path, features: int) -> None:
+    def _open(self, features: int, predict: Callable[[Array], Any]) -> None:
+        self._predict = predict
         self.found = Found((Tensor(FEATURES, self.datatype, (None, features)),), nan=True)
 
     def bind(self, names: Sequence[str]) -> None:
@@ -35,9 +37,6 @@ class _Trees:
 
     def run(self, inputs: Sequence[Array]) -> Mapping[str, Array]:
         return {SCORES: np.asarray(self._predict(inputs[0]))}
-
-    def _predict(self, features: Array) -> Any:
-        raise NotImplementedError
 
 
 class LightGBM(_Trees):
@@ -52,13 +51,12 @@ class LightGBM(_Trees):
         except ModuleNotFoundError as error:
             raise needed("lightgbm", "trees", path) from error
         try:
-            self._booster: Any = lightgbm.Booster(model_file=str(path))
+            booster: Any = lightgbm.Booster(model_file=str(path))
         except Exception as error:
             raise damaged(path, "LightGBM model", error) from error
-        self._open(path, self._booster.num_feature())
-
-    def _predict(self, features: Array) -> Any:
-        return self._booster.predict(features, num_threads=1, validate_features=False)
+        self._open(
+            booster.num_feature(), partial(booster.predict, num_threads=1, validate_features=False)
+        )
 
 
 class XGBoost(_Trees):
@@ -70,16 +68,15 @@ class XGBoost(_Trees):
         except ModuleNotFoundError as error:
             raise needed("xgboost", "trees", path) from error
         try:
-            self._booster: Any = xgboost.Booster({"nthread": 1}, model_file=str(path))
+            booster: Any = xgboost.Booster({"nthread": 1}, model_file=str(path))
         except Exception as error:
             raise UserError(
                 f"{path} is no XGBoost model that can be read, or is cut off: {reason(error)}"
             ) from error
-        self._booster.set_param({"nthread": 1})
-        self._open(path, self._booster.num_features())
-
-    def _predict(self, features: Array) -> Any:
-        return self._booster.inplace_predict(features, validate_features=False)
+        booster.set_param({"nthread": 1})
+        self._open(
+            booster.num_features(), partial(booster.inplace_predict, validate_features=False)
+        )
 
 
 class CatBoost(_Trees):
@@ -93,19 +90,16 @@ class CatBoost(_Trees):
         except ModuleNotFoundError as error:
             raise needed("catboost", "trees", path) from error
         try:
-            self._model: Any = catboost.CatBoost().load_model(str(path))
+            model: Any = catboost.CatBoost().load_model(str(path))
         except Exception as error:
             raise damaged(path, "CatBoost model", error) from error
         kinds = ("cat", "text", "embedding")
-        if any(getattr(self._model, f"get_{kind}_feature_indices")() for kind in kinds):
+        if any(getattr(model, f"get_{kind}_feature_indices")() for kind in kinds):
             raise UserError(
                 f"{path} has features that are no numbers (categories, texts): a request's "
                 "features are one array of numbers"
             )
-        self._open(path, len(self._model.feature_names_))
-
-    def _predict(self, features: Array) -> Any:
-        return self._model.predict(features, thread_count=1)
+        self._open(len(model.feature_names_), partial(model.predict, thread_count=1))
 
 
 __all__ = ["CatBoost", "LightGBM", "XGBoost"]

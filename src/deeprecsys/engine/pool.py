@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ class Column(NamedTuple):
     shared: bool
 
 
-class Pool:
+class Pool(ABC):
     """Inputs of `items` candidates; a query is a window of at most `span` consecutive ones, of one
     of `users`. Two kinds: `InputPool`, and of users' own models `windows.RowPool`."""
 
@@ -65,17 +66,18 @@ class Pool:
     span: int
     users: int
 
+    @abstractmethod
     def window(self, offset: int, size: int) -> Inputs:
         """Views of `size` candidates from `offset`, of a user that the offset chooses."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def row_bytes(self) -> int:
         """What a runtime may copy of a candidate."""
-        raise NotImplementedError
 
+    @abstractmethod
     def facts(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What summaries say of it."""
 
     def user(self, offset: int) -> int:
         """By Fibonacci hashing: by the remainder, queries of equal size would share few users."""
