@@ -1,0 +1,107 @@
+"""What is wanted and what is tuned: `SLA` and `Policy`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Self
+
+from deeprecsys.core.values import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class SLA:
+    """A percentile and a latency: `SLA(0.100, 95)` reads p95 <= 100 ms."""
+
+    latency_s: float
+    percentile: float = 95.0
+
+    def __post_init__(self) -> None:
+        if not (self.latency_s > 0 and math.isfinite(self.latency_s)):
+            raise UserError(f"SLA latency must be positive, not {self.latency_s * 1e3:g} ms")
+        if not 0 < self.percentile < 100:
+            raise UserError(f"percentile must lie between 0 and 100, not {self.percentile:g}")
+
+    def __str__(self) -> str:
+        return f"p{self.percentile:g} ≤ {self.latency_s * 1e3:g} ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is tuned. Every field has a default; unknown fields are rejected by `from_dict`.
+
+    batch_size: static, the most items a request may hold; adaptive, what it reaches for at least.
+    offload_threshold: queries of at least this many items go whole to the accelerator
+        (None: none does).
+    adaptive: a free worker takes max(batch_size, queued items / idle workers), of several
+        queries if need be.
+    most_items: of a request that joins queries, of an adaptive policy or on an accelerator.
+    offload_backlog: a query stays on the cores while every accelerator has more items than this
+        to do already (None: however many).
+    workers: only so many of the workers take requests (None: all).
+    """
+
+    batch_size: int = 128
+    offload_threshold: int | None = None
+    adaptive: bool = False
+    most_items: int = 1024
+    offload_backlog: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "most_items", "offload_threshold", "offload_backlog", "workers"):
+            value = getattr(self, name)
+            if value is None and name not in ("batch_size", "most_items"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{name} must be a whole number of at least 1, not {value!r}")
+        if not isinstance(self.adaptive, bool):
+            raise UserError(f"adaptive must be true or false, not {self.adaptive!r}")
+        if self.adaptive and self.most_items < self.batch_size:
+            raise UserError(
+                f"an adaptive policy takes at least {self.batch_size} items, and at most "
+                f"{self.most_items}: raise most_items"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Batch size and threshold always; of the others, what is not as usual."""
+        said, usual = asdict(self), Policy()
+        return {
+            name: value
+            for name, value in said.items()
+            if name in ("batch_size", "offload_threshold") or value != getattr(usual, name)
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise UserError(
+                f"unknown policy field {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
+        return cls(**raw)
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        return cls.from_dict(json.loads(text))
+
+    def uncut(self, size: int) -> Policy:
+        """The same for a query that must not be cut."""
+        if size <= self.batch_size and not self.adaptive:
+            return self
+        return replace(self, batch_size=max(size, self.batch_size), adaptive=False)
+
+    def __str__(self) -> str:
+        more = f", offload ≥ {self.offload_threshold}" if self.offload_threshold else ""
+        if self.offload_backlog:
+            more += f" unless {self.offload_backlog} wait"
+        if self.workers:
+            more += f", {self.workers} workers"
+        if self.adaptive:
+            return f"adaptive, {self.batch_size} to {self.most_items} items{more}"
+        return f"batch size {self.batch_size}{more}"
