@@ -57,6 +57,9 @@ class Host:
     grpc_port: int | None
     process: psutil.Process
 
+    def alive(self) -> bool:
+        return bool(self.process.status() != psutil.STATUS_ZOMBIE)  # that "is running" as well
+
     def cpu_s(self) -> float:
         times = self.process.cpu_times()
         return float(times.user + times.system)

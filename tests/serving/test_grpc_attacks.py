@@ -1,7 +1,9 @@
 """What one client may do over gRPC without harming another, and the forms that messages take."""
 
 import contextlib
+import gc
 import threading
+import weakref
 
 import grpc
 import numpy as np
@@ -47,6 +49,21 @@ def request(n=2, *, raw=True, values=None, datatype="FP32", field="fp32_contents
     else:
         getattr(item.contents, field).extend([1.0] * (4 * n) if values is None else values)
     return asked
+
+
+def test_no_class_of_a_message_is_ever_collected():
+    """A thread that reads a part whose class another is collecting would end the process."""
+    whole = request(raw=False)
+    whole.parameters["p"].int64_param = whole.inputs[0].parameters["q"].int64_param = 1
+    whole.outputs.add(name="scores").parameters["r"].bool_param = True
+    tensor, output = whole.inputs[0], whole.outputs[0]
+    parts = [tensor, tensor.contents, tensor.parameters["q"], output, output.parameters["r"],
+             message("ModelInferResponse")().outputs.add(),
+             message("ListServiceResponse")().service.add()]  # fmt: skip
+    classes = [weakref.ref(type(part)) for part in parts]
+    del whole, tensor, output, parts
+    gc.collect()
+    assert all(one() is not None for one in classes)
 
 
 class Ids(StubModel):

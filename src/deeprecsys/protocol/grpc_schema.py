@@ -126,8 +126,7 @@ def message(name: str) -> Any:
         package = "grpc.health.v1"
     elif name in _REFLECTION:
         package = "grpc.reflection.v1"
-    descriptor = _pool().FindMessageTypeByName(f"{package}.{name}")
-    return message_factory.GetMessageClass(descriptor)
+    return _classes()[f"{package}.{name}"]
 
 
 def described(symbol: str) -> bytes | None:
@@ -146,11 +145,21 @@ def data_type(name: str) -> int:
 
 
 @cache
-def _pool() -> descriptor_pool.DescriptorPool:
+def _classes() -> dict[str, Any]:
+    """By full name, those of parts too, all kept: the library makes a part's class when it meets
+    one and leaves it to the collector, and a thread that reads a part of a class which another is
+    collecting ends the process (protobuf 6.33)."""
     pool = descriptor_pool.DescriptorPool()
+    left = list[Any]()
     for file in _files():
         pool.Add(file)
-    return pool
+        left += pool.FindFileByName(file.name).message_types_by_name.values()
+    classes = dict[str, Any]()
+    while left:
+        descriptor = left.pop()
+        classes[descriptor.full_name] = message_factory.GetMessageClass(descriptor)
+        left += descriptor.nested_types
+    return classes
 
 
 @cache
