@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import threading
+import time
 import weakref
 
 import grpc
@@ -13,7 +14,9 @@ from deeprecsys.core import InputSpec
 from deeprecsys.models.check import InputCheck
 from deeprecsys.protocol.grpc_schema import HEALTH, SERVICE, message
 from deeprecsys.runtimes.stub import NoOp
+from deeprecsys.serving import grpc_adapter
 from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.doors import Doors
 from deeprecsys.serving.server import Address
 from serving_fixture import WAIT_S, serving
 from stub_model import StubModel, StubRuntime
@@ -203,6 +206,53 @@ def test_many_long_messages_are_answered_or_refused():
         assert "OK" in codes
         assert server.plane.waiting.held == 0
         assert infer(channels[0], request())[0] == "OK"
+
+
+@contextlib.contextmanager
+def unread(server, n=50_000):
+    """Asks for answers of 200 kB that wait to be read, which is more than gRPC sends ahead."""
+    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0),
+               ("grpc.use_local_subchannel_pool", 1)]  # fmt: skip
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}", options) as one:
+        ask = one.unary_stream(f"/{SERVICE}/ModelInfer")
+        yield lambda: ask(request(n).SerializeToString())
+
+
+def until(holds):
+    end_s = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end_s
+        time.sleep(0.001)
+
+
+def test_a_call_that_is_answered_waits_at_no_door_though_its_client_does_not_read(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        grpc_adapter, "Doors", lambda *given: made.append(Doors(*given)) or made[-1]
+    )
+    with serving(StubModel(), NoOp()) as server, unread(server) as ask:
+        calls = [ask() for _ in range(3)]
+        until(lambda: server.plane.observed.answered == 3)
+        with channel(server) as other:
+            assert infer(other, request())[0] == "OK"
+        assert made[0].waiting() <= 0
+        for call in calls:
+            call.cancel()
+        until(lambda: made[0].waiting() == made[0].open == 0)
+
+
+def test_answers_that_are_not_read_are_bounded_and_harm_no_other():
+    bounds = Bounds(body_bytes=1 << 20, unsent_bytes=1 << 20)
+    with serving(StubModel(), NoOp(), bounds=bounds) as server, unread(server) as ask:
+        held = ask()
+        until(lambda: server.plane.observed.answered == 1)
+        refused = ask()
+        assert refused.code().name == "RESOURCE_EXHAUSTED"
+        assert "--max-unsent-mb" in refused.details()
+        with channel(server) as other:
+            assert infer(other, request(50_000))[0] == "OK"
+        assert len(list(held)) == 1
+        assert len(list(ask())) == 1
 
 
 def test_the_clients_own_deadline_is_the_querys():

@@ -20,22 +20,22 @@ _ASK_S = 5e-3
 
 class Doors:
     """waiting: how many calls were begun by clients and are neither taken nor ended, beside so many
-    that are open."""
+    that are open. open: taken, and not ended."""
 
     def __init__(self, looks: Looks, waiting: Callable[[int], int]) -> None:
         self._looks, self._waiting = looks, waiting
-        self._taken = self._open = 0
+        self._taken = self.open = 0
         self._asked_s = -1.0
         self._queued: deque[tuple[int, float]] = deque()  # the last call that had come, and when
 
     def enter(self, loop: asyncio.AbstractEventLoop, now_s: float) -> float:
-        """A call is taken, until `leave`: the earliest that it can have come."""
+        """A call is taken, and open until `leave`: the earliest that it can have come."""
         looked_s = self._looks.came_s(loop, now_s)
         self._taken += 1
-        self._open += 1
+        self.open += 1
         if (self._looks.late or self._queued) and now_s - self._asked_s >= _ASK_S:
             self._asked_s = now_s
-            if (waiting := self._waiting(self._open)) > 0:
+            if (waiting := self.waiting()) > 0:
                 self._queued.append((self._taken + waiting, looked_s))
             else:
                 self._queued.clear()
@@ -46,7 +46,12 @@ class Doors:
         return came_s
 
     def leave(self) -> None:
-        self._open -= 1
+        """gRPC has ended the call: no sooner, or it would count as one that waits."""
+        self.open -= 1
+
+    def waiting(self) -> int:
+        """How many calls stand in gRPC's queue."""
+        return self._waiting(self.open)
 
     def looked(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
         """A message is taken: what is done with it is done before the loop looks again."""

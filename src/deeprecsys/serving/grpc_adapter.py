@@ -34,6 +34,7 @@ from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
 from deeprecsys.serving.doors import Doors, newest_server
 from deeprecsys.serving.gate import Gate
 from deeprecsys.serving.looks import Looks
+from deeprecsys.serving.unread import Unread
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method = Callable[["Asked"], Awaitable[Any]]
@@ -54,8 +55,8 @@ async def start(
 ) -> tuple[grpc.aio.Server, int]:
     """The server, started, and its port. Raises OSError where it cannot listen."""
     server = grpc.aio.server(options=_options(plane.bounds))
-    doors = Doors(looks, newest_server())
-    calls, probes = Calls(plane, doors), Calls(plane, doors, places=2)
+    doors, unread = Doors(looks, newest_server()), Unread(plane.bounds.unsent_bytes)
+    calls, probes = Calls(plane, doors, unread), Calls(plane, doors, unread, places=2)
     methods = _Methods(plane, probes)
     handlers = {
         name: (probes if name in _KEYLESS else calls).handler(
@@ -117,20 +118,22 @@ class Asked:
 class Calls:
     """Calls that are open, up to a bound; and how each is received and answered."""
 
-    def __init__(self, plane: DataPlane, doors: Doors, places: int | None = None) -> None:
-        self.plane, self._gate, self.doors = plane, Gate(plane.bounds, places), doors
+    def __init__(
+        self, plane: DataPlane, doors: Doors, unread: Unread, places: int | None = None
+    ) -> None:
+        self.plane, self._gate = plane, Gate(plane.bounds, places)
+        self._doors, self._unread = doors, unread
         self._loop = asyncio.get_running_loop()
         self._open = 0
 
     def handler(self, name: str, method: Method, key: str | None) -> Any:
         async def call(_: Any, context: Context) -> Any:
             self._open += 1
-            arrived_s = self.doors.enter(self._loop, clock())
-            asked = Asked(context, self.plane.waiting.hold(), arrived_s)
+            asked = Asked(context, self.plane.waiting.hold(), self.taken(context))
             try:
                 self._check(context, key, query=name == "ModelInfer")
                 await self._receive(asked)
-                return await method(asked)
+                return self._handed_over(context, await method(asked))
             except Refusal as error:
                 self.plane.refused(error, query=name == "ModelInfer")
                 refusal = error.with_traceback(None)  # which holds the message
@@ -144,13 +147,29 @@ class Calls:
                 self.plane.refused(refusal, query=name == "ModelInfer")
             finally:
                 self._open -= 1
-                self.doors.leave()
                 asked.body = b""
                 asked.hold.release()
             await context.abort(getattr(grpc.StatusCode, refusal.reason.code), refusal.message)
             raise AssertionError("unreachable: abort raises")
 
-        return grpc.stream_unary_rpc_method_handler(call, None, _serialized)
+        return grpc.stream_unary_rpc_method_handler(call)
+
+    def taken(self, context: Context) -> float:
+        """The earliest that a call can have come. Open it is until gRPC has ended it, too, which is
+        after its handler where the client does not read: until then gRPC counts it as begun."""
+        context.add_done_callback(lambda _: self._doors.leave())
+        return self._doors.enter(self._loop, clock())
+
+    def _handed_over(self, context: Context, reply: Any) -> bytes:
+        answer = _serialized(reply)
+        peer, size = context.peer(), len(answer)
+        try:
+            self._unread.add(peer, size)
+        except Refusal as refusal:  # of a query that is counted as answered
+            self.plane.refused(refusal, query=False)
+            raise _Answered(refusal) from None
+        context.add_done_callback(lambda _: self._unread.remove(peer, size))
+        return answer
 
     def _check(self, context: Context, key: str | None, *, query: bool) -> None:
         """Refuses by what is known before the message is received."""
@@ -175,7 +194,7 @@ class Calls:
             body = await context.read()
             if isinstance(body, bytes):
                 self._gate.came(client, len(body))
-        self.doors.looked(self._loop, clock())
+        self._doors.looked(self._loop, clock())
         return body if isinstance(body, bytes) else None
 
 
@@ -307,7 +326,7 @@ class _Methods:
     async def Watch(self, _: Any, context: Context) -> AsyncIterator[Any]:
         """Says the status, and again whenever it is another, until the server ends."""
         self._watches += 1
-        self._probes.doors.enter(asyncio.get_running_loop(), clock())
+        self._probes.taken(context)
         try:
             if self._watches > self._plane.bounds.calls:
                 raise over(Reason.OVERLOADED, "overloaded: too many watches", "max-calls")
@@ -324,7 +343,6 @@ class _Methods:
             await _refuse(self._plane, refusal, context)
         finally:
             self._watches -= 1
-            self._probes.doors.leave()
 
     def _status(self, service: str) -> int:
         if service not in ("", SERVICE, self._plane.served.name):
@@ -372,7 +390,7 @@ def _describer(probes: Calls, key: str | None) -> Any:
     """Server reflection: the services, and the files that describe them."""
 
     async def describe(_: Any, context: Context) -> AsyncIterator[Any]:
-        probes.doors.enter(asyncio.get_running_loop(), clock())
+        probes.taken(context)
         try:
             _check_key(context, key)
             for _ in range(_MOST_DESCRIBED):
@@ -381,8 +399,6 @@ def _describer(probes: Calls, key: str | None) -> Any:
                 yield _reflected(grpc_request.parsed("ServerReflectionRequest", body))
         except Refusal as refusal:
             await _refuse(probes.plane, refusal, context)
-        finally:
-            probes.doors.leave()
 
     return describe
 
