@@ -13,6 +13,7 @@ ROOT = Path(deeprecsys.__file__).parent
 LAYERS = {
     "core": 0, "protocol": 0.5,
     "models": 1, "workload": 1, "rules": 1, "machines": 1, "analysis": 1,
+    "executions": 1.3,
     "artifacts": 1.5,
     "runtimes": 2, "simulation": 2, "tuning": 2, "report": 2,
     "engine": 3, "fleet": 3,

@@ -28,7 +28,9 @@ from deeprecsys.core.inputs import (
     slice_inputs,
 )
 from deeprecsys.core.policy import (
+    EXACT,
     SLA,
+    Execution,
     Policy,
 )
 from deeprecsys.core.records import (
@@ -59,10 +61,12 @@ __all__ = [
     "BYTES",
     "DEFAULT_INDICES",
     "DTYPES",
+    "EXACT",
     "RECORD_COLUMNS",
     "SLA",
     "Answer",
     "Bounds",
+    "Execution",
     "Facts",
     "FloatArray",
     "InputSpec",

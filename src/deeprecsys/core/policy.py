@@ -1,4 +1,4 @@
-"""What is wanted and what is tuned: `SLA` and `Policy`."""
+"""What is wanted and what is tuned: `SLA`, `Execution` and `Policy`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from deeprecsys.core.values import UserError
 
@@ -29,6 +29,100 @@ class SLA:
 
 
 @dataclass(frozen=True, slots=True)
+class Execution:
+    """How a request is executed. The default is exact: fp32 throughout, as the model was made.
+
+    rows: type of the embedding rows; "int8" with a scale and an offset a row.
+    layers: type of the matrix products; "int8" with ranges of the activations from examples.
+    packed: the layers' weights are reordered once, and what follows them is fused.
+    user: what belongs to the user is computed once a "request", or once a "query" for all of them.
+    kept: layers, by name, that stay as they were made.
+
+    As text, a comma between what is not as usual: "rows=fp16,layers=bf16,packed"; "exact".
+    """
+
+    rows: Literal["fp32", "fp16", "int8"] = "fp32"
+    layers: Literal["fp32", "bf16", "int8"] = "fp32"
+    packed: bool = False
+    user: Literal["request", "query"] = "request"
+    kept: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "kept", tuple(sorted(self.kept)))
+        for name, known in _KNOWN.items():
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"an execution's {name} are {' or '.join(known)}, not {getattr(self, name)!r}"
+                )
+        if not isinstance(self.packed, bool):
+            raise UserError(f"packed must be true or false, not {self.packed!r}")
+        if not all(isinstance(name, str) and name for name in self.kept):
+            raise UserError(f"kept must be names of layers, not {list(self.kept)!r}")
+
+    @property
+    def exact(self) -> bool:
+        """The same arithmetic as the model's own, but for the order of its sums."""
+        return self.rows == self.layers == "fp32"
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is not as usual."""
+        usual = Execution()
+        return {
+            name: list(value) if name == "kept" else value
+            for name, value in asdict(self).items()
+            if value != getattr(usual, name)
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(raw) - known):
+            raise UserError(
+                f"unknown field of an execution: {', '.join(unknown)}; "
+                f"known: {', '.join(sorted(known))}"
+            )
+        said: dict[str, Any] = {**raw}
+        if "kept" in said:
+            said["kept"] = tuple(said["kept"])
+        return cls(**said)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """UserError for what it cannot read."""
+        said: dict[str, Any] = {}
+        for part in text.split(",") if text != "exact" else ():
+            name, equals, value = part.strip().partition("=")
+            if name == "packed" and not equals:
+                said[name] = True
+            elif name in _KNOWN and equals:
+                said[name] = value
+            elif name == "kept" and value:
+                said[name] = value.split("+")
+            else:
+                raise UserError(
+                    f"cannot read the execution {text!r}: say exact, or "
+                    "rows=fp16|int8, layers=bf16|int8, packed, user=query, commas between"
+                )
+        return cls.from_dict(said)
+
+    def __str__(self) -> str:
+        said = [
+            "packed" if name == "packed" else
+            f"kept={'+'.join(value)}" if name == "kept" else f"{name}={value}"
+            for name, value in self.to_dict().items()
+        ]  # fmt: skip
+        return ",".join(said) or "exact"
+
+
+_KNOWN: Mapping[str, tuple[str, ...]] = {
+    "rows": ("fp32", "fp16", "int8"),
+    "layers": ("fp32", "bf16", "int8"),
+    "user": ("request", "query"),
+}
+EXACT = Execution()
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """What is tuned. Every field has a default; unknown fields are rejected by `from_dict`.
 
@@ -41,6 +135,7 @@ class Policy:
     offload_backlog: a query stays on the cores while every accelerator has more items than this
         to do already (None: however many).
     workers: only so many of the workers take requests (None: all).
+    execution: how the cores execute a request.
     """
 
     batch_size: int = 128
@@ -49,6 +144,7 @@ class Policy:
     most_items: int = 1024
     offload_backlog: int | None = None
     workers: int | None = None
+    execution: Execution = EXACT
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "most_items", "offload_threshold", "offload_backlog", "workers"):
@@ -67,9 +163,10 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Batch size and threshold always; of the others, what is not as usual."""
-        said, usual = asdict(self), Policy()
+        usual = Policy()
+        said = {f.name: getattr(self, f.name) for f in fields(self)}
         return {
-            name: value
+            name: value.to_dict() if name == "execution" else value
             for name, value in said.items()
             if name in ("batch_size", "offload_threshold") or value != getattr(usual, name)
         }
@@ -81,7 +178,10 @@ class Policy:
             raise UserError(
                 f"unknown policy field {', '.join(unknown)}; known: {', '.join(sorted(known))}"
             )
-        return cls(**raw)
+        said = dict(raw)
+        if "execution" in said:
+            said["execution"] = Execution.from_dict(said["execution"])
+        return cls(**said)
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict())
@@ -102,6 +202,8 @@ class Policy:
             more += f" unless {self.offload_backlog} wait"
         if self.workers:
             more += f", {self.workers} workers"
+        if self.execution != EXACT:
+            more += f", {self.execution}"
         if self.adaptive:
             return f"adaptive, {self.batch_size} to {self.most_items} items{more}"
         return f"batch size {self.batch_size}{more}"

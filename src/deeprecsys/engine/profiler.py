@@ -104,6 +104,7 @@ def _visit(
         while True:
             lo = (worker * span // len(cores) + turn * batch) % (span - batch + 1)
             query = prepared[(worker * len(prepared) // len(cores) + turn) % len(prepared)]
+            runtime.forget(query)
             began = time.perf_counter()
             if turn == _WARM_REPEATS:
                 until = began + seconds

@@ -61,7 +61,8 @@ class Extraction(nn.Module):
     """The interest extractor, a GRU: [T, N, width] -> [T, N, H].
 
     torch's kernel, called directly: nn.GRU adds checks that a trace cannot take. Its update gate
-    is one minus the paper's, and it has a bias at the input and one at the state.
+    is one minus the paper's, and it has a bias at the input and one at the state. Computed in the
+    type of its weights.
     """
 
     def __init__(self, rng: np.random.Generator, width: int, hidden: int) -> None:
@@ -75,10 +76,11 @@ class Extraction(nn.Module):
 
     def forward(self, events: Tensor) -> Tensor:
         weights = (self.input, self.state, self.input_bias, self.state_bias)
+        events = events.to(self.input.dtype)
         start = events.new_zeros(1, events.size(1), self.hidden)
         # biases, one layer, no dropout, not training, one direction, time first
         interests, _ = torch.gru(events, start, weights, True, 1, 0.0, False, False, False)
-        return interests
+        return interests.float()
 
 
 class Evolution(nn.Module):
@@ -89,7 +91,7 @@ class Evolution(nn.Module):
     u' = a_t u; s = (1 - u') s + u' n. Five products and sums a step: the fixed cost of a small
     request is T times this loop. W_n h_t and the gates' share of h_t do not depend on the state:
     `project` makes them of all steps at once, and of interests that all candidates share only
-    once.
+    once. Computed in the type of its weights.
     """
 
     def __init__(self, rng: np.random.Generator, width: int, hidden: int) -> None:
@@ -104,13 +106,16 @@ class Evolution(nn.Module):
 
     def project(self, interests: Tensor) -> Tensor:
         """What the AUGRU reads of them: [.., H] -> [.., 3H]."""
-        flat = torch.addmm(self.bias, interests.reshape(-1, self.hidden), self.input)
+        flat = torch.addmm(
+            self.bias, interests.reshape(-1, self.hidden).to(self.input.dtype), self.input
+        )
         return flat.view(*interests.shape[:-1], 3 * self.hidden)
 
     def forward(
         self, interests: Tensor, candidate: Tensor, projected: Tensor | None = None
     ) -> Tensor:
-        sought = candidate @ self.attention  # [N, H]
+        interests = interests.to(self.attention.dtype)
+        sought = candidate.to(self.attention.dtype) @ self.attention  # [N, H]
         if interests.dim() == 2:
             relevance = (interests @ sought.t()).unsqueeze(2)  # [T, N, 1]
         else:
@@ -124,4 +129,4 @@ class Evolution(nn.Module):
             r, u = torch.sigmoid(torch.addmm(gate, state, self.state_gates)).chunk(2, 1)
             n = torch.tanh(torch.addcmul(candidate_state, r, state @ self.state_new))
             state = torch.lerp(state, n, a * u)
-        return state
+        return state.float()

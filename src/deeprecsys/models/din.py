@@ -68,6 +68,8 @@ class ActivationUnit(nn.Module):
     so it is one product of k with a small matrix a candidate, a quarter of the multiplications and
     no [N, T, 4E] in memory. Where all candidates share k, these matrices lie side by side and it
     is one product [T, E] x [E, N hidden].
+
+    Its products are in the type of its weights.
     """
 
     of_k: Tensor
@@ -86,11 +88,13 @@ class ActivationUnit(nn.Module):
         self.out = linear(rng, hidden, 1, gain=1 / math.sqrt(steps))
 
     def forward(self, k: Tensor, q: Tensor) -> Tensor:
+        k, q = k.to(self.weight.dtype), q.to(self.weight.dtype)
         if k.dim() == 2:
             return self._of_one_user(k, q)
         of_k = torch.addcmul(self.of_k, q.unsqueeze(2), self.weight[3])  # [N, E, hidden]
         of_q = torch.addmm(self.bias, q, self.of_q).unsqueeze(1)
-        intensity: Tensor = self.out(self.prelu(torch.baddbmm(of_q, k, of_k)))  # [N, T, 1]
+        hidden = torch.baddbmm(of_q, k, of_k).float()
+        intensity: Tensor = self.out(self.prelu(hidden))  # [N, T, 1]
         return intensity.squeeze(2)
 
     def _of_one_user(self, k: Tensor, q: Tensor) -> Tensor:
@@ -99,5 +103,6 @@ class ActivationUnit(nn.Module):
         )  # [E, N, hidden]
         of_q = torch.addmm(self.bias, q, self.of_q).view(1, -1)
         hidden = torch.addmm(of_q, k, of_k.reshape(k.size(1), -1))
-        intensity: Tensor = self.out(self.prelu(hidden.view(-1, self.bias.size(0))))  # [T * N, 1]
+        active = self.prelu(hidden.float().view(-1, self.bias.size(0)))
+        intensity: Tensor = self.out(active)  # [T * N, 1]
         return intensity.view(k.size(0), -1).t()

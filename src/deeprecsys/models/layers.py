@@ -18,14 +18,14 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deeprecsys.models.rows import gather, pooled, width_of
 from deeprecsys.models.spec import INT32_MAX, DIENSpec, DINSpec, ModelSpec
 
 
 class Tables:
-    """All tables of a model: `weight` [rows of all, E], and where each begins."""
+    """All tables of a model: `weight` [rows of all, E] (see `rows.py`), and where each begins."""
 
     def __init__(self, spec: ModelSpec, scale: float, weight: Tensor) -> None:
         self.weight = nn.Parameter(weight, requires_grad=False)
@@ -52,7 +52,7 @@ class Lookup(nn.Module):
         self.register_buffer("starts", tables.starts(names))
 
     def forward(self, ids: list[Tensor]) -> Tensor:
-        return F.embedding(torch.cat(ids, 1) + self.starts, self.weight)
+        return gather(self.weight, torch.cat(ids, 1) + self.starts)
 
 
 class SumPooled(nn.Module):
@@ -68,8 +68,8 @@ class SumPooled(nn.Module):
     def forward(self, ids: list[Tensor]) -> Tensor:
         # Stacked table by table: contiguous copies, and the shift in place.
         rows = torch.stack(ids).to(self.starts.dtype).add_(self.starts).view(-1, self.lookups)
-        bags = F.embedding_bag(rows, self.weight, mode="sum")
-        return bags.view(self.count, -1, self.weight.shape[1]).transpose(0, 1)
+        bags = pooled(self.weight, rows)
+        return bags.view(self.count, -1, width_of(self.weight)).transpose(0, 1)
 
 
 class Behaviours(nn.Module):
@@ -86,7 +86,7 @@ class Behaviours(nn.Module):
     ) -> None:
         super().__init__()
         self.weight, self.time_first = tables.weight, time_first
-        self.width = self.weight.shape[1] * (1 if table_a_step else len(names))
+        self.width = width_of(self.weight) * (1 if table_a_step else len(names))
         self.table_a_step = table_a_step
         starts = tables.starts(names)
         self.register_buffer("starts", starts.unsqueeze(1) if table_a_step else starts)
@@ -97,7 +97,7 @@ class Behaviours(nn.Module):
         if self.time_first:
             rows = rows.transpose(0, 1)
         # A bag of one row is a copy; embedding_bag prefetches where embedding does not.
-        flat = F.embedding_bag(rows.reshape(-1, 1), self.weight, mode="sum")
+        flat = pooled(self.weight, rows.reshape(-1, 1))
         return flat.view(rows.size(0), rows.size(1), self.width)
 
 
@@ -183,7 +183,8 @@ def mlp(
 class Towers(nn.Module):
     """K perceptrons of equal widths side by side: [N, widths[0]] -> [N, K], a score each.
 
-    All read the same input, so their first layers are one matrix; the others are batched products.
+    All read the same input, so their first layers are one matrix; the others are batched
+    products, in the type of their weights.
     """
 
     def __init__(self, rng: np.random.Generator, count: int, *widths: int) -> None:
@@ -199,9 +200,10 @@ class Towers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).unflatten(1, (self.count, -1)).transpose(0, 1)  # [K, N, width]
+        x = x.to(self.weights[0].dtype)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = torch.baddbmm(bias, torch.relu_(x), weight)
-        return x.squeeze(2).t()
+        return x.squeeze(2).t().float()
 
 
 def click_probability(logits: Tensor) -> Tensor:

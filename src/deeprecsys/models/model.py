@@ -18,7 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import (
+    EXACT,
     SLA,
+    Execution,
     Inputs,
     InputSpec,
     OutputSpec,
@@ -35,7 +37,9 @@ from deeprecsys.models.spec import (
     DLRMSpec,
     ModelSpec,
     NCFSpec,
+    Rows,
     WideAndDeepSpec,
+    row_bytes,
 )
 from deeprecsys.models.zoo import PAPER, get_spec
 
@@ -62,12 +66,14 @@ def load_model(
     variant: str = PAPER,
     check_memory: bool = True,
     query_inputs: bool = False,
+    rows: Rows = "fp32",
 ) -> Model:
     """Builds a published model with weights from `seed`.
 
     scale: rows of every table become max(1, round(rows * scale)).
     query_inputs: what belongs to the user may come in one row for all candidates of a query;
         without, as in the paper, each candidate has a row of every input.
+    rows: type of the tables' rows, which are never in memory as another.
     Raises UserError, before anything is allocated, for an unknown name or variant, a scale or
     seed out of range, `query_inputs` of a model without a user's, torch missing, or (with
     `check_memory`) too little free memory.
@@ -79,9 +85,10 @@ def load_model(
     if not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed must be a whole number of at least 0, not {seed!r}")
     if check_memory:
-        _check_memory(spec, scale)
+        _check_memory(spec, scale, rows)
     try:
-        return Model(spec, scale, seed, _build(spec, scale, seed), query_inputs)
+        module = _build(spec, scale, seed, rows)
+        return Model(spec, scale, seed, module, query_inputs, Execution(rows=rows))
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
@@ -95,6 +102,7 @@ class Model:
     query_inputs: what belongs to the user is query-scoped. Such a model's module also has two
     parts: `user` maps those inputs, of one row each, to what all candidates share, and
     `candidates` maps that and the other inputs to scores, best `block` candidates at a time.
+    execution: how `module` computes (`executions.executed` makes others of an exact one).
     """
 
     spec: ModelSpec
@@ -102,6 +110,7 @@ class Model:
     seed: int
     module: nn.Module
     query_inputs: bool = False
+    execution: Execution = EXACT
 
     @property
     def name(self) -> str:
@@ -145,16 +154,17 @@ class Model:
 
     @property
     def table_bytes(self) -> int:
-        return self.spec.table_bytes(self.scale)
+        return self.spec.table_bytes(self.scale, self.execution.rows)
 
     @property
     def memory_bytes(self) -> int:
-        return self.spec.memory_bytes(self.scale)
+        return self.spec.memory_bytes(self.scale, self.execution.rows)
 
     @property
     def tables(self) -> list[tuple[int, int]]:
         """Rows, and bytes of a row, of each."""
-        return [(t.scaled_rows(self.scale), 4 * self.spec.width) for t in self.spec.tables]
+        size = row_bytes(self.spec.width, self.execution.rows)
+        return [(t.scaled_rows(self.scale), size) for t in self.spec.tables]
 
     @property
     def parameters(self) -> int:
@@ -163,7 +173,7 @@ class Model:
     @cached_property
     def work(self) -> Work:
         """What one candidate asks for."""
-        return self.spec.work(self.query_inputs)
+        return self.spec.work(self.query_inputs, self.execution.rows)
 
     def example(
         self,
@@ -226,16 +236,16 @@ def _example(spec: InputSpec, n: int, rng: np.random.Generator, law: IndexLaw) -
     return np.ascontiguousarray(law(rng, spec.rows, shape), dtype=np.int32)
 
 
-def _check_memory(spec: ModelSpec, scale: float) -> None:
+def _check_memory(spec: ModelSpec, scale: float, rows: Rows) -> None:
     """UserError saying the need, what is free, and the largest scale that would fit."""
-    need, free = spec.memory_bytes(scale) + HEADROOM_BYTES, available_bytes()
+    need, free = spec.memory_bytes(scale, rows) + HEADROOM_BYTES, available_bytes()
     if need > free:
         gc.collect()  # a scripted model that nobody uses any more lies in a cycle
         free = available_bytes()
     if need <= free:
         return
     room = free - HEADROOM_BYTES - spec.weights() * 4
-    fits = _floor_to_2_digits(room / spec.table_bytes())
+    fits = _floor_to_2_digits(room / spec.table_bytes(rows=rows))
     advice = f"the largest scale that fits is {fits:g}" if fits > 0 else "no scale fits"
     raise UserError(
         f"{spec.name} at scale {scale:g} needs {need / 1e9:.1f} GB of memory and "
@@ -250,14 +260,14 @@ def _floor_to_2_digits(value: float) -> float:
     return float(round(math.floor(value * 10.0**digits) * 10.0**-digits, max(digits, 0)))
 
 
-def _build(spec: ModelSpec, scale: float, seed: int) -> nn.Module:
+def _build(spec: ModelSpec, scale: float, seed: int, kind: Rows) -> nn.Module:
     from deeprecsys.models.layers import Tables
     from deeprecsys.models.tables import new_tables
 
     rows = [table.scaled_rows(scale) for table in spec.tables]
     # Summed over the pooled rows, a uniform of this bound has unit variance.
     bound = math.sqrt(3 / spec.pooled)
-    tables = Tables(spec, scale, new_tables(rows, spec.width, bound, seed))
+    tables = Tables(spec, scale, new_tables(rows, spec.width, bound, seed, kind=kind))
     # The tables' generators are keyed by three numbers, this one by one: they never coincide.
     module = _architecture(spec, tables, np.random.default_rng(np.random.SeedSequence((seed,))))
     return module.eval().requires_grad_(False)

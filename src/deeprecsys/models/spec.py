@@ -14,11 +14,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal
 
 from deeprecsys.core import SLA, InputSpec, UserError, Work
 
 FLOAT_BYTES = 4
 INT32_MAX = 2**31 - 1
+# Types that embedding rows are kept in (see `rows.py`).
+Rows = Literal["fp32", "fp16", "int8"]
+# Of a row of int8, after its numbers: its scale and its offset.
+ROW_TAIL_BYTES = 8
+
+
+def row_bytes(width: int, rows: Rows) -> int:
+    """Of one row of `width` numbers."""
+    return {"fp32": 4 * width, "fp16": 2 * width, "int8": width + ROW_TAIL_BYTES}[rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,15 +165,15 @@ class ModelSpec(ABC):
     def parameters(self, scale: float = 1.0) -> int:
         return self.weights() + self.table_bytes(scale) // FLOAT_BYTES
 
-    def table_bytes(self, scale: float = 1.0) -> int:
-        return sum(t.scaled_rows(scale) for t in self.tables) * self.width * FLOAT_BYTES
+    def table_bytes(self, scale: float = 1.0, rows: Rows = "fp32") -> int:
+        return sum(t.scaled_rows(scale) for t in self.tables) * row_bytes(self.width, rows)
 
-    def memory_bytes(self, scale: float = 1.0) -> int:
+    def memory_bytes(self, scale: float = 1.0, rows: Rows = "fp32") -> int:
         """Tables and weights."""
-        return self.table_bytes(scale) + self.weights() * FLOAT_BYTES
+        return self.table_bytes(scale, rows) + self.weights() * FLOAT_BYTES
 
-    def work(self, query_inputs: bool = False) -> Work:
-        """What one candidate asks for; it does not depend on the tables' rows.
+    def work(self, query_inputs: bool = False, rows: Rows = "fp32") -> Work:
+        """What one candidate asks for; it does not depend on how many rows the tables have.
 
         query_inputs: less what is done once for all candidates of a request.
         """
@@ -177,7 +187,7 @@ class ModelSpec(ABC):
         return Work(
             flops=float(flops),
             lookups=float(lookups),
-            table_bytes=float(lookups * self.width * FLOAT_BYTES),
+            table_bytes=float(lookups * row_bytes(self.width, rows)),
             input_bytes=float(sum(s.bytes_per_row for s in self.inputs() if s.name not in shared)),
         )
 

@@ -1,4 +1,4 @@
-"""Where embedding tables live: the one place that allocates and fills them.
+"""What embedding tables hold: the one place that fills them.
 
 Knows rows, widths and seeds; nothing of models or look-ups. `load_model` calls it. All tables of
 a model are one array, [sum of rows, E], so that one operation can read from many tables, and so
@@ -7,16 +7,17 @@ that processes that are to share the tables later have one array to share.
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from deeprecsys.core import UserError
+from deeprecsys.models.rows import empty, kind_of, put
+from deeprecsys.models.spec import Rows
 
 # Work is dealt out in blocks; each has a generator keyed by (seed, table, block), so who fills
 # it, and when, does not show in the values. 1 Mi floats take about 2 ms.
@@ -26,44 +27,40 @@ PIECE = 1 << 16
 
 
 def new_tables(
-    rows: Sequence[int], width: int, bound: float, seed: int, threads: int | None = None
+    rows: Sequence[int],
+    width: int,
+    bound: float,
+    seed: int,
+    threads: int | None = None,
+    kind: Rows = "fp32",
 ) -> Tensor:
-    """float32 [sum(rows), width], uniform in [-bound, bound): the same for any `threads`."""
-    array = allocate(sum(rows) * width)
-    fill(array, [r * width for r in rows], bound, seed, threads)
-    return torch.from_numpy(array.reshape(-1, width))
+    """[sum(rows), width] as `rows.py` keeps them, uniform in [-bound, bound): the same for any
+    `threads`, and narrow ones the same as if they had been fp32 first.
 
-
-def allocate(floats: int) -> NDArray[np.float32]:
-    """Zeroed private memory, in huge pages where the platform has them.
-
-    Random rows of 128 bytes touch a page each, and 4 KiB pages of a 4 GB array do not fit any
-    TLB: without, pooled look-ups take 1.7 and row gathers 1.5 times as long (Zen 4,
-    `benchmarks/choices.py`).
+    UserError where the width lets rows lie across what is drawn at a time.
     """
-    size = max(floats * 4, 1)
-    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
-        return np.zeros(floats, dtype=np.float32)
-    # Private, not shared: shared anonymous memory obeys another, usually disabled, switch.
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        # A kernel built without them refuses: ordinary pages serve as well, only slower.
-        with contextlib.suppress(OSError):
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, dtype=np.float32, count=floats)
+    if kind != "fp32" and PIECE % width:
+        raise UserError(f"rows of {width} numbers are fp32 only: {PIECE} is no multiple of it")
+    weight = empty(sum(rows), width, kind)
+    fill(weight, [r * width for r in rows], width, bound, seed, threads)
+    return weight
 
 
 def fill(
-    array: NDArray[np.float32],
+    weight: Tensor,
     sizes: Sequence[int],
+    width: int,
     bound: float,
     seed: int,
     threads: int | None = None,
 ) -> None:
-    """Fills `array`, the tables of `sizes` floats one after the other, in place."""
+    """Fills `weight`, the tables of `sizes` numbers one after the other, in place."""
+    flat = weight.view(-1).numpy() if kind_of(weight) == "fp32" else None
     with ThreadPoolExecutor(threads or _cores()) as pool:
         jobs = [
-            pool.submit(_fill_block, array[lo:hi], bound, (seed, table, block))
+            pool.submit(_fill_block, flat[lo:hi], bound, (seed, table, block))
+            if flat is not None
+            else pool.submit(_fill_narrow, weight, lo, hi, width, bound, (seed, table, block))
             for table, block, lo, hi in _blocks(sizes)
         ]
         for job in jobs:
@@ -71,7 +68,7 @@ def fill(
 
 
 def _blocks(sizes: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
-    """(table, block within it, first float, last + 1)."""
+    """(table, block within it, first number, last + 1)."""
     start = 0
     for table, size in enumerate(sizes):
         for block, lo in enumerate(range(0, size, BLOCK)):
@@ -80,14 +77,31 @@ def _blocks(sizes: Sequence[int]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _fill_block(block: NDArray[np.float32], bound: float, key: tuple[int, int, int]) -> None:
-    # SFC64 is the fastest of numpy's generators here; `random(out=)` and the two in-place
-    # operations release the GIL, so threads scale.
-    rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+    rng = _generator(key)
     for lo in range(0, block.size, PIECE):
-        piece = block[lo : lo + PIECE]
-        rng.random(dtype=np.float32, out=piece)
-        piece *= np.float32(2 * bound)
-        piece -= np.float32(bound)
+        _draw(rng, block[lo : lo + PIECE], bound)
+
+
+def _fill_narrow(
+    weight: Tensor, lo: int, hi: int, width: int, bound: float, key: tuple[int, int, int]
+) -> None:
+    rng, scratch = _generator(key), np.empty(PIECE, np.float32)
+    for first in range(lo, hi, PIECE):
+        piece = scratch[: min(PIECE, hi - first)]
+        _draw(rng, piece, bound)
+        put(weight, first // width, piece.reshape(-1, width))
+
+
+def _generator(key: tuple[int, int, int]) -> np.random.Generator:
+    # SFC64 is the fastest of numpy's generators here.
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
+
+
+def _draw(rng: np.random.Generator, piece: NDArray[np.float32], bound: float) -> None:
+    # `random(out=)` and the two in-place operations release the GIL, so threads scale.
+    rng.random(dtype=np.float32, out=piece)
+    piece *= np.float32(2 * bound)
+    piece -= np.float32(bound)
 
 
 def _cores() -> int:

@@ -40,6 +40,10 @@ class Runtime(Protocol):
         """Several queries' slices (prepared, lo, hi) as one request."""
         ...
 
+    def forget(self, prepared: Any) -> None:
+        """What earlier slices left for later ones of the same query: the next is like a first."""
+        ...
+
 
 class Device(Protocol):
     """An accelerator: executes whole queries of one model, several as one request.

@@ -22,8 +22,9 @@ with warnings.catch_warnings():
     torch.from_numpy(np.frombuffer(bytes(4), np.int32))
 from_numpy = torch.from_numpy
 
-# Inputs of a row a candidate, in order; inputs of one row for all (or none); scores.
-Prepared = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor]
+# Inputs of a row a candidate, in order; inputs of one row for all (or none); scores; what was
+# computed of the user's, once it was (where an execution keeps that for the query).
+Prepared = tuple[list[torch.Tensor], list[torch.Tensor], torch.Tensor, list[Any]]
 
 
 class Eager:
@@ -40,9 +41,13 @@ class Eager:
         self._of_query = [i for i, spec in enumerate(apart) if spec.scope == "query"]
         self._rest = [i for i, spec in enumerate(apart) if spec.scope == "candidate"]
         self._one_user: Any = None
+        self._user: Any = None
         if self._of_query:
             module = model.module
-            self._one_user = OneUser(UserPart(module), CandidatePart(module), module.block)
+            parts = UserPart(module), CandidatePart(module)
+            self._one_user = OneUser(*parts, module.block)
+            if model.execution.user == "query":
+                self._user, self._candidates = parts[0], Rest(parts[1], module.block)
 
     def enter_thread(self) -> None:
         torch.set_num_threads(1)  # per thread: one core, one worker
@@ -58,23 +63,41 @@ class Eager:
             ids = np.array([inputs[name] for name in self._joined])
             tensors.append(from_numpy(ids.reshape(len(ids), -1)).t())
         users = self._shared(tensors, len(scores)) if self._of_query else []
-        return tensors, users, from_numpy(scores)
+        return tensors, users, from_numpy(scores), []
 
     def execute(self, prepared: Prepared, lo: int, hi: int) -> None:
-        tensors, users, scores = prepared
         with torch.inference_mode():
-            if users:
-                self._one_user(users, tensors, scores, lo, hi)
-            else:
-                scores[lo:hi].copy_(self._module([tensor[lo:hi] for tensor in tensors]))
+            if prepared[1]:
+                self._execute_of_user(prepared, lo, hi)
+                return
+            tensors, _, scores, _ = prepared
+            scores[lo:hi].copy_(self._module([tensor[lo:hi] for tensor in tensors]))
+
+    def _execute_of_user(self, prepared: Prepared, lo: int, hi: int) -> None:
+        tensors, users, scores, known = prepared
+        if self._user is None:
+            self._one_user(users, tensors, scores, lo, hi)
+            return
+        # Two workers at a query's first slices both compute it, and wait for nobody.
+        user = known[0] if known else self._user(users)
+        known[:] = [user]
+        self._candidates(user, tensors, scores, lo, hi)
+
+    def forget(self, prepared: Any) -> None:
+        prepared[3].clear()
 
     def execute_together(self, pieces: Sequence[tuple[Prepared, int, int]]) -> None:
-        """The slices copied into one batch, and its scores back to where each belongs."""
+        """The slices copied into one batch, and its scores back to where each belongs; one by one
+        where each has a user of its own, whose part would be computed for every candidate."""
+        if all(prepared[1] for prepared, _, _ in pieces):
+            for piece in pieces:
+                self.execute(*piece)
+            return
         slices = [self._rows(*piece) for piece in pieces]
         joined = [torch.cat(parts) for parts in zip(*slices, strict=True)]
         outputs = [prepared[2][lo:hi] for prepared, lo, hi in pieces]
         scores = torch.empty((sum(map(len, outputs)), outputs[0].shape[1]))
-        self.execute((joined, [], scores), 0, len(scores))
+        self.execute((joined, [], scores, []), 0, len(scores))
         for output, part in zip(
             outputs, torch.split(scores, [len(o) for o in outputs]), strict=True
         ):
@@ -96,7 +119,7 @@ class Eager:
 
     def _rows(self, prepared: Prepared, lo: int, hi: int) -> list[torch.Tensor]:
         """A row a candidate of every input, in the model's order."""
-        tensors, users, _ = prepared
+        tensors, users, _, _ = prepared
         rows = [tensor[lo:hi] for tensor in tensors]
         for i, user in zip(self._of_query if users else (), users, strict=True):
             rows.insert(i, user.expand(hi - lo, *user.shape[1:]))
@@ -120,6 +143,22 @@ class OneUser(torch.nn.Module):
         hi: int,
     ) -> None:
         user = self.user(users)
+        for begin in range(lo, hi, self.block):
+            end = min(begin + self.block, hi)
+            rows = [tensor[begin:end] for tensor in inputs]
+            scores[begin:end].copy_(self.candidates(user, rows))
+
+
+class Rest(torch.nn.Module):
+    """A request whose user's part is known: `user` as the model's `user` answered it."""
+
+    def __init__(self, candidates: torch.nn.Module, block: int) -> None:
+        super().__init__()
+        self.candidates, self.block = candidates, block
+
+    def forward(
+        self, user: Any, inputs: list[torch.Tensor], scores: torch.Tensor, lo: int, hi: int
+    ) -> None:
         for begin in range(lo, hi, self.block):
             end = min(begin + self.block, hi)
             rows = [tensor[begin:end] for tensor in inputs]

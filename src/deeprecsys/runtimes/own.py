@@ -41,6 +41,9 @@ class Own:
             except Exception as error:
                 raise ModelFailed(reason(error)) from error
 
+    def forget(self, prepared: Any) -> None:
+        pass
+
     def execute_together(self, pieces: Sequence[tuple[Any, int, int]]) -> None:
         """As one batch; each by itself where a model must see a query alone."""
         if self._model.whole:

@@ -33,6 +33,9 @@ class NoOp:
     def execute(self, prepared: Any, lo: int, hi: int) -> None:
         pass
 
+    def forget(self, prepared: Any) -> None:
+        pass
+
     def execute_together(self, pieces: Sequence[tuple[Any, int, int]]) -> None:
         self.execute(None, 0, sum(hi - lo for _, lo, hi in pieces))
 

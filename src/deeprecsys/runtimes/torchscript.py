@@ -33,6 +33,27 @@ class _Request(torch.nn.Module):
         scores[lo:hi].copy_(self.model(rows))
 
 
+class _Parts(torch.nn.Module):
+    """A model's two parts, traced, each with a method of its own."""
+
+    def __init__(self, user: torch.nn.Module, candidates: torch.nn.Module) -> None:
+        super().__init__()
+        self.user, self.candidates = user, candidates
+
+
+# Of a user's part that is so many tensors: a script names its types. `Rest` says the same.
+_APART = """
+def of_user(self, users: List[Tensor]) -> Tuple[{types}]:
+    return self.user(users)
+
+def rest(self, user: Tuple[{types}], inputs: List[Tensor], scores: Tensor, lo: int, hi: int) -> None:
+    for begin in range(lo, hi, {block}):
+        end = min(begin + {block}, hi)
+        rows = [inputs[i][begin:end] for i in range(len(inputs))]
+        scores[begin:end].copy_(self.candidates(user, rows))
+"""
+
+
 class TorchScript(Eager):
     """Raises RuntimeError from `__init__` where the model cannot be traced."""
 
@@ -42,22 +63,25 @@ class TorchScript(Eager):
         super().__init__(model)
         inputs = model.example(_TRACED, np.random.default_rng(0))
         scores = np.empty((_TRACED, model.tasks), np.float32)
-        tensors, _, _ = self.prepare(repeat_inputs(model.inputs, inputs, _TRACED), scores)
+        tensors, *_ = self.prepare(repeat_inputs(model.inputs, inputs, _TRACED), scores)
         # Each form of the inputs is a graph of its own.
         self._run = _compiled(_Request(_traced(model.module, tensors)), model.table_bytes)
         if self._one_user is not None:
-            rows, users, _ = self.prepare(inputs, scores)
+            rows, users, *_ = self.prepare(inputs, scores)
             user, candidates, block = (getattr(self._one_user, name) for name in _PARTS)
             shared = user(users)
             parts = _traced(user, users), _traced(candidates, shared, rows)
             self._one_user = _compiled(OneUser(*parts, block), model.table_bytes)
+            if self._user is not None:
+                apart = _apart(parts, block, len(shared), model.table_bytes)
+                self._user, self._candidates = apart.of_user, apart.rest
 
     def execute(self, prepared: Prepared, lo: int, hi: int) -> None:
-        tensors, users, scores = prepared
-        if users:
-            self._one_user(users, tensors, scores, lo, hi)
-        else:
-            self._run(tensors, scores, lo, hi)
+        if prepared[1]:
+            self._execute_of_user(prepared, lo, hi)
+            return
+        tensors, _, scores, _ = prepared
+        self._run(tensors, scores, lo, hi)
 
     def enter_thread(self) -> None:
         super().enter_thread()
@@ -71,16 +95,25 @@ def _traced(module: torch.nn.Module, *inputs: Any) -> Any:
         return torch.jit.trace(module, inputs, check_trace=False)  # type: ignore[no-untyped-call]
 
 
+def _apart(parts: tuple[Any, Any], block: int, count: int, table_bytes: int) -> Any:
+    types = ", ".join(["Tensor"] * count)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.script(_Parts(*parts).eval())
+        scripted.define(_APART.format(types=types, block=block))
+        return torch.jit.freeze(scripted, ["of_user", "rest", *_tables(scripted, table_bytes)])
+
+
 def _compiled(request: torch.nn.Module, table_bytes: int) -> Any:
     """Scripted around the traces, and frozen."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         scripted = torch.jit.script(request.eval())
-        # As constants of the graph the tables would never be freed: PyTorch keeps graphs for
-        # the life of the process.
-        tables = [
-            name
-            for name, parameter in scripted.named_parameters(remove_duplicate=False)
-            if parameter.nbytes == table_bytes
-        ]
-        return torch.jit.freeze(scripted, preserved_attrs=tables)
+        return torch.jit.freeze(scripted, preserved_attrs=_tables(scripted, table_bytes))
+
+
+def _tables(scripted: Any, table_bytes: int) -> list[str]:
+    """Attributes that stay. As constants of the graph the tables would never be freed: PyTorch
+    keeps graphs for the life of the process."""
+    named = scripted.named_parameters(remove_duplicate=False)
+    return [name for name, parameter in named if parameter.nbytes == table_bytes]
