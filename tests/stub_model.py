@@ -56,7 +56,7 @@ class StubRuntime:
             raise ValueError("the number of the beast")
         scores[lo:hi, 0] = dense[lo:hi].sum(axis=1)
 
-    def forget(self, prepared: Any) -> None:
+    def forget(self, prepared):
         pass
 
     def execute_together(self, pieces):

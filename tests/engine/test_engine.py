@@ -13,7 +13,7 @@ import pytest
 from deeprecsys.core import Policy, Schedule, Status, UserError
 from deeprecsys.engine import DeadlineExceeded, Engine, EngineClosed
 from deeprecsys.machines.service_time import ServiceTime
-from deeprecsys.models import load_model, rows
+from deeprecsys.models import load_model, row_types
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.runtimes import RUNTIMES
 from deeprecsys.runtimes.stub import FixedTime
@@ -347,14 +347,14 @@ def test_queries_that_share_their_users_inputs_get_their_own_scores(policy):
 def test_a_closed_engine_lets_its_tables_go(monkeypatch, runtime, shared):
     """Two models of 4 GB one after the other must fit where one does."""
     allocated = []
-    allocate = rows.allocate
+    allocate = row_types.allocate
 
     def watched(size):
         array = allocate(size)
         allocated.append(weakref.ref(array))
         return array
 
-    monkeypatch.setattr(rows, "allocate", watched)
+    monkeypatch.setattr(row_types, "allocate", watched)
     model = load_model("dlrm-rmc3", scale=1e-3, query_inputs=shared)
     with Engine(model, 1, runtime, largest=8) as engine:
         del model

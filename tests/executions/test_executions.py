@@ -6,12 +6,11 @@ import torch
 
 from deeprecsys.core import EXACT, Execution, Policy, UserError, slice_inputs
 from deeprecsys.executions import executed, parts
-from deeprecsys.models import NAMES, load_model
-from deeprecsys.models import rows as row_types
+from deeprecsys.models import NAMES, load_model, row_types
 from deeprecsys.runtimes import RUNTIMES, make_runtime
 
 N = 96
-# The largest error of a score: units of the last place; half a step of the type, through the layers.
+# The largest error of a score: of the last places, or what half a step of a type comes to.
 BOUNDS = {
     "packed": 2e-6,
     "rows=fp16": 2e-3,

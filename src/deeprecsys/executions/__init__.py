@@ -2,8 +2,8 @@
 
 Knows modules and tensors, not queries or time. `executed` answers the same model with another
 module; a runtime executes it like any other. `layers.py` holds what takes the place of matrix
-products, `models/rows.py` what takes the place of embedding rows. Which execution is worth it is
-measured elsewhere, and what it does to the scores is `analysis/drift.py`'s.
+products, `models/row_types.py` what takes the place of embedding rows. Which execution is worth it
+is measured elsewhere, and what it does to the scores is `analysis/drift.py`'s.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _narrow(module: nn.Module, execution: Execution) -> None:
     from torch import nn as torch_nn
 
     from deeprecsys.models.layers import Behaviours, Lookup, SumPooled
-    from deeprecsys.models.rows import narrowed
+    from deeprecsys.models.row_types import narrowed
 
     tables = [m for m in module.modules() if isinstance(m, Lookup | SumPooled | Behaviours)]
     if not tables:

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from deeprecsys.models.rows import gather, pooled, width_of
+from deeprecsys.models.row_types import gather, pooled, width_of
 from deeprecsys.models.spec import INT32_MAX, DIENSpec, DINSpec, ModelSpec
 
 
 class Tables:
-    """All tables of a model: `weight` [rows of all, E] (see `rows.py`), and where each begins."""
+    """All tables of a model: `weight` (see `row_types.py`), and where each begins."""
 
     def __init__(self, spec: ModelSpec, scale: float, weight: Tensor) -> None:
         self.weight = nn.Parameter(weight, requires_grad=False)

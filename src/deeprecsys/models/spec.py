@@ -20,7 +20,7 @@ from deeprecsys.core import SLA, InputSpec, UserError, Work
 
 FLOAT_BYTES = 4
 INT32_MAX = 2**31 - 1
-# Types that embedding rows are kept in (see `rows.py`).
+# Types that embedding rows are kept in (see `row_types.py`).
 Rows = Literal["fp32", "fp16", "int8"]
 # Of a row of int8, after its numbers: its scale and its offset.
 ROW_TAIL_BYTES = 8

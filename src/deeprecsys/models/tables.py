@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deeprecsys.core import UserError
-from deeprecsys.models.rows import empty, kind_of, put
+from deeprecsys.models.row_types import empty, kind_of, put
 from deeprecsys.models.spec import Rows
 
 # Work is dealt out in blocks; each has a generator keyed by (seed, table, block), so who fills
@@ -34,7 +34,7 @@ def new_tables(
     threads: int | None = None,
     kind: Rows = "fp32",
 ) -> Tensor:
-    """[sum(rows), width] as `rows.py` keeps them, uniform in [-bound, bound): the same for any
+    """[sum(rows), width] as `row_types.py` keeps them, uniform in [-bound, bound): the same for any
     `threads`, and narrow ones the same as if they had been fp32 first.
 
     UserError where the width lets rows lie across what is drawn at a time.

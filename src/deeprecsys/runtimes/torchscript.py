@@ -46,7 +46,9 @@ _APART = """
 def of_user(self, users: List[Tensor]) -> Tuple[{types}]:
     return self.user(users)
 
-def rest(self, user: Tuple[{types}], inputs: List[Tensor], scores: Tensor, lo: int, hi: int) -> None:
+def rest(
+    self, user: Tuple[{types}], inputs: List[Tensor], scores: Tensor, lo: int, hi: int
+) -> None:
     for begin in range(lo, hi, {block}):
         end = min(begin + {block}, hi)
         rows = [inputs[i][begin:end] for i in range(len(inputs))]
