@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 import deeprecsys as drs
-from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.core import EXACT, SLA, Execution, Policy, UserError
 from deeprecsys.experiments import guided
 from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.simulation import Simulator
-from deeprecsys.tuning import SEARCHES, Capacity, Observer, tune
+from deeprecsys.tuning import SEARCHES, Capacity, Clock, Observer, tune
 from deeprecsys.tuning.binds import what_binds
 from deeprecsys.tuning.capacity import Probe
 from deeprecsys.tuning.interleave import Contestant, interleave
 from deeprecsys.tuning.searches import Space, contenders, exhaustive, hill_climb
+from deeprecsys.tuning.together import Together
 from deeprecsys.workload import Workload
 from toy import ToyMachine
 
@@ -296,3 +297,61 @@ def test_guided_tuning_where_the_static_baseline_meets_the_target_at_no_rate():
     assert study_.best is not None
     assert study_.best.policy.batch_size < 200
     assert study_.baseline.capacity.rate_qps == 0
+
+
+NARROW, PACKED = Execution(rows="fp16", layers="bf16"), Execution(packed=True)
+
+
+def three_ways(speed=2.0, packed=1.0):
+    """The same machine, `speed` times as fast in a narrow execution."""
+    toys = {
+        how: ToyMachine(lambda n, f=factor: (0.2e-3 + 16e-6 * n) / f)
+        for how, factor in ((EXACT, 1.0), (PACKED, packed), (NARROW, speed))
+    }
+    together = Together(toys)
+    clock = Clock(lambda: sum(toy.now_s for toy in toys.values()), next(iter(toys.values()))._pause)
+    return toys, together, clock
+
+
+def test_a_faster_execution_is_found_and_both_factors_are_told():
+    toys, together, clock = three_ways()
+    study = tune(together, Workload(), SLA(0.1), clock=clock, budget_s=3000.0)
+    assert study.best.policy.execution == NARROW
+    over = {c.name: c for c in study.comparisons}
+    assert over["the static baseline"].policy.execution == EXACT
+    lo, hi = over["the best in exact fp32"].ratio.interval
+    assert over["the best in exact fp32"].policy.execution.exact
+    assert lo > 1.5
+    assert hi < 2.7
+    assert study.exact.name == "the static baseline"
+    assert study.exact.policy == over["the best in exact fp32"].policy
+    assert study.exact.ratio is not None
+    # Each system has run what is its own, and nothing else.
+    for how, toy in toys.items():
+        assert {policy.execution for _, policy in toy.runs} == {how}
+
+
+def test_an_execution_that_gains_nothing_is_not_chosen():
+    _, together, clock = three_ways(speed=0.5, packed=0.5)
+    study = tune(together, Workload(), SLA(0.1), clock=clock, budget_s=1500.0)
+    assert study.best.policy.execution == EXACT
+    assert study.exact is None
+
+
+def test_a_simulated_search_covers_executions():
+    laws = {how: ServiceTime.linear(0.2e-3 / f, 16e-6 / f) for how, f in ((EXACT, 1), (NARROW, 2))}
+    surrogate = Together({how: Simulator(law, 2) for how, law in laws.items()})
+    _, together, clock = three_ways()
+    del together.systems[PACKED]
+    study = tune(
+        together, Workload(), SLA(0.1), "simulated", surrogate=surrogate, clock=clock,
+        budget_s=600.0,
+    )  # fmt: skip
+    assert study.best.policy.execution == NARROW
+    assert study.exact is not None
+
+
+def test_an_execution_that_nothing_has_is_refused():
+    _, together, _ = three_ways()
+    with pytest.raises(UserError, match="nothing here executes layers=int8; known: exact; packed;"):
+        together.run(Workload().schedule(10, 1), Policy(execution=Execution(layers="int8")))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core.inputs import InputSpec, OutputSpec
-from deeprecsys.core.policy import SLA, Policy
+from deeprecsys.core.policy import SLA, Execution, Policy
 from deeprecsys.core.records import Records, Schedule
 from deeprecsys.core.values import FloatArray, Inputs
 
@@ -97,6 +97,7 @@ class Facts:
     accelerators: seconds of one request of n items on each, or empty where there is none.
     whole, most_items: of its model (`Servable`).
     twin: a simulation of it, from what it measured of itself, or None.
+    executions: the same of the other ways in which it can execute a request.
     """
 
     workers: int
@@ -110,6 +111,11 @@ class Facts:
     whole: bool = False
     most_items: int | None = None
     twin: System | None = None
+    executions: Mapping[Execution, Facts] = field(default_factory=dict)
+
+    def of(self, policy: Policy) -> Facts:
+        """Under this policy's execution."""
+        return self.executions.get(policy.execution, self)
 
 
 # Sees the records so far and the time since the run began; answers True to stop the run.

@@ -239,6 +239,7 @@ def busy_shares(facts: Facts, sizes: NDArray[Any], policy: Policy) -> tuple[floa
     Its inverse is a rate that cannot be held for long. Accelerators are taken to join as many
     queries as the policy lets them. Needs `facts.service_s`.
     """
+    facts = facts.of(policy)
     assert facts.service_s is not None
     sizes = np.asarray(sizes)
     threshold = policy.offload_threshold if facts.accelerators else None

@@ -34,6 +34,7 @@ def what_binds(
     facts: Facts, policy: Policy, rate_qps: float, sizes: NDArray[Any], sla: SLA, runs: list[Run]
 ) -> Binds:
     """Compares the work of a request with the machine's limits; `sizes` is a sample of queries."""
+    facts = facts.of(policy)
     if any(run.summary.limited_by == "generator" for run in runs if run.rate_qps > rate_qps):
         lag_ms = max(run.summary.generator_lag_p99_s for run in runs) * 1e3
         return Binds(

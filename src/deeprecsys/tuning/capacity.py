@@ -323,7 +323,7 @@ class _Search:
         self.ceiling = saturation_rate(probe, policy)
         self.guess = guess_qps or 0.92 * self.ceiling
         # Of a system that does not say how long a request takes, the ceiling is a mere beginning.
-        self.known = probe.system.facts().service_s is not None
+        self.known = probe.system.facts().of(policy).service_s is not None
         self.alone_s = _alone_s(probe, policy)
         self.idle_s: float | None = None
         self.stalls = 0
@@ -430,7 +430,7 @@ def saturation_rate(probe: Probe, policy: Policy) -> float:
 
     100 queries/s where the system does not say how long a request takes.
     """
-    facts = probe.system.facts()
+    facts = probe.system.facts().of(policy)
     if facts.service_s is None:
         return 100.0
     return 1 / max(busy_shares(facts, probe.workload.sample_sizes(4096), policy))
@@ -441,7 +441,7 @@ def _alone_s(probe: Probe, policy: Policy) -> float | None:
 
     Rounds of its requests over all workers, each as long as the largest request.
     """
-    facts = probe.system.facts()
+    facts = probe.system.facts().of(policy)
     if facts.service_s is None:
         return None
     size = float(np.percentile(probe.workload.sample_sizes(4096), probe.sla.percentile))

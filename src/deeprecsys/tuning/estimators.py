@@ -99,7 +99,7 @@ class Estimator(Protocol):
 
 def estimator_of(policy: Policy, rate_qps: float, probe: Probe) -> Estimator:
     """What suits the system: by its twin, where it has one."""
-    facts = probe.system.facts()
+    facts = probe.system.facts().of(policy)
     if facts.twin is not None:
         return ByTwin(Twin(facts.twin, policy, probe.workload, probe.sla, rate_qps))
     if facts.service_s is None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deeprecsys.core import Policy, UserError, replace
+from deeprecsys.core import EXACT, Execution, Policy, UserError, replace
 from deeprecsys.tuning.capacity import Capacity
 
 # The paper's static setting spreads the largest query evenly: ceil(1000 / cores), which it
@@ -31,6 +31,7 @@ class Space:
     thresholds: sizes from which on queries may be offloaded, descending; empty without an
     accelerator. trials: of a search that could go on for ever. whole: no query may be cut, so
     there is one batch size. most: items of a request, that its model takes (None: any).
+    executions: how a request may be executed, the model's own way first.
     """
 
     workers: int
@@ -39,6 +40,7 @@ class Space:
     trials: int = 60
     whole: bool = False
     most: int | None = None
+    executions: tuple[Execution, ...] = (EXACT,)
 
     @property
     def batch_sizes(self) -> list[int]:
@@ -49,6 +51,10 @@ class Space:
         while sizes[-1] < min(self.largest, self.most or self.largest):
             sizes.append(2 * sizes[-1])
         return [*sizes[:-1], self._allowed(sizes[-1])]
+
+    def of(self, execution: Execution) -> list[Policy]:
+        """A policy for each batch size."""
+        return [Policy(batch_size=size, execution=execution) for size in self.batch_sizes]
 
     @property
     def static(self) -> Policy:
@@ -66,20 +72,23 @@ class Space:
 
 def hill_climb(measure: Measure, space: Space) -> None:
     """The paper's climb: batch size 1 upward while the rate grows; then the threshold, downward.
-    Beyond the paper: then how much an accelerator may have to do before a query stays on the cores.
+    Beyond the paper: a climb for each execution; and then how much an accelerator may have to do
+    before a query stays on the cores.
 
     A plateau, or a loss within the noise of a first look, does not stop it: two steps in a row
     must be surely worse than the best.
     """
-    best = _climb(measure, [Policy(batch_size=size) for size in space.batch_sizes])
+    tops = [_climb(measure, space.of(execution)) for execution in space.executions]
+    best, _ = max(tops, key=lambda top: top[1])
     if space.thresholds:
-        best = _climb(measure, [best, *offloading(best, space)])
+        best, _ = _climb(measure, [best, *offloading(best, space)])
         for policy in staying(best, space):
             measure(policy)
 
 
-def _climb(measure: Measure, policies: Sequence[Policy]) -> Policy:
-    """The best of them, tried in order until two in a row are surely worse than the best."""
+def _climb(measure: Measure, policies: Sequence[Policy]) -> tuple[Policy, float]:
+    """The best of them and its rate, tried in order until two in a row are surely worse than the
+    best."""
     best, rate, worse = policies[0], measure(policies[0]), 0
     for policy in policies[1:]:
         found = measure(policy)
@@ -91,7 +100,7 @@ def _climb(measure: Measure, policies: Sequence[Policy]) -> Policy:
         worse = 0
         if found.rate_qps > rate.rate_qps:
             best, rate = policy, found
-    return best
+    return best, rate.rate_qps
 
 
 def offloading(policy: Policy, space: Space) -> list[Policy]:
@@ -112,12 +121,17 @@ def staying(policy: Policy, space: Space) -> list[Policy]:
 
 
 def exhaustive(measure: Measure, space: Space) -> None:
-    """Every batch size of the climb, the sizes between them from 16 on, and both baselines; then
+    """Every batch size of the climb, the sizes between them from 16 on, and both baselines, in
+    every execution; then
     every threshold, with the best of them; then every backlog, with the best of those."""
     between = [3 * size // 2 for size in space.batch_sizes[:-1] if size >= 16]
     sizes = {*space.batch_sizes, *between, space.static.batch_size, space.literal.batch_size}
-    found = {size: measure(Policy(batch_size=size)).rate_qps for size in sorted(sizes)}
-    best = Policy(batch_size=max(found, key=lambda size: found[size]))
+    found = {
+        policy: measure(policy).rate_qps
+        for execution in space.executions
+        for policy in (Policy(batch_size=size, execution=execution) for size in sorted(sizes))
+    }
+    best = max(found, key=lambda policy: found[policy])
     if space.thresholds:
         rates = {policy: measure(policy).rate_qps for policy in [best, *offloading(best, space)]}
         for policy in staying(max(rates, key=lambda policy: rates[policy]), space):
@@ -125,8 +139,9 @@ def exhaustive(measure: Measure, space: Space) -> None:
 
 
 def joint(measure: Measure, space: Space) -> None:
-    """All knobs at once, by optuna's tree-structured Parzen estimator: batch size, workers and,
-    with an accelerator, offload threshold and backlog. The same seed gives the same policies.
+    """All knobs at once, by optuna's tree-structured Parzen estimator: batch size, workers,
+    execution and, with an accelerator, offload threshold and backlog. The same seed gives the
+    same policies.
 
     UserError without optuna.
     """
@@ -142,7 +157,7 @@ def joint(measure: Measure, space: Space) -> None:
     # What is known to be sensible comes first: the largest requests, with and without offloading.
     middle = len(space.thresholds) // 2
     for at in dict.fromkeys([0, middle]):
-        first = {"batch": len(space.batch_sizes) - 1, "workers": space.workers}
+        first = {"batch": len(space.batch_sizes) - 1, "workers": space.workers, "execution": 0}
         study.enqueue_trial(first | ({"threshold": at, "backlog": 0} if space.thresholds else {}))
     for _ in range(space.trials):
         trial = study.ask()
@@ -154,7 +169,12 @@ def _proposed(trial: Any, space: Space) -> Policy:
     """0 of threshold and backlog: none."""
     batch = space.batch_sizes[trial.suggest_int("batch", 0, len(space.batch_sizes) - 1)]
     workers = trial.suggest_int("workers", 1, space.workers)
-    policy = Policy(batch, workers=workers if workers < space.workers else None)
+    how = trial.suggest_int("execution", 0, len(space.executions) - 1)
+    policy = Policy(
+        batch,
+        workers=workers if workers < space.workers else None,
+        execution=space.executions[how],
+    )
     if not space.thresholds:
         return policy
     at = trial.suggest_int("threshold", 0, len(space.thresholds))
@@ -193,3 +213,10 @@ def contenders(trials: Sequence[tuple[Policy, Capacity]], most: int = 3) -> list
         return []
     sure = max(capacity.interval_qps[0] for _, capacity in able)
     return [policy for policy, capacity in able if capacity.interval_qps[1] >= sure][:most]
+
+
+def contenders_of_both(trials: Sequence[tuple[Policy, Capacity]]) -> list[Policy]:
+    """The same of exact executions, and of those that are not: each has a best of its own."""
+    exact = [trial for trial in trials if trial[0].execution.exact]
+    other = [trial for trial in trials if not trial[0].execution.exact]
+    return [*contenders(exact, most=2), *contenders(other, most=2)] if other else contenders(exact)

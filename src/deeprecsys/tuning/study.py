@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from deeprecsys.core import SLA, Policy, Records, System, UserError
+from deeprecsys.core import EXACT, SLA, Policy, Records, System, UserError
 from deeprecsys.tuning.binds import Binds, what_binds
 from deeprecsys.tuning.capacity import (
     COARSE,
@@ -36,7 +36,13 @@ from deeprecsys.tuning.interleave import (
     interleave,
     ratio_of,
 )
-from deeprecsys.tuning.searches import BACKLOGS, SEARCHES, SIMULATED, Space, contenders
+from deeprecsys.tuning.searches import (
+    BACKLOGS,
+    SEARCHES,
+    SIMULATED,
+    Space,
+    contenders_of_both,
+)
 from deeprecsys.workload import SizeLaw, Workload
 
 # How a time budget is spent: first looks, careful looks; the rest is for the comparison.
@@ -96,7 +102,8 @@ class Comparison:
 class Study:
     """A search over policies. `best` is None when no policy holds the target at any rate.
 
-    simulated: the search that named the policies of this one, where simulation did.
+    exact: the best policy of exact executions against the static baseline, where the best one is
+    not exact. simulated: the search that named the policies of this one, where simulation did.
     """
 
     method: str
@@ -109,6 +116,7 @@ class Study:
     interrupted: bool = False
     elapsed_s: float = 0.0
     simulated: Study | None = None
+    exact: Comparison | None = None
 
     @property
     def speedup(self) -> Ratio | None:
@@ -159,10 +167,11 @@ def thresholds(sizes: SizeLaw, step: int = 5) -> tuple[int, ...]:
     return tuple(sorted({1, *(sizes.percentile(p) for p in shares)}, reverse=True))
 
 
-def _by_knobs(trial: Trial) -> tuple[float, ...]:
+def _by_knobs(trial: Trial) -> tuple[Any, ...]:
     knobs = trial.policy
     most = (knobs.offload_threshold, knobs.offload_backlog, knobs.workers)
-    return knobs.batch_size, *(math.inf if knob is None else knob for knob in most)
+    how = (knobs.execution != EXACT, str(knobs.execution))
+    return *how, knobs.batch_size, *(math.inf if knob is None else knob for knob in most)
 
 
 class _Tuning:
@@ -196,9 +205,11 @@ class _Tuning:
             trials=100 if self.facts.virtual else 30,
             whole=self.facts.whole,
             most=self.facts.most_items,
+            executions=(EXACT, *self.facts.executions),
         )
         self.trials: dict[Policy, Trial] = {}
         self.comparisons: list[Comparison] = []
+        self.exact: Comparison | None = None
         self.chosen: Policy | None = None
         self.probe = Probe(
             system,
@@ -249,7 +260,10 @@ class _Tuning:
             return []
         close = [p for p in able[1:] if predicted[p] > _CLOSE * predicted[first]]
         cores = [p for p in able if p.offload_threshold is None][:1]
-        entered = dict.fromkeys([first, *close[: _CONFIRMED - 1], *cores, self.space.static])
+        exact = [p for p in able if p.execution.exact][:1]
+        entered = dict.fromkeys(
+            [first, *close[: _CONFIRMED - 1], *cores, *exact, self.space.static]
+        )
         if not predicted[self.space.static]:  # simulation may be wrong: the baseline is measured
             self._measure(self.space.static, COARSE, self._until())
         # A policy that meets the target at no rate, in simulation, has none to begin with.
@@ -268,7 +282,7 @@ class _Tuning:
 
     def _contenders(self) -> list[Contestant]:
         """The policies whose first look leaves them a chance of being the best."""
-        able = contenders([(t.policy, t.capacity) for t in self.trials.values()])
+        able = contenders_of_both([(t.policy, t.capacity) for t in self.trials.values()])
         return [self._contestant(policy) for policy in able]
 
     def _choose(self, entered: list[Contestant]) -> Contestant:
@@ -289,6 +303,9 @@ class _Tuning:
         alone = self._best_alone(entered if self.surrogate else [])
         if alone is not None and best.policy.offload_threshold is not None:
             others["the tuned cores alone"] = alone
+        exact = self._best_exact(entered)
+        if exact is not None and not best.policy.execution.exact:
+            others["the best in exact fp32"] = exact
         self.chosen = best.policy
         led = {one.policy: one for one in entered}
         rivals = [
@@ -317,6 +334,26 @@ class _Tuning:
         self.comparisons = [
             Comparison(name, policy, ratios.get(policy)) for name, policy in others.items()
         ]
+        if "the best in exact fp32" in others:
+            self.exact = self._exact_gain(exact, finalists)
+
+    def _best_exact(self, entered: list[Contestant]) -> Policy | None:
+        """Of the policies that can be the best, or of all, where none of them is exact."""
+        rates = {c.policy: c.rate_qps for c in entered if c.policy.execution.exact}
+        rates = rates or {
+            p: t.capacity.rate_qps for p, t in self.trials.items() if p.execution.exact
+        }
+        return max(rates, key=lambda p: rates[p], default=None)
+
+    def _exact_gain(self, exact: Policy | None, finalists: list[Contestant]) -> Comparison | None:
+        """Of the best exact policy over the static baseline."""
+        by_policy = {one.policy: one for one in finalists}
+        one = None if exact is None else by_policy.get(exact)
+        static = by_policy.get(self.space.static)
+        if exact is None or one is None or static is None:
+            return None
+        ratio = Ratio(1.0, (1.0, 1.0), 0) if one is static else ratio_of(one, static)
+        return Comparison("the static baseline", exact, ratio)
 
     def _rounds(self, entered: list[Contestant], turn: int, until: float) -> None:
         """Rounds; what they say of each policy takes the place of what was known."""
@@ -387,11 +424,18 @@ class _Tuning:
     def _no_chance(self, policy: Policy) -> Capacity | None:
         """What its cores could do at most, if that is far below what another policy was seen to
         do: then no live run is spent on it, and a glance in simulation."""
-        best = self._best()
-        if best is None or self.facts.service_s is None:
+        if self.facts.of(policy).service_s is None:
+            return None
+        # Of its own execution: the best exact policy is asked for as well.
+        best = max(
+            (t.capacity for t in self.trials.values() if t.policy.execution == policy.execution),
+            key=lambda capacity: capacity.rate_qps,
+            default=None,
+        )
+        if best is None or best.rate_qps == 0:
             return None
         most = saturation_rate(self.probe, policy)
-        if most >= _NO_CHANCE * best.capacity.rate_qps:
+        if most >= _NO_CHANCE * best.rate_qps:
             return None
         return Capacity(most, (0.0, most), False, kind="estimate")
 
@@ -429,7 +473,7 @@ class _Tuning:
 
     @property
     def _cores(self) -> list[Policy]:
-        return [Policy(batch_size=size) for size in self.space.batch_sizes]
+        return [policy for how in self.space.executions for policy in self.space.of(how)]
 
     def _until(self) -> float:
         return self.began + self.budget_s
@@ -465,6 +509,7 @@ class _Tuning:
             interrupted=interrupted,
             elapsed_s=self.clock.now_s() - self.began,
             simulated=self.simulated,
+            exact=self.exact,
         )
         if best is not None:
             sizes = self.workload.sample_sizes(4096)
