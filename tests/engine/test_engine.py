@@ -10,8 +10,9 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pytest
 
-from deeprecsys.core import Policy, Schedule, Status, UserError
+from deeprecsys.core import Execution, Policy, Schedule, Status, UserError
 from deeprecsys.engine import DeadlineExceeded, Engine, EngineClosed
+from deeprecsys.executions import executed
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models import load_model, row_types
 from deeprecsys.rules.dispatch import QueueFull
@@ -363,3 +364,25 @@ def test_a_closed_engine_lets_its_tables_go(monkeypatch, runtime, shared):
     del engine
     gc.collect()
     assert [array() is None for array in allocated] == [True]
+
+
+def test_an_engine_takes_policies_of_its_models_execution_only():
+    packed = Execution(packed=True)
+    model = executed(load_model("ncf", scale=1e-3), packed)
+    inputs = model.example(30, np.random.default_rng(0))
+    schedule = Schedule(np.array([0.0]), np.array([5]))
+    with Engine(model, 1, "torchscript", largest=64) as engine:
+        assert np.abs(engine.submit(inputs).result(WAIT_S) - model.reference(inputs)).max() < 2e-6
+        assert len(engine.run(schedule, Policy(8, execution=packed))) == 1
+        assert engine.profile([4], budget_s=0.05).points
+        for ask in (
+            lambda: engine.submit(inputs, Policy(8)),
+            lambda: engine.run(schedule, Policy(8)),
+        ):
+            with pytest.raises(UserError, match="executes packed, the policy asks for exact: open"):
+                ask()
+
+
+def test_a_model_that_says_nothing_of_its_execution_is_exact(engine):
+    with pytest.raises(UserError, match="executes exact, the policy asks for packed"):
+        engine.submit(query(3), Policy(8, execution=Execution(packed=True)))

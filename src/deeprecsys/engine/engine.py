@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from deeprecsys.core import (
     DEFAULT_INDICES,
+    EXACT,
     Answer,
+    Execution,
     Facts,
     Inputs,
     Policy,
@@ -224,6 +226,11 @@ class Engine:
         return len(self._cores)
 
     @property
+    def execution(self) -> Execution:
+        """Its model's: that of every policy it takes."""
+        return getattr(self.model, "execution", EXACT)
+
+    @property
     def cores(self) -> Sequence[int | None]:
         """Which core each worker is bound to; None: to none."""
         return self._cores
@@ -234,7 +241,8 @@ class Engine:
         """Scores float32 [N, K] of one query, as a future; inputs must stay unchanged till then.
 
         deadline_s: seconds from now; past it the future fails with DeadlineExceeded and what
-        has not begun is dropped. Raises UserError (inputs), QueueFull, EngineClosed.
+        has not begun is dropped. Raises UserError (inputs, another execution), QueueFull,
+        EngineClosed.
         """
         future = self.offer(inputs, policy, deadline_s).query.future
         assert isinstance(future, Future)
@@ -258,7 +266,8 @@ class Engine:
         TooLate, and takes nothing, if the deadline would most likely pass. done: called with the
         answer, from any thread and perhaps before this returns, in place of a future.
         """
-        group, policy = self._open_group(), policy or Policy()
+        group = self._open_group()
+        policy = self._own(policy or Policy(execution=self.execution))
         deadline = math.inf if deadline_s is None else clock() + deadline_s
         promise = None
         if admit:  # before anything is spent on it
@@ -287,7 +296,7 @@ class Engine:
         self, schedule: Schedule, policy: Policy, watch: Watch | None, ledger: Ledger
     ) -> tuple[Records, float]:
         """The records, and when the run began on the engine's clock."""
-        group = self._open_group()
+        group, policy = self._open_group(), self._own(policy)
         pool = self._pool(schedule)
         offsets = pool.offsets(schedule.size).tolist()
         sizes = schedule.size.tolist()
@@ -370,7 +379,9 @@ class Engine:
         )
         if stop() or not profile.points:
             return profile
-        profile = measure_overhead(self, profile, budget_s=overhead_s, indices=indices)
+        profile = measure_overhead(
+            self, profile, budget_s=overhead_s, indices=indices, execution=self.execution
+        )
         on_visit(profile, grid)
         return profile
 
@@ -483,6 +494,15 @@ class Engine:
             return query, group.answer_empty(query)
         query.promise = promise
         return query, group.submit(query, n, policy, deadline, priority, client)
+
+    def _own(self, policy: Policy) -> Policy:
+        """UserError for another execution than this engine's model has."""
+        if policy.execution != self.execution:
+            raise UserError(
+                f"this engine executes {self.execution}, the policy asks for {policy.execution}: "
+                "open one with executions.executed(model, policy.execution)"
+            )
+        return policy
 
     def _items(self, inputs: Inputs) -> int:
         """How many candidates unchecked inputs seem to have."""

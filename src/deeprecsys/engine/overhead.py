@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from scipy.optimize import lsq_linear
 
-from deeprecsys.core import FloatArray, Policy, Records, Requests, Schedule
+from deeprecsys.core import EXACT, Execution, FloatArray, Policy, Records, Requests, Schedule
 from deeprecsys.machines.service_time import (
     WEATHER_STEP_S,
     Overhead,
@@ -59,8 +59,18 @@ class Costs:
     first: FloatArray
 
 
-def measure_overhead(engine: Traced, profile: Profile, *, budget_s: float, indices: str) -> Profile:
-    """The profile with its `overhead`, from runs of `budget_s` together."""
+def measure_overhead(
+    engine: Traced,
+    profile: Profile,
+    *,
+    budget_s: float,
+    indices: str,
+    execution: Execution = EXACT,
+) -> Profile:
+    """The profile with its `overhead`, from runs of `budget_s` together.
+
+    execution: how the engine executes its requests.
+    """
     law = ServiceTime.from_profile(profile, extrapolate=True)
     items, seconds = profile.mean_s(max(profile.busy_levels))
     best = int(items[np.argmax(items / seconds)])
@@ -68,7 +78,7 @@ def measure_overhead(engine: Traced, profile: Profile, *, budget_s: float, indic
     workload = Workload(indices=indices, seed=_SEED)
     found = []
     for load, part in RUNS:
-        policy = Policy(max(1, best // part))
+        policy = Policy(max(1, best // part), execution=execution)
         work_s = query_work_s(law, workload.sample_sizes(1000), policy).mean()
         schedule = workload.schedule(
             rate_qps=load * engine.workers / float(work_s), duration_s=budget_s / len(RUNS)
