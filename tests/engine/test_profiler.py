@@ -261,7 +261,7 @@ def test_requests_of_users_whose_inputs_come_once_are_profiled(monkeypatch):
 
     found = measure(Profile({}), model, Watched(model), [None, None], GRID, budget_s=0.5)
     assert found.points
-    assert all(users for _, users, _ in prepared)
+    assert all(users for _, users, *_ in prepared)
     assert len({id(query) for query in prepared}) > 10
     assert measure_operators(model, 4, seconds=0.05).covered > 0.5
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from deeprecsys.core import SLA, Servable, UserError
+from deeprecsys.core import EXACT, SLA, Execution, Servable, UserError
 
 if TYPE_CHECKING:
     from deeprecsys.artifacts import OwnModel
@@ -23,12 +23,18 @@ class Published:
     variant: str = "paper"
     seed: int = 0
     query_inputs: bool = False
+    execution: Execution = EXACT
 
     def check(self) -> None:
         """UserError for what cannot be loaded."""
         self.spec.check_scale(self.scale)
         if self.query_inputs:
             self.spec.check_of_user()
+        if self.execution.user == "query" and not self.query_inputs:
+            raise UserError(
+                f"{self.name} has each candidate bring its user's inputs: "
+                f"{'add --query-inputs, or ' if self.of_user else ''}leave user=query out"
+            )
 
     @cached_property
     def spec(self) -> Any:
@@ -57,7 +63,7 @@ class Published:
 
     @property
     def memory_bytes(self) -> int:
-        return self.spec.memory_bytes(self.scale)  # type: ignore[no-any-return]
+        return self.spec.memory_bytes(self.scale, self.execution.rows)  # type: ignore[no-any-return]
 
     @property
     def of_user(self) -> bool:
@@ -66,18 +72,26 @@ class Published:
     @property
     def about(self) -> Mapping[str, Any]:
         """What profiles and summaries say of it, beside its name."""
-        return {name: getattr(self, name) for name in ("variant", "scale", "query_inputs")}
+        said = {name: getattr(self, name) for name in ("variant", "scale", "query_inputs")}
+        return said | {"execution": str(self.execution)}
 
     def load(self) -> Servable:
+        """Its tables are in memory as the execution has them, and never otherwise.
+
+        UserError where there is too little memory, or this machine cannot execute it so.
+        """
+        from deeprecsys.executions import executed
         from deeprecsys.models import load_model
 
-        return load_model(
+        loaded = load_model(
             self.name,
             scale=self.scale,
             seed=self.seed,
             variant=self.variant,
             query_inputs=self.query_inputs,
+            rows=self.execution.rows,
         )
+        return executed(loaded, self.execution)
 
 
 @dataclass(frozen=True)
@@ -86,10 +100,15 @@ class Own:
 
     path: str
     trust: bool = False
+    execution: Execution = EXACT
     of_user = False
 
     def check(self) -> None:
-        """UserError for what cannot be opened."""
+        """UserError for what cannot be opened, or not executed so."""
+        if self.execution != EXACT:
+            raise UserError(
+                f"{self.path} is executed as its form has it: leave --execution out, or say exact"
+            )
         _ = self._opened
 
     @cached_property
@@ -124,7 +143,7 @@ class Own:
 
     @property
     def about(self) -> Mapping[str, Any]:
-        return self._opened.about
+        return {**self._opened.about, "execution": str(self.execution)}
 
     def load(self) -> Servable:
         return self._opened
@@ -138,13 +157,14 @@ def which(
     variant: str = "paper",
     seed: int = 0,
     query_inputs: bool = False,
+    execution: Execution = EXACT,
 ) -> Published | Own:
     """UserError for options of published models with a path."""
     from deeprecsys.artifacts import is_path
     from deeprecsys.models import NAMES
 
     if text in NAMES or not is_path(text):
-        return Published(text, scale, variant, seed, query_inputs)
+        return Published(text, scale, variant, seed, query_inputs, execution)
     if scale != 1.0 or variant != "paper":
         raise UserError("--scale and --variant are of the published models: leave them out")
-    return Own(text, trust)
+    return Own(text, trust, execution)
