@@ -41,6 +41,7 @@ def profile_of(device: Cuda, model: Any) -> Profile:
     """Seconds of single requests, one at a time."""
     about = {
         **{name: getattr(model, name) for name in ABOUT_MODEL[1:]},
+        "execution": str(model.execution),
         "model": model.name,
         "runtime": device.name,
         "workers": 1,

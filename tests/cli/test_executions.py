@@ -5,10 +5,16 @@ import subprocess
 import sys
 
 import pytest
+from small import SMALL
 
+from deeprecsys.cli.compare import compare
+from deeprecsys.cli.main import call
 from deeprecsys.cli.which import Published, which
 from deeprecsys.core import Execution, UserError
+from deeprecsys.experiments.result import Asked
+from deeprecsys.machines.service_time import Profile
 from deeprecsys.models import load_model
+from deeprecsys.workload import Workload
 
 # Of a fresh process: what an earlier test took would hide the peak.
 _LOAD = """
@@ -54,3 +60,43 @@ def test_an_execution_that_the_model_cannot_have_is_refused(tmp_path):
     path.write_bytes(b"")
     with pytest.raises(UserError, match=r"ranker.onnx is executed as its form has it: leave"):
         which(str(path), execution=Execution(rows="fp16")).check()
+
+
+NARROW = ["--execution", "rows=fp16,layers=int8"]
+
+
+@pytest.mark.engine
+def test_a_run_says_its_execution_wherever_its_policy_is_said(tmp_path, capsys):
+    bench = ["bench", "wnd", "--qps", "20", "--duration-s", "0.5", "--batch-size", "64", *SMALL]
+    assert call([*bench, *NARROW, "--out", "narrow"]) == 0
+    assert "batch size 64, rows=fp16,layers=int8" in capsys.readouterr().out
+    found = json.loads((tmp_path / "narrow" / "summary.json").read_text())
+    assert found["execution"] == "rows=fp16,layers=int8"
+    assert found["policy"]["execution"] == {"rows": "fp16", "layers": "int8"}
+    assert "rows=fp16,layers=int8" in (tmp_path / "narrow" / "report.html").read_text()
+    before = {name: value for name, value in found.items() if name != "execution"}
+    before["policy"] = {"batch_size": 64, "offload_threshold": None}
+    assert compare(before, found)["differs"] == ["execution"]
+    assert compare(before, before | {"execution": "exact"})["differs"] == []
+
+
+@pytest.mark.engine
+def test_a_profile_of_another_execution_is_another_profile(tmp_path, capsys):
+    arguments = ["profile", "ncf", *SMALL, "--batch-sizes", "1,16", "--budget-s", "0.1"]
+    assert call([*arguments, *NARROW, "--out", "p"]) == 0
+    assert Profile.load("p/profile.json").about["execution"] == "rows=fp16,layers=int8"
+    assert call([*arguments, "--out", "p"]) == 2
+    assert "the profile is of execution rows=fp16,layers=int8, not exact" in capsys.readouterr().err
+    simulate = ["simulate", "ncf", "--scale", "0.001", "--profile", "p/profile.json", "--qps", "9"]
+    simulate += ["--queries", "200", "--extrapolate"]
+    assert call(simulate) == 2
+    assert call([*simulate, *NARROW, "--out", "s"]) == 0
+    found = json.loads((tmp_path / "s" / "summary.json").read_text())
+    assert found["policy"]["execution"] == {"rows": "fp16", "layers": "int8"}
+
+
+def test_what_was_asked_of_a_system_says_how_its_model_is_executed():
+    class System:
+        model = Published("ncf", 1e-3, execution=Execution(packed=True)).load()
+
+    assert Asked.of(System, Workload(), None).to_dict()["execution"] == "packed"

@@ -243,7 +243,9 @@ def test_a_profile_of_something_else_is_refused():
     with pytest.raises(UserError, match=r"of scale 0\.1, not 1\.0"):
         Profile({"model": "ncf", "scale": 0.1}).check(model="ncf", scale=1.0)
     before_there_were_any = Profile({"model": "din"})
-    before_there_were_any.check(query_inputs=False)
+    before_there_were_any.check(query_inputs=False, execution="exact")
+    with pytest.raises(UserError, match="of execution exact, not rows=fp16"):
+        before_there_were_any.check(execution="rows=fp16")
     with pytest.raises(UserError, match="of query inputs False, not True"):
         before_there_were_any.check(query_inputs=True)
 

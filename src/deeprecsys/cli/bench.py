@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,6 +59,7 @@ def run(request: opt.Request, wanted: Wanted) -> int:
 
     policy, sla = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive), request.target
     policy = opt.offloading(request, policy, wanted.offload_threshold, wanted.offload_backlog)
+    policy = replace(policy, execution=request.which.execution)
     length = (wanted.qps, wanted.duration_s, wanted.queries)
     schedule = scheduled(request.workload, *length)
     files.check_target("--timeline", wanted.timeline)

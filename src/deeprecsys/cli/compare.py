@@ -71,7 +71,10 @@ def compare(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         "enough_queries": more,
         "enough_s": more and _enough_s(more, one, two),
         # Summaries from before there were query inputs say nothing of them: there were none.
-        "differs": [name for name in _FACTS if one.get(name, False) != two.get(name, False)],
+        "differs": [
+            *(name for name in _FACTS if one.get(name, False) != two.get(name, False)),
+            *(["execution"] if text.execution(one) != text.execution(two) else []),
+        ],
     }
 
 

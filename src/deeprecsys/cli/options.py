@@ -17,7 +17,7 @@ import typer
 
 from deeprecsys.analysis.usage import Watts
 from deeprecsys.cli.which import Own, Published, which
-from deeprecsys.core import SLA, Policy, Servable, UserError
+from deeprecsys.core import EXACT, SLA, Execution, Policy, Servable, UserError
 from deeprecsys.machines.accelerators import check_names, cuda_number
 from deeprecsys.workload import Workload
 
@@ -60,6 +60,14 @@ QueryInputs = Annotated[
 ]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Open forms of MODEL that run foreign code in this process.")
+]
+ExecutionText = Annotated[
+    str | None,
+    typer.Option(
+        "--execution",
+        help="How requests are computed: exact, or rows=fp16|int8, layers=bf16|int8, packed, "
+        "user=query, commas between.  [default: exact]",
+    ),
 ]
 RuntimeName = Annotated[str, typer.Option(help="auto, torchscript or eager.")]
 Pin = Annotated[
@@ -115,6 +123,7 @@ class Request:
     scale: Scale = 1.0
     variant: Variant = "paper"
     query_inputs: QueryInputs = False
+    execution: ExecutionText = None
     runtime: RuntimeName = "auto"
     pin: Pin = "auto"
     accelerator: Accelerators = None
@@ -137,6 +146,7 @@ class Request:
     def _check_cuda(self, number: int) -> None:
         if isinstance(self.which, Own):
             raise UserError("a model of your own runs on the cores: leave out --accelerator cuda")
+        check_cores_alone(self.which.execution)
         from deeprecsys.runtimes.cuda import check
 
         check(number, self.which.memory_bytes)
@@ -155,7 +165,7 @@ class Request:
     def which(self) -> Published | Own:
         return which(
             self.model, trust=self.trust, scale=self.scale, variant=self.variant, seed=self.seed,
-            query_inputs=self.query_inputs,
+            query_inputs=self.query_inputs, execution=asked_execution(self.execution),
         )  # fmt: skip
 
     @cached_property
@@ -229,6 +239,8 @@ class SimulationRequest(Request):
         if self.model is not None:
             Request.check(self)
             return
+        if self.execution is not None:
+            raise UserError("--execution is of a MODEL: a law of service times has none")
         self.check_machine()
         _ = self.target, self.workload
 
@@ -249,6 +261,19 @@ class SimulationRequest(Request):
         if self.model is not None:
             return super().asked
         return Asked(workload=self.workload, sla=self.target)
+
+
+def asked_execution(text: str | None) -> Execution:
+    """UserError for what cannot be read."""
+    return EXACT if text is None else Execution.parse(text)
+
+
+def check_cores_alone(execution: Execution) -> None:
+    """UserError for another execution than a GPU's."""
+    if execution != EXACT:
+        raise UserError(
+            f"a GPU executes exact, not {execution}: leave out --accelerator cuda, or --execution"
+        )
 
 
 def asked_target(own: SLA | None, sla_ms: float | None, percentile: float | None) -> SLA | None:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deeprecsys.analysis.metrics import percentile
-from deeprecsys.core import SLA, Policy, Records
+from deeprecsys.core import EXACT, SLA, Policy, Records
 from deeprecsys.report.text import interval, ms, rate
 from deeprecsys.report.text import policy as policy_text
 
@@ -65,8 +65,9 @@ def loaded(progress: Progress, request: Request) -> Iterator[Engine]:
 
 
 def loading(progress: Progress, request: Request) -> None:
-    gigabytes = request.which.memory_bytes / 1e9
-    progress.line(f"loading {request.model} ({gigabytes:.2f} GB)")
+    of = request.which
+    how = f", {of.execution}" if of.execution != EXACT else ""
+    progress.line(f"loading {request.model} ({of.memory_bytes / 1e9:.2f} GB{how})")
 
 
 class Progress:

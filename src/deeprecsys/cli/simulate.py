@@ -201,6 +201,8 @@ def _how(request: opt.SimulationRequest, wanted: Wanted) -> How:
     opt.positive("--profile-s", wanted.profile_s)
     policy = Policy(batch_size=wanted.batch_size, adaptive=wanted.adaptive)
     policy = opt.offloading(request, policy, wanted.offload_threshold, wanted.offload_backlog)
+    if request.model is not None:
+        policy = replace(policy, execution=request.which.execution)
     if wanted.paper is not None:
         _check_paper(request, wanted)
         return _Paper(wanted.paper)

@@ -356,6 +356,7 @@ class Engine:
         about = {
             "model": self.model.name,
             **{name: getattr(self.model, name, None) for name in ABOUT_MODEL[1:]},
+            "execution": str(self.execution),
             "runtime": self.runtime.name,
             "workers": self.workers,
         }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deeprecsys.analysis.metrics import Summary, summarize
 from deeprecsys.analysis.usage import Watts
-from deeprecsys.core import SLA, Policy, Schedule, System, UserError, Watch
+from deeprecsys.core import EXACT, SLA, Policy, Schedule, System, UserError, Watch
 from deeprecsys.experiments import evidence
 from deeprecsys.experiments.result import Asked, Result, emulation, origin
 from deeprecsys.report import text
@@ -73,7 +73,9 @@ def bench(
 
     watch may stop it: then what was answered counts. UserError for what cannot be scheduled.
     """
-    began, policy = time.monotonic(), policy or Policy()
+    began = time.monotonic()
+    model = getattr(system, "model", None)
+    policy = policy or Policy(execution=getattr(model, "execution", EXACT))
     schedule = scheduled(workload, rate_qps, duration_s, queries)
     made = evidence.run(system, schedule, policy, watch=watch, watts=watts)
     facts = system.facts()

@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Self
 
-from deeprecsys.core import SLA, Records, Requests, for_json
+from deeprecsys.core import EXACT, SLA, Records, Requests, for_json
 from deeprecsys.workload import Workload
 
 
@@ -87,11 +87,12 @@ class Asked:
     @classmethod
     def of(cls, system: Any, workload: Workload, sla: SLA | None) -> Self:
         """As the system's model says, or the profile that it is simulated from, if there is one."""
-        names: tuple[str, ...] = ("variant", "scale", "query_inputs")
+        names: tuple[str, ...] = ("variant", "scale", "query_inputs", "execution")
         model = getattr(system, "model", None)
         said = getattr(getattr(getattr(system, "service", None), "profile", None), "about", {})
         if model is not None and not isinstance(model, str):
             own = getattr(model, "about", {})  # of a user's own
+            own = {**own, "execution": str(getattr(model, "execution", EXACT))}
             said = {name: getattr(model, name, None) for name in names} | {"model": model.name}
             said, names = {**said, **own}, (*names, *own)
         about = {name: said[name] for name in names if said.get(name) is not None}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deeprecsys.simulation import Simulator
 
 # Of a profile, what must be the same as what is simulated from it.
-_SAME = ("model", "variant", "scale", "query_inputs")
+_SAME = ("model", "variant", "scale", "query_inputs", "execution")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -252,9 +252,9 @@ def busy_shares(facts: Facts, sizes: NDArray[Any], policy: Policy) -> tuple[floa
 
 
 # What `Profile.about` says of the model.
-ABOUT_MODEL = ("model", "variant", "scale", "seed", "query_inputs")
+ABOUT_MODEL = ("model", "variant", "scale", "seed", "query_inputs", "execution")
 # What files written before there was such a thing mean.
-_ABOUT_BEFORE = {"query_inputs": False}
+_ABOUT_BEFORE = {"query_inputs": False, "execution": "exact"}
 FORMAT, VERSION = "deeprecsys-profile", 1
 Point = tuple[int, int]  # batch size, busy workers
 
@@ -309,7 +309,8 @@ class Samples:
 class Profile:
     """Of one model on one machine; `points` by (batch size, busy workers), back to back.
 
-    about: model, variant, scale, seed, query_inputs, runtime, workers, machine, versions, date.
+    about: model, variant, scale, seed, query_inputs, execution, runtime, workers, machine,
+    versions, date.
     """
 
     about: Mapping[str, Any]

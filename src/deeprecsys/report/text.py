@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deeprecsys.core import Policy
+from deeprecsys.core import Execution, Policy
 
 Number = float | None
 
@@ -50,6 +50,18 @@ def ratio(comparison: dict[str, Any]) -> str:
 def policy(chosen: dict[str, Any] | None) -> str:
     """As `core.Policy` says it, from its JSON; None where a server has its own."""
     return "the server's own policy" if chosen is None else str(Policy.from_dict(chosen))
+
+
+def execution(summary: dict[str, Any]) -> str | None:
+    """How requests were computed: of the policy that was chosen or run, else as the model was
+    loaded. None where there was no model, or it is a server's; exact in files from before there was
+    a choice."""
+    if not summary.get("model") or summary.get("verb") == "load":
+        return None
+    chosen = summary.get("policy") or (summary.get("best") or {}).get("policy") or {}
+    if "execution" in chosen:
+        return str(Execution.from_dict(chosen["execution"]))
+    return str(summary.get("execution") or "exact")
 
 
 def target(sla: dict[str, Any] | None) -> str:

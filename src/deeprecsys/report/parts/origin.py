@@ -5,6 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from deeprecsys.report import text
+
 
 def origin(summary: dict[str, Any]) -> str:
     groups = {
@@ -40,6 +42,7 @@ def _set_up(summary: dict[str, Any]) -> dict[str, Any]:
         "server": (summary.get("server") or {}).get("url"),
         "workers": summary.get("workers"),
         "runtime": summary.get("runtime") or summary.get("engine", {}).get("runtime"),
+        "execution": text.execution(summary),
         "variant": summary.get("variant"),
         "path": summary.get("path"),
         "form": summary.get("form"),
