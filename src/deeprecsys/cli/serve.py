@@ -7,10 +7,10 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
@@ -51,6 +51,7 @@ class Wanted:
         str | None, typer.Option(help="policy.json of a tuning.  [default: batch size 128]")
     ] = None
     batch_size: Annotated[int | None, typer.Option(help="Instead of a policy file.")] = None
+    execution: opt.ExecutionText = None
     sla_ms: opt.SlaMs = None
     percentile: opt.Percentile = None
     deadline_ms: Annotated[
@@ -126,14 +127,17 @@ def run(wanted: Wanted) -> int:
     model = which(wanted.model, trust=wanted.trust, scale=wanted.scale, variant=wanted.variant,
                   seed=wanted.seed)  # fmt: skip
     model.check()
+    tuned = Tuned.read(wanted.policy, model.name, _made(model)) if wanted.policy else Tuned()
+    policy = _policy(tuned, wanted)
+    model = replace(model, execution=policy.execution)
     if isinstance(model, Published):
         model = replace(model, query_inputs=wanted.query_inputs and model.of_user)
-    tuned = Tuned.read(wanted.policy, model.name) if wanted.policy else Tuned()
+    model.check()
     sla = opt.asked_target(tuned.sla or model.target, wanted.sla_ms, wanted.percentile)
     if sla is None:
         raise UserError(opt.NO_TARGET)
     usual = _RUNTIME if isinstance(model, Published) else "auto"
-    tuned = replace(tuned, policy=_policy(tuned, wanted), sla=sla,
+    tuned = replace(tuned, policy=policy, sla=sla,
                     runtime=wanted.runtime or tuned.runtime or usual)  # fmt: skip
     _check(wanted, tuned, model)
     key = _key(wanted.key_file)
@@ -209,16 +213,35 @@ def _bounds(wanted: Wanted) -> Bounds:
     )
 
 
+def _made(model: Published | Own) -> dict[str, Any]:
+    """What a published model's weights depend on."""
+    if isinstance(model, Own):
+        return {}
+    return {name: getattr(model, name) for name in ("variant", "scale", "seed")}
+
+
 def _policy(tuned: Tuned, wanted: Wanted) -> Policy:
+    """As its file says, or the options."""
     if wanted.policy and wanted.batch_size is not None:
         raise UserError("give either --policy or --batch-size")
-    return tuned.policy if wanted.batch_size is None else Policy(batch_size=wanted.batch_size)
+    asked, own = opt.asked_execution(wanted.execution), tuned.policy.execution
+    if wanted.policy:
+        if wanted.execution is not None and asked != own:
+            raise UserError(
+                f"{wanted.policy} was chosen for execution {own}: leave out --execution {asked}, "
+                "or tune again"
+            )
+        return tuned.policy
+    policy = Policy(execution=asked)
+    return policy if wanted.batch_size is None else replace(policy, batch_size=wanted.batch_size)
 
 
 def _check(wanted: Wanted, tuned: Tuned, model: Published | Own) -> None:
     """UserError for what contradicts itself, before any work."""
     if isinstance(model, Published):
         opt.check_runtime(tuned.runtime or _RUNTIME)
+        if wanted.accelerator:
+            opt.check_cores_alone(model.execution)
     elif wanted.accelerator:
         raise UserError("a model of your own runs on the cores: leave out --accelerator")
     _check_accelerators(wanted.accelerator or [], tuned.policy)
@@ -243,8 +266,8 @@ class Tuned:
     runtime: str | None = None
 
     @classmethod
-    def read(cls, path: str, model: str) -> Self:
-        """UserError where it cannot be read, or is of another model."""
+    def read(cls, path: str, model: str, made: Mapping[str, Any] | None = None) -> Self:
+        """UserError where it cannot be read, or is of another model, or one made otherwise."""
         try:
             raw = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
@@ -255,9 +278,15 @@ class Tuned:
         if policy is raw:
             return cls(Policy.from_dict(raw))
         about, sla = raw.get("model"), raw.get("sla")
-        of = about.get("model") if isinstance(about, dict) else about
-        if of not in (None, model):
+        about = about if isinstance(about, dict) else {"model": about}
+        if (of := about.get("model")) not in (None, model):
             raise UserError(f"{path} is the policy of {of}, not of {model}")
+        for name, given in (made or {}).items():
+            if about.get(name) not in (None, given):
+                raise UserError(
+                    f"{path} was chosen for {name} {about[name]}, not {given}: "
+                    f"give --{name} {about[name]}, or tune again"
+                )
         return cls(
             Policy.from_dict(policy),
             SLA(sla["latency_s"], sla["percentile"]) if sla else None,

@@ -33,6 +33,13 @@ _STEPS = 127  # of an activation in int8
 # Layers of fewer weights stay fp32 beside int8 ones: they cost nothing, and the last decides.
 _FEW = 4096
 Range = tuple[float, float]
+_FORMS = (
+    Execution(packed=True),
+    Execution(layers="bf16"),
+    Execution(layers="bf16", packed=True),
+    Execution(layers="int8"),
+)
+_ABLE = 64  # a layer so wide is not left as it is
 
 
 def is_chain(module: nn.Module) -> bool:
@@ -76,8 +83,18 @@ def rewrite(
                     _cast(part)
     except RuntimeError as error:
         raise UserError(
-            f"this machine cannot execute {execution}: {str(error).splitlines()[0]}"
+            f"this machine cannot execute {execution}: {str(error).splitlines()[0]}; "
+            f"it can {', '.join(str(each) for each in _FORMS if _can(each))}"
         ) from error
+
+
+def _can(execution: Execution) -> bool:
+    """Whether this machine has such products: by making one."""
+    try:
+        _chain(nn.Linear(_ABLE, _ABLE), execution, {})(torch.zeros(1, _ABLE))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _chain(part: nn.Module, execution: Execution, ranges: dict[nn.Module, Range]) -> nn.Module:

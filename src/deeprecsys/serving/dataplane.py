@@ -240,12 +240,13 @@ class DataPlane:
 
     def model_config(self) -> dict[str, Any]:
         """Triton's form; `parameters` say what the protocol has no words for: each table's rows,
-        which inputs may come with one row for all candidates, the policy and the target; of a
+        which inputs may come with one row for all candidates, policy, execution, target; of a
         user's own model also which output is the score, what it is and of which tasks."""
         meta = self.model_metadata()
         said: dict[str, Any] = {
             "workers": self.serving().workers,
             "policy": self.served.policy.to_json(),
+            "execution": str(self.served.policy.execution),
             "sla": str(self.served.sla),
             **getattr(self.serving().model, "said", {}),  # of a user's own
         }

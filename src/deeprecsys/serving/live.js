@@ -213,7 +213,7 @@ function server(live, totals) {
   say("policy-words", [live.policy_text && `${sentence(live.policy_text)}:`, meaning(live.policy)].filter(Boolean).join(" "));
   const counts = ["queries", "answered", "shed", "expired", "failed", "cancelled", "invalid"];
   list("totals", counts.map((name) => [name, whole(totals[name])]));
-  list("setup", [["runtime", live.runtime], ["workers", live.workers], ["target", target(live.sla)],
+  list("setup", [["runtime", live.runtime], ["execution", live.execution], ["workers", live.workers], ["target", target(live.sla)],
     ["started", started(live.started)]]);
   list("machine", [["processor", live.machine?.cpu], ["cores", live.machine?.cores]]);
 }

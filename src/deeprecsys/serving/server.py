@@ -285,6 +285,7 @@ class Server:
             "sla": {"percentile": served.sla.percentile, "latency_s": served.sla.latency_s},
             "policy": served.policy.to_dict(),
             "policy_text": str(served.policy),
+            "execution": str(served.policy.execution),
             "runtime": engine.runtime.name if engine else None,
             "workers": engine.workers if engine else None,
             "machine": {"cpu": about.get("cpu"), "cores": about.get("cores")},
