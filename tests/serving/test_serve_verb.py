@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from deeprecsys.artifacts.weights import weights_hash
 from deeprecsys.cli.main import call
 from deeprecsys.core import Execution
 from deeprecsys.executions import executed
@@ -91,6 +92,15 @@ def test_a_policy_of_other_weights_or_another_execution_is_refused(
     assert said in error[0]
 
 
+def test_a_policy_of_other_weights_is_refused_by_their_hash(capsys, policy):
+    about = {"model": "ncf", "scale": 0.001, "weights": weights_hash(load_model("ncf", scale=1e-4))}
+    ports = ["--http-port", "0", "--grpc-port", "-1", "--drain-s", "0"]
+    assert call(["serve", "ncf", "--scale", "0.001", "--policy", policy(model=about), *ports]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"was chosen for weights {about['weights']}, ncf here has " in error
+    assert "tune again" in error
+
+
 @pytest.mark.engine
 def test_a_server_process_from_start_to_sigterm(policy, tmp_path):
     totals = tmp_path / "totals.json"
@@ -134,6 +144,7 @@ def served(*arguments):
 def test_a_policys_execution_answers_with_the_scores_that_its_guard_saw(policy):
     execution = Execution(rows="fp16", layers="int8")
     about = {"model": "wnd", "variant": "paper", "scale": 0.001, "seed": 0}
+    about["weights"] = weights_hash(load_model("wnd", scale=0.001))
     path = policy(policy={"batch_size": 64, "execution": execution.to_dict()}, model=about)
     exact = load_model("wnd", scale=0.001)
     seen = executed(exact, execution)

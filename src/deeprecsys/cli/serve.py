@@ -17,7 +17,7 @@ import typer
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli.which import Own, Published, which
-from deeprecsys.core import SLA, Policy, UserError
+from deeprecsys.core import SLA, Policy, Servable, UserError
 from deeprecsys.experiments.result import origin
 
 if TYPE_CHECKING:
@@ -181,8 +181,10 @@ def _engine(wanted: Wanted, tuned: Tuned, sla: SLA, model: Published | Own) -> E
     """Open, with the model loaded."""
     from deeprecsys.engine import Engine
 
+    loaded = model.load()
+    _check_weights(wanted, tuned, loaded)
     return Engine(
-        model.load(),
+        loaded,
         wanted.workers,
         tuned.runtime or "auto",
         max_queued_items=wanted.max_queued_items,
@@ -191,6 +193,17 @@ def _engine(wanted: Wanted, tuned: Tuned, sla: SLA, model: Published | Own) -> E
         pin=opt.pinned(wanted.pin),
         device_hang_s=wanted.device_hang_s,
     ).__enter__()
+
+
+def _check_weights(wanted: Wanted, tuned: Tuned, model: Servable) -> None:
+    """UserError where they are not those that the policy was chosen for."""
+    from deeprecsys.artifacts.weights import weights_hash
+
+    if tuned.weights is not None and (found := weights_hash(model)) != tuned.weights:
+        raise UserError(
+            f"{wanted.policy} was chosen for weights {tuned.weights}, {model.name} here has "
+            f"{found}: tune again, or serve the model that it was chosen for"
+        )
 
 
 def _bounds(wanted: Wanted) -> Bounds:
@@ -264,6 +277,7 @@ class Tuned:
     policy: Policy = field(default_factory=Policy)
     sla: SLA | None = None
     runtime: str | None = None
+    weights: str | None = None  # their hash
 
     @classmethod
     def read(cls, path: str, model: str, made: Mapping[str, Any] | None = None) -> Self:
@@ -291,6 +305,7 @@ class Tuned:
             Policy.from_dict(policy),
             SLA(sla["latency_s"], sla["percentile"]) if sla else None,
             raw.get("runtime"),
+            about.get("weights"),
         )
 
 
