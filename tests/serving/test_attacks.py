@@ -278,6 +278,18 @@ def test_a_gzip_body_of_several_members_is_their_sum(members):
         assert client.ask("POST", path, many, {"Content-Encoding": "gzip"})[0] == 400
 
 
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "identity"])
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 0\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"]
+)
+def test_an_empty_body_is_refused_whatever_its_encoding(encoding, framing):
+    with serving(StubModel(), NoOp()) as server, raw(server) as one:
+        one.sendall(f"{INFER}Content-Encoding: {encoding}\r\n".encode() + framing + LIVE)
+        one.shutdown(socket.SHUT_WR)
+        assert statuses(until_closed(one)) == [400, 200]
+        assert server.plane.waiting.held == 0
+
+
 def test_a_query_of_too_many_candidates_is_refused():
     with serving(StubModel(), NoOp(), bounds=Bounds(candidates=8)) as server:
         with Client(server) as client:

@@ -230,15 +230,17 @@ def test_a_call_that_is_answered_waits_at_no_door_though_its_client_does_not_rea
     monkeypatch.setattr(
         grpc_adapter, "Doors", lambda *given: made.append(Doors(*given)) or made[-1]
     )
-    with serving(StubModel(), NoOp()) as server, unread(server) as ask:
+
+    def waiting():
+        return made[0].waiting(time.perf_counter())
+
+    with serving(StubModel(), NoOp()) as server, unread(server) as ask, channel(server) as other:
         calls = [ask() for _ in range(3)]
-        until(lambda: server.plane.observed.answered == 3)
-        with channel(server) as other:
-            assert infer(other, request())[0] == "OK"
-        assert made[0].waiting() <= 0
+        until(lambda: server.plane.observed.answered == 3 and waiting() == 0)
+        assert infer(other, request())[0] == "OK"
         for call in calls:
             call.cancel()
-        until(lambda: made[0].waiting() == made[0].open == 0)
+        until(lambda: waiting() == 0 and not made[0].open and not made[0].answered)
 
 
 def test_answers_that_are_not_read_are_bounded_and_harm_no_other():

@@ -3,7 +3,9 @@
 Under load that queue is where calls wait, for seconds, while everything behind it looks quick. How
 many stand there gRPC tells (channelz), for a third of a millisecond each time, so it is asked every
 few milliseconds, and only where calls are found at once: call number n had come at the first time
-that n had come. In the event loop's thread.
+that n had come. What gRPC has ended it says at once, and our loop learns a little later, so a call
+that was answered just now counts as ended; one whose client does not read its answer has not, for
+as long as it likes. In the event loop's thread.
 """
 
 from __future__ import annotations
@@ -16,26 +18,29 @@ from collections.abc import Callable
 from deeprecsys.serving.looks import Looks
 
 _ASK_S = 5e-3
+_READ_S = 0.2  # an answer that was not read by then will not be soon
 
 
 class Doors:
     """waiting: how many calls were begun by clients and are neither taken nor ended, beside so many
-    that are open. open: taken, and not ended."""
+    that are open. open: taken, and not answered. answered: by the time, not yet ended by gRPC."""
 
     def __init__(self, looks: Looks, waiting: Callable[[int], int]) -> None:
         self._looks, self._waiting = looks, waiting
-        self._taken = self.open = 0
+        self._taken = 0
+        self.open = set[object]()
+        self.answered: dict[object, float] = {}
         self._asked_s = -1.0
         self._queued: deque[tuple[int, float]] = deque()  # the last call that had come, and when
 
-    def enter(self, loop: asyncio.AbstractEventLoop, now_s: float) -> float:
-        """A call is taken, and open until `leave`: the earliest that it can have come."""
+    def enter(self, call: object, loop: asyncio.AbstractEventLoop, now_s: float) -> float:
+        """It is taken, and open until `leave`: the earliest that it can have come."""
         looked_s = self._looks.came_s(loop, now_s)
         self._taken += 1
-        self.open += 1
+        self.open.add(call)
         if (self._looks.late or self._queued) and now_s - self._asked_s >= _ASK_S:
             self._asked_s = now_s
-            if (waiting := self.waiting()) > 0:
+            if (waiting := self.waiting(now_s)) > 0:
                 self._queued.append((self._taken + waiting, looked_s))
             else:
                 self._queued.clear()
@@ -45,13 +50,21 @@ class Doors:
         self._looks.waited(now_s - came_s)
         return came_s
 
-    def leave(self) -> None:
-        """gRPC has ended the call: no sooner, or it would count as one that waits."""
-        self.open -= 1
+    def leave(self, call: object, now_s: float) -> None:
+        """It is answered."""
+        if call in self.open:
+            self.open.discard(call)
+            self.answered[call] = now_s
 
-    def waiting(self) -> int:
+    def ended(self, call: object) -> None:
+        """gRPC has ended it."""
+        self.open.discard(call)
+        self.answered.pop(call, None)
+
+    def waiting(self, now_s: float) -> int:
         """How many calls stand in gRPC's queue."""
-        return self._waiting(self.open)
+        unread = sum(now_s - at_s > _READ_S for at_s in self.answered.values())
+        return self._waiting(len(self.open) + unread)
 
     def looked(self, loop: asyncio.AbstractEventLoop, now_s: float) -> None:
         """A message is taken: what is done with it is done before the loop looks again."""

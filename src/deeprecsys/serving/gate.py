@@ -20,7 +20,7 @@ from deeprecsys.serving.bounds import Bounds, over
 from deeprecsys.serving.dataplane import clock
 
 _LEASE_S = 0.25  # a message that takes longer makes room for those that wait
-_LONG_BYTES, _BYTES_A_S = 8 << 20, 256 << 20  # of one client's long messages: a tenth of the loop
+_LONG_BYTES, _BYTES_A_S = 8 << 20, 64 << 20  # of one client's long messages: 2 % of the loop
 
 
 class Gate:

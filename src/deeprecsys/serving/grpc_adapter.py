@@ -147,6 +147,7 @@ class Calls:
                 self.plane.refused(refusal, query=name == "ModelInfer")
             finally:
                 self._open -= 1
+                self.left(context)
                 asked.body = b""
                 asked.hold.release()
             await context.abort(getattr(grpc.StatusCode, refusal.reason.code), refusal.message)
@@ -155,10 +156,12 @@ class Calls:
         return grpc.stream_unary_rpc_method_handler(call)
 
     def taken(self, context: Context) -> float:
-        """The earliest that a call can have come. Open it is until gRPC has ended it, too, which is
-        after its handler where the client does not read: until then gRPC counts it as begun."""
-        context.add_done_callback(lambda _: self._doors.leave())
-        return self._doors.enter(self._loop, clock())
+        """The earliest that a call can have come, which is open until `left`."""
+        context.add_done_callback(self._doors.ended)
+        return self._doors.enter(context, self._loop, clock())
+
+    def left(self, context: Context) -> None:
+        self._doors.leave(context, clock())
 
     def _handed_over(self, context: Context, reply: Any) -> bytes:
         answer = _serialized(reply)
@@ -343,6 +346,7 @@ class _Methods:
             await _refuse(self._plane, refusal, context)
         finally:
             self._watches -= 1
+            self._probes.left(context)
 
     def _status(self, service: str) -> int:
         if service not in ("", SERVICE, self._plane.served.name):
@@ -364,7 +368,8 @@ class _Methods:
                 except Exception as error:
                     _post(query._loop, query.fail, error)
 
-            plane.threads.submit(take, long=len(body) > 1 << 20)
+            client = _client(asked.context.peer())
+            plane.threads.submit(take, client, long=len(body) > 1 << 20)
         try:
             outcome = await query.answered
         except asyncio.CancelledError:
@@ -399,6 +404,8 @@ def _describer(probes: Calls, key: str | None) -> Any:
                 yield _reflected(grpc_request.parsed("ServerReflectionRequest", body))
         except Refusal as refusal:
             await _refuse(probes.plane, refusal, context)
+        finally:
+            probes.left(context)
 
     return describe
 

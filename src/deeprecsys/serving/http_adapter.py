@@ -318,8 +318,8 @@ class Connection(asyncio.BufferedProtocol):
             call = wire.parse(model, version, body, json_bytes)
             self._ticket = self._offer(head, call)
             return
-        hold, loop = self._hold, self.loop
-        assert hold is not None
+        hold = self._hold = self._hold or plane.waiting.hold()  # an empty body has none yet
+        loop = self.loop
 
         def take() -> None:  # in a thread
             ticket: Ticket | None = None
@@ -334,7 +334,7 @@ class Connection(asyncio.BufferedProtocol):
                 refusal = error
             loop.call_soon_threadsafe(self._taken, head, ticket, refusal)
 
-        plane.threads.submit(take, long=len(body) > _SHORT_BODY // 8)
+        plane.threads.submit(take, _client(self.transport), long=len(body) > _SHORT_BODY // 8)
 
     def _inflated(self, body: Buffer, encoding: str, hold: Hold) -> Buffer:
         if encoding in ("", "identity"):
@@ -407,7 +407,7 @@ class Connection(asyncio.BufferedProtocol):
         def make() -> None:  # in a thread
             loop.call_soon_threadsafe(self._answer, self._scores(head, call, scores))
 
-        self.site.plane.threads.submit(make)
+        self.site.plane.threads.submit(make, call.client)
 
     def _scores(self, head: Head, call: Call, scores: Array) -> Answer:
         text, data = wire.answer(call, VERSION, self.site.plane.named(call, scores))
