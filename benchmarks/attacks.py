@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -127,11 +128,21 @@ def typed_contents(_: int, port: int, until: float) -> None:
     _each(send, 4)
 
 
+def nothing(_: int, __: int, until: float) -> None:
+    """Nothing is sent, for comparison: two threads compute."""
+
+    def compute() -> None:
+        while time.monotonic() < until:
+            zlib.compress(bytes(4 << 20), 9)
+
+    _each(compute, 2)
+
+
 ATTACKS: dict[str, Callable[[int, int, float], None]] = {
     act.__name__: act
     for act in (
-        keyless_bodies, slow_bodies, small_chunks, trailers, unread, long_json, bombs, viewers,
-        long_messages, typed_contents,
+        nothing, keyless_bodies, slow_bodies, small_chunks, trailers, unread, long_json, bombs,
+        viewers, long_messages, typed_contents,
     )
 }  # fmt: skip
 

@@ -243,6 +243,54 @@ def test_a_call_that_is_answered_waits_at_no_door_though_its_client_does_not_rea
         until(lambda: waiting() == 0 and not made[0].open and not made[0].answered)
 
 
+def test_a_call_that_grpc_loses_makes_no_other_look_late():
+    """One with too much metadata is begun and never ended in gRPC's own count."""
+    with serving(StubModel(), NoOp(), deadline_s=1.0) as server, channel(server) as one:
+        for _ in range(3):
+            code, _ = infer(one, request(), metadata=[("x", "a" * 70_000)])
+            assert code == "RESOURCE_EXHAUSTED"
+        ask = one.unary_unary(f"/{SERVICE}/ModelInfer")
+        burst = [ask.future(request().SerializeToString()) for _ in range(200)]
+        assert {call.code().name for call in burst} <= {"OK", "DEADLINE_EXCEEDED"}
+        for _ in range(3):
+            time.sleep(1.1)
+            assert infer(one, request())[0] == "OK"
+
+
+class Late:
+    """What `Looks` says of calls; a loop that was at ease found the last one as it came."""
+
+    late = True
+
+    def came_s(self, loop, now_s):
+        return now_s
+
+    def waited(self, seconds):
+        self.waited_s = seconds
+
+
+@pytest.mark.parametrize("lost", [0, 1, 1000])
+def test_the_queue_is_told_from_calls_that_were_lost(lost):
+    looks, behind = Late(), 0
+    doors = Doors(looks, lambda _: lost + behind)
+    now_s = 0.0
+    for _ in range(5):
+        looks.late = True
+        for _ in range(50):  # a first burst may not tell them
+            now_s += 0.01
+            doors.enter(object(), None, now_s)
+        looks.late = False
+        now_s += 10.0
+        assert doors.enter(object(), None, now_s) == now_s
+    looks.late, behind = True, 7
+    began_s = now_s = now_s + 1.0
+    for number in range(7):
+        assert doors.enter(object(), None, now_s) == began_s
+        now_s, behind = now_s + 0.01, 6 - number
+    assert doors.enter(object(), None, now_s + 1.0) == began_s
+    assert doors.enter(object(), None, now_s + 2.0) == now_s + 2.0
+
+
 def test_answers_that_are_not_read_are_bounded_and_harm_no_other():
     bounds = Bounds(body_bytes=1 << 20, unsent_bytes=1 << 20)
     with serving(StubModel(), NoOp(), bounds=bounds) as server, unread(server) as ask:

@@ -283,6 +283,8 @@ def is_refused(server):
         socket.create_connection(("127.0.0.1", server.http_port), WAIT_S).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # it stood in the listener's queue when that was closed
+        return False
     return False
 
 

@@ -5,7 +5,8 @@ many stand there gRPC tells (channelz), for a third of a millisecond each time, 
 few milliseconds, and only where calls are found at once: call number n had come at the first time
 that n had come. What gRPC has ended it says at once, and our loop learns a little later, so a call
 that was answered just now counts as ended; one whose client does not read its answer has not, for
-as long as it likes. In the event loop's thread.
+as long as it likes. Some calls never end in its books (one whose metadata are too long), so what
+seems to wait where the loop was at ease is what was lost so. In the event loop's thread.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Doors:
 
     def __init__(self, looks: Looks, waiting: Callable[[int], int]) -> None:
         self._looks, self._waiting = looks, waiting
-        self._taken = 0
+        self._taken = self._lost = 0
         self.open = set[object]()
         self.answered: dict[object, float] = {}
         self._asked_s = -1.0
@@ -38,15 +39,18 @@ class Doors:
         looked_s = self._looks.came_s(loop, now_s)
         self._taken += 1
         self.open.add(call)
-        if (self._looks.late or self._queued) and now_s - self._asked_s >= _ASK_S:
+        late, last = self._looks.late, False  # last: no other stands behind it
+        if (late or self._queued) and now_s - self._asked_s >= _ASK_S:
             self._asked_s = now_s
-            if (waiting := self.waiting(now_s)) > 0:
-                self._queued.append((self._taken + waiting, looked_s))
-            else:
-                self._queued.clear()
-        while self._queued and self._queued[0][0] < self._taken:
+            begun = self.waiting(now_s)
+            self._lost = min(self._lost, begun) if late else begun
+            if not (last := begun == self._lost):
+                self._queued.append((self._taken + begun - self._lost, looked_s))
+        while self._queued and (self._queued[0][0] < self._taken or not late):
             self._queued.popleft()
         came_s = min(looked_s, self._queued[0][1]) if self._queued else looked_s
+        if last:
+            self._queued.clear()
         self._looks.waited(now_s - came_s)
         return came_s
 
@@ -62,7 +66,7 @@ class Doors:
         self.answered.pop(call, None)
 
     def waiting(self, now_s: float) -> int:
-        """How many calls stand in gRPC's queue."""
+        """How many calls stand in gRPC's queue, or were lost."""
         unread = sum(now_s - at_s > _READ_S for at_s in self.answered.values())
         return self._waiting(len(self.open) + unread)
 
