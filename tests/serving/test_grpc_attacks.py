@@ -260,7 +260,7 @@ def test_a_call_that_grpc_loses_makes_no_other_look_late():
 class Late:
     """What `Looks` says of calls; a loop that was at ease found the last one as it came."""
 
-    late = True
+    late, behind = True, 0
 
     def came_s(self, loop, now_s):
         return now_s
@@ -271,24 +271,22 @@ class Late:
 
 @pytest.mark.parametrize("lost", [0, 1, 1000])
 def test_the_queue_is_told_from_calls_that_were_lost(lost):
-    looks, behind = Late(), 0
-    doors = Doors(looks, lambda _: lost + behind)
+    looks = Late()
+    doors = Doors(looks, lambda _: lost + looks.behind)
     now_s = 0.0
-    for _ in range(5):
-        looks.late = True
-        for _ in range(50):  # a first burst may not tell them
-            now_s += 0.01
-            doors.enter(object(), None, now_s)
-        looks.late = False
-        now_s += 10.0
+    for _ in range(10):  # which a first burst does not tell
+        now_s += 0.01
+        doors.enter(object(), None, now_s)
+    looks.late, now_s = False, now_s + 10.0
+    for _ in range(20):
+        now_s += 0.01
         assert doors.enter(object(), None, now_s) == now_s
-    looks.late, behind = True, 7
-    began_s = now_s = now_s + 1.0
-    for number in range(7):
+        looks.late = True
+    began_s = now_s = now_s + 0.01
+    for looks.behind in reversed(range(8)):
         assert doors.enter(object(), None, now_s) == began_s
-        now_s, behind = now_s + 0.01, 6 - number
-    assert doors.enter(object(), None, now_s + 1.0) == began_s
-    assert doors.enter(object(), None, now_s + 2.0) == now_s + 2.0
+        now_s += 0.006
+    assert doors.enter(object(), None, now_s) == now_s
 
 
 def test_answers_that_are_not_read_are_bounded_and_harm_no_other():

@@ -5,8 +5,9 @@ many stand there gRPC tells (channelz), for a third of a millisecond each time, 
 few milliseconds, and only where calls are found at once: call number n had come at the first time
 that n had come. What gRPC has ended it says at once, and our loop learns a little later, so a call
 that was answered just now counts as ended; one whose client does not read its answer has not, for
-as long as it likes. Some calls never end in its books (one whose metadata are too long), so what
-seems to wait where the loop was at ease is what was lost so. In the event loop's thread.
+as long as it likes. Calls that end in its queue never end in its books (the client has
+gone, or sent too much metadata), so what seems to wait where no call came for a while is what was
+lost so. In the event loop's thread.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from deeprecsys.serving.looks import Looks
 
 _ASK_S = 5e-3
+_EASE_S = 0.02  # a loop at ease that took no call for so long finds none in the queue
 _READ_S = 0.2  # an answer that was not read by then will not be soon
 
 
@@ -29,6 +31,7 @@ class Doors:
     def __init__(self, looks: Looks, waiting: Callable[[int], int]) -> None:
         self._looks, self._waiting = looks, waiting
         self._taken = self._lost = 0
+        self._entered_s = -1.0
         self.open = set[object]()
         self.answered: dict[object, float] = {}
         self._asked_s = -1.0
@@ -39,14 +42,16 @@ class Doors:
         looked_s = self._looks.came_s(loop, now_s)
         self._taken += 1
         self.open.add(call)
-        late, last = self._looks.late, False  # last: no other stands behind it
-        if (late or self._queued) and now_s - self._asked_s >= _ASK_S:
+        ease = not self._looks.late and now_s - self._entered_s > _EASE_S
+        self._entered_s, last = now_s, False  # last: no other stands behind it
+        if (self._looks.late or self._queued) and now_s - self._asked_s >= _ASK_S:
             self._asked_s = now_s
             begun = self.waiting(now_s)
-            self._lost = min(self._lost, begun) if late else begun
-            if not (last := begun == self._lost):
-                self._queued.append((self._taken + begun - self._lost, looked_s))
-        while self._queued and (self._queued[0][0] < self._taken or not late):
+            self._lost = begun if ease else min(self._lost, begun)
+            waiting = begun - self._lost
+            if not (last := waiting == 0):
+                self._queued.append((self._taken + waiting, looked_s))
+        while self._queued and (self._queued[0][0] < self._taken or ease):
             self._queued.popleft()
         came_s = min(looked_s, self._queued[0][1]) if self._queued else looked_s
         if last:
