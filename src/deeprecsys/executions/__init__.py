@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deeprecsys.core import EXACT, Execution, UserError, repeat_inputs
+from deeprecsys.models.memory import available_bytes
+from deeprecsys.models.spec import row_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +60,15 @@ def executed(model: Model, execution: Execution) -> Model:
     return replace(model, module=module, execution=execution)
 
 
+def in_float64(model: Model) -> Model:
+    """The same model with its products in float64, which says how far off exact fp32 is itself."""
+    from deeprecsys.executions.layers import widen
+
+    module = copied(model.module)
+    widen(module, parts(module))
+    return replace(model, module=module)
+
+
 def parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """What an execution can name in `kept`: perceptrons, layers outside of them, and the blocks
     with products of their own; with their names."""
@@ -87,14 +98,21 @@ def _narrow(module: nn.Module, execution: Execution) -> None:
     from torch import nn as torch_nn
 
     from deeprecsys.models.layers import Behaviours, Lookup, SumPooled
-    from deeprecsys.models.row_types import narrowed
+    from deeprecsys.models.row_types import kind_of, narrowed, width_of
 
     tables = [m for m in module.modules() if isinstance(m, Lookup | SumPooled | Behaviours)]
     if not tables:
         return
-    weight = narrowed(tables[0].weight, execution.rows)  # all have the same
-    if weight is tables[0].weight:
+    before = tables[0].weight  # all have the same
+    if kind_of(before) == execution.rows:
         return
+    need = len(before) * row_bytes(width_of(before), execution.rows)
+    if need > (free := available_bytes()):
+        raise UserError(
+            f"a copy of the tables in {execution.rows} needs {need / 1e9:.1f} GB of memory and "
+            f"{free / 1e9:.1f} GB are free: choose a smaller --scale"
+        )
+    weight = narrowed(before, execution.rows)
     shared = torch_nn.Parameter(weight, requires_grad=False)
     for block in tables:
         block.weight = shared
@@ -111,4 +129,4 @@ def _run(model: Model, module: nn.Module) -> Any:
         return module([torch.from_numpy(array) for array in inputs.values()])
 
 
-__all__ = ["CALIBRATED", "copied", "executed", "parts"]
+__all__ = ["CALIBRATED", "copied", "executed", "in_float64", "parts"]
