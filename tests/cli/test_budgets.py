@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.usefixtures("short_simulations")]
 MODEL = ["ncf", "--scale", "0.001", "--runtime", "eager"]
 LIVE = [*MODEL, "--workers", "2", "--sla-ms", "50"]
 GPU = ["--accelerator", "gtx-1080ti"]
+EXACT = ["--execution", "exact"]
 SHORT = ["--budget-s", "0.01"]
 
 
@@ -23,8 +24,8 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["tune", *LIVE, "--method", method] for method in ("static", "hill-climb", "exhaustive")),
-        ["tune", *LIVE, "--method", "simulated"],
+        ["tune", *LIVE, "--method", "hill-climb"],
+        *(["tune", *LIVE, *EXACT, "--method", m] for m in ("static", "exhaustive", "simulated")),
         ["tune", *LIVE, "--method", "joint", *GPU],
     ],
     ids=lambda a: a[a.index("--method") + 1],

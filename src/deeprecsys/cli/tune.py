@@ -12,6 +12,7 @@ from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.profile import profiling
+from deeprecsys.core import Execution
 
 if TYPE_CHECKING:
     from deeprecsys.experiments.tuning import Tuning
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 NAME = "tune"
 HELP = """Find the policy with the highest capacity: the most queries/s within the target.
 
-Measures the static baseline, searches, measures the best again and compares it turn by turn, and
-checks the answer on fresh seeds.
+Tries out how requests can be executed, measures the static baseline, searches, measures the best
+again and compares it turn by turn, and checks the answer on fresh seeds.
 
 Example: deeprecsys tune dlrm-rmc1 --sla-ms 50 --budget-s 120
 """
@@ -41,8 +42,22 @@ def run(
         ),
     ] = None,
     duration_s: opt.DurationS = None,
+    accuracy: Annotated[
+        str,
+        typer.Option(
+            help="How near exact scores an execution must be to be chosen: exact, 99.9, 99, any."
+        ),
+    ] = "99.9",
+    execution: Annotated[
+        str | None,
+        typer.Option(help="This and no other, such as rows=fp16,layers=int8; exact: none."),
+    ] = None,
 ) -> int:
+    from deeprecsys.analysis.accuracy import check_accuracy
     from deeprecsys.experiments.tuning import tune, usual_budget_s
+
+    check_accuracy(accuracy)
+    only = None if execution is None else Execution.parse(execution)
 
     usual_s = usual_budget_s(method, bool(request.accelerator))
     opt.positive("--budget-s", budget_s)
@@ -63,6 +78,7 @@ def run(
             engine, request.workload, request.sla, method,
             budget_s=budget, run_s=duration_s, watts=request.power,
             observer=observer(progress, interrupted), on_profile=profiling(progress, folder),
+            accuracy=accuracy, execution=only, say=progress.line,
         )  # fmt: skip
     return shown(found, request.json_file, files.write(found, folder, request.json_file))
 

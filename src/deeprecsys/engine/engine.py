@@ -221,6 +221,22 @@ class Engine:
             self._stack.close()
         return ended
 
+    def beside(self, model: Servable) -> Engine:
+        """Another engine, not yet entered, on the same cores: of the same model otherwise executed.
+
+        Only one of them should be given work at a time.
+        """
+        other = Engine(
+            model,
+            self.workers,
+            self.runtime.name,
+            max_queued_items=self._max_queued_items,
+            largest=self._largest,
+            percentile=self._percentile,
+        )
+        other._cores = self._cores
+        return other
+
     @property
     def workers(self) -> int:
         return len(self._cores)

@@ -8,21 +8,26 @@ rate at which fresh runs hold, and the pictures of a report are of such a run.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 from deeprecsys import tuning
+from deeprecsys.analysis.accuracy import check_accuracy
 from deeprecsys.analysis.metrics import summarize
 from deeprecsys.analysis.usage import Watts
-from deeprecsys.core import SLA, Facts, Records, System, UserError
+from deeprecsys.core import EXACT, SLA, Execution, Facts, Records, System, UserError
 from deeprecsys.experiments import evidence, guided, verdicts
 from deeprecsys.experiments.evidence import Evidence
+from deeprecsys.experiments.executing import Chosen, Tried, opened
 from deeprecsys.experiments.result import Asked, Result, emulation, origin, target_dict
 from deeprecsys.machines.service_time import ABOUT_MODEL
 from deeprecsys.tuning import Comparison, Observer, Study, Trial
 from deeprecsys.tuning.binds import Binds
 from deeprecsys.tuning.interleave import Ratio
+from deeprecsys.tuning.together import Together
 from deeprecsys.workload import Workload
 
 if TYPE_CHECKING:
@@ -38,6 +43,8 @@ CHECKED_AT, CHECKS = 0.95, 3
 _CHECKS_SHARE, _CHECK_S, _CHECK_TURN = 0.12, 10.0, 900
 # Of a simulated machine: queries of a check.
 _CHECKED = 200_000
+# Of the time there is, for the search, however long was spent on executions before it.
+_LEAST_SHARE = 0.5
 
 OnProfile = Callable[[Any, Any], None]
 
@@ -72,6 +79,8 @@ class Tuning(Result):
     shown: Check | None = None
     used: Mapping[str, Any] = field(default_factory=dict)
     virtual: bool = False
+    accuracy: str = "exact"
+    tried: Sequence[Tried] = ()
 
     @property
     def best(self) -> Trial | None:
@@ -123,8 +132,31 @@ class Tuning(Result):
             "verdict": self.verdict,
             "checks": [check.to_dict() for check in self.checks],
             "shown": self.shown.to_dict() if self.shown else None,
+            **self._executions(),
         }
         return found | ({"usage": dict(self.used)} if self.records is not None else {})
+
+    def _executions(self) -> dict[str, Any]:
+        """What was tried, with the capacity of those that were searched; nothing if none was."""
+        if not self.tried:
+            return {}
+        best: dict[Execution, Trial] = {}
+        for trial in self.trials:
+            how = trial.policy.execution
+            if how not in best or trial.capacity.rate_qps > best[how].capacity.rate_qps:
+                best[how] = trial
+        return {
+            "accuracy": self.accuracy,
+            "executions": [
+                one.to_dict()
+                | {
+                    "capacity": best[one.execution].capacity.to_dict()
+                    if one.execution in best
+                    else None
+                }
+                for one in self.tried
+            ],
+        }
 
     def files(self) -> Mapping[str, Any]:
         """policy.json, what `serve --policy` takes."""
@@ -137,8 +169,16 @@ class Tuning(Result):
             "sla": target_dict(self.asked.sla),
             "machine": self.origin["machine"],
             "runtime": self.system["engine"].get("runtime"),
+            **self._guard(self.study.best.policy.execution),
         }
         return {"policy.json": chosen}
+
+    def _guard(self, execution: Execution) -> dict[str, Any]:
+        """What the guard saw of the chosen execution."""
+        one = next((t for t in self.tried if t.execution == execution and t.drift), None)
+        if one is None or one.drift is None:
+            return {}
+        return {"guard": {"accuracy": self.accuracy, "drift": one.drift.to_dict()}}
 
 
 def tune(
@@ -154,39 +194,55 @@ def tune(
     watts: Watts | None = None,
     on_profile: OnProfile = lambda *_: None,
     asked: Asked | None = None,
+    accuracy: str = "exact",
+    execution: Execution | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Tuning:
     """Finds the policy with the highest capacity, and checks it on fresh seeds.
 
-    budget_s bounds the whole; run_s is the length of every run; see `tuning.tune`. Method
+    budget_s bounds the whole; run_s is the length of every run; see `tuning.tune`. accuracy: how
+    near the exact scores an execution must be to be chosen (`analysis.accuracy.LEVELS`); execution:
+    this one and no other; say: is told a line about each. Of an engine only. Method
     "simulated" profiles the engine (on_profile is told), searches in simulation, and confirms the
     best few live; any other is all live. watts: of what has no meter. Raises UserError for a
     wrong method, budget or length.
     """
     if budget_s is not None and not (budget_s > 0 and math.isfinite(budget_s)):
         raise UserError(f"the time budget must be positive, not {budget_s:g} s")
-    observer, facts = observer or Observer(), system.facts()
-    check_s = _check_seconds(budget_s, facts)
-    profile_s = 0.0
-    if method == tuning.SIMULATED and surrogate is None:
-        if not hasattr(system, "profile"):
-            raise UserError("method simulated needs an engine: another system has no profile")
-        profile_s = guided.profile_seconds(budget_s)
-        engine = cast("Engine", system)
-        surrogate = _surrogate(engine, workload, profile_s, observer, on_profile)
-    left_s = None if budget_s is None else budget_s - check_s * CHECKS - profile_s
-    study = tuning.tune(
-        system, workload, sla, method,
-        budget_s=left_s, run_s=run_s, surrogate=surrogate, observer=observer,
-    )  # fmt: skip
-    made = _checks(system, workload, study, check_s, observer, watts)
-    return Tuning(
-        origin=origin("simulate" if facts.virtual else "tune"),
-        study=study,
-        asked=asked or Asked.of(system, workload, sla),
-        system=evidence.described(system, facts),
-        virtual=facts.virtual,
-        **_shown(made, study),
-    )
+    check_accuracy(accuracy)
+    observer, began_s = observer or Observer(), time.monotonic()
+    with ExitStack() as stack:
+        chosen = Chosen(system)
+        if hasattr(system, "beside") and (method != "static" or execution is not None):
+            observer.on_phase("executions")
+            chosen = stack.enter_context(
+                opened(cast("Engine", system), workload, accuracy, execution, budget_s, say)
+            )
+        elif execution is not None:
+            raise UserError("an execution can be chosen of an engine only")
+        system, facts = chosen.system, chosen.system.facts()
+        check_s = _check_seconds(budget_s, facts)
+        if method == tuning.SIMULATED and surrogate is None:
+            surrogate = _surrogate(system, workload, budget_s, observer, on_profile)
+        left_s = None
+        if budget_s is not None:
+            spent_s = 0.0 if facts.virtual else time.monotonic() - began_s
+            left_s = max(budget_s - check_s * CHECKS - spent_s, _LEAST_SHARE * budget_s)
+        study = tuning.tune(
+            system, workload, sla, method,
+            budget_s=left_s, run_s=run_s, surrogate=surrogate, observer=observer,
+        )  # fmt: skip
+        made = _checks(system, workload, study, check_s, observer, watts)
+        return Tuning(
+            origin=origin("simulate" if facts.virtual else "tune"),
+            study=study,
+            asked=asked or Asked.of(system, workload, sla),
+            system=evidence.described(system, facts),
+            virtual=facts.virtual,
+            accuracy=accuracy,
+            tried=chosen.tried,
+            **_shown(made, study),
+        )
 
 
 def usual_budget_s(method: str, accelerator: bool) -> float:
@@ -205,6 +261,7 @@ def study_dict(study: Study) -> dict[str, Any]:
         "best": _chosen(study.best) if study.best else None,
         "speedup": {name: speedup[name] for name in ("ratio", "interval", "significant")},
         "comparisons": [c.to_dict() for c in study.comparisons],
+        **({"exact": study.exact.to_dict()} if study.exact else {}),
         "binds": study.binds.sentence,
         "binds_kind": study.binds.kind,
         "idle_p95_s": study.idle_p95_s,
@@ -273,13 +330,26 @@ def _judged(records: Records, sla: SLA, rate_qps: float, seed: int) -> Check:
 
 
 def _surrogate(
-    engine: Engine, workload: Workload, seconds: float, observer: Observer, on_profile: OnProfile
+    system: Any,
+    workload: Workload,
+    budget_s: float | None,
+    observer: Observer,
+    on_profile: OnProfile,
 ) -> System:
+    """Of an engine, or of several side by side: simulated from profiles of each."""
+    engines = system.systems if isinstance(system, Together) else {EXACT: system}
+    if not all(hasattr(engine, "profile") for engine in engines.values()):
+        raise UserError("method simulated needs an engine: another system has no profile")
+    seconds = guided.profile_seconds(budget_s) / len(engines)
     observer.on_phase("profile")
-    profile = engine.profile(
-        budget_s=seconds, indices=workload.indices, stop=observer.stop, on_visit=on_profile
-    )
-    return engine.twin(profile)
+    profiles = {
+        how: engine.profile(
+            budget_s=seconds, indices=workload.indices, stop=observer.stop, on_visit=on_profile
+        )
+        for how, engine in engines.items()
+    }
+    twins = {how: engines[how].twin(profile) for how, profile in profiles.items()}
+    return Together(twins) if len(twins) > 1 else twins[next(iter(twins))]
 
 
 def _records(study: Study) -> Records | None:

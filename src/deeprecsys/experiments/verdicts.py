@@ -25,6 +25,8 @@ def tuned(study: Study) -> str:
     doubt = f", {capacity.doubt}" if capacity.doubt else ""
     parts = [f"{best.policy}: {rate(capacity)} at {sla}{doubt}"]
     parts += [said for c in study.comparisons if (said := _comparison(c, study))]
+    if study.exact is not None and (said := _exact(study.exact)):
+        parts.append(said)
     if ratio := predicted_over_measured(study):
         parts.append(f"simulation had predicted {ratio:.2f}× that")
     return "; ".join([*parts, f"bound by {study.binds.kind}"])
@@ -87,6 +89,15 @@ def _comparison(comparison: Comparison, study: Study) -> str:
         return f"against {name} undecided: {ratio.rounds} rounds were too few"
     doubt = "" if ratio.significant else ", not significant"
     return f"{ratio.ratio:.2f}× [{lo:.2f}, {hi:.2f}] {name}{doubt}"
+
+
+def _exact(comparison: Comparison) -> str:
+    """What exact arithmetic gains over the static baseline."""
+    if comparison.ratio is None or not comparison.ratio.rounds:
+        return ""
+    lo, hi = comparison.ratio.interval
+    gain = f"{comparison.ratio.ratio:.2f}× [{lo:.2f}, {hi:.2f}] {comparison.name}"
+    return f"exact fp32 alone, {comparison.policy}: {gain}"
 
 
 def _none_holds(capacity: Capacity) -> bool:

@@ -18,6 +18,9 @@ from deeprecsys.tuning.capacity import Capacity
 LARGEST_QUERY = 1000
 LITERAL_25 = 25
 
+# By how much the best batch sizes of two executions of one model may differ.
+_NEAR = 4
+
 # Items that an accelerator may have to do before a query stays on the cores, worth a try.
 BACKLOGS = (500, 1000, 2000, 4000, 8000)
 
@@ -56,6 +59,14 @@ class Space:
         """A policy for each batch size."""
         return [Policy(batch_size=size, execution=execution) for size in self.batch_sizes]
 
+    def near(self, execution: Execution, batch_size: int) -> list[Policy]:
+        """The same within a factor of four: where another execution's best was."""
+        return [
+            policy
+            for policy in self.of(execution)
+            if batch_size <= _NEAR * policy.batch_size and policy.batch_size <= _NEAR * batch_size
+        ]
+
     @property
     def static(self) -> Policy:
         return Policy(batch_size=self._allowed(-(-LARGEST_QUERY // self.workers)))
@@ -72,13 +83,16 @@ class Space:
 
 def hill_climb(measure: Measure, space: Space) -> None:
     """The paper's climb: batch size 1 upward while the rate grows; then the threshold, downward.
-    Beyond the paper: a climb for each execution; and then how much an accelerator may have to do
-    before a query stays on the cores.
+    Beyond the paper: a climb for each other execution, near where that of the first ended; and then
+    how much an accelerator may have to do before a query stays on the cores.
 
     A plateau, or a loss within the noise of a first look, does not stop it: two steps in a row
     must be surely worse than the best.
     """
-    tops = [_climb(measure, space.of(execution)) for execution in space.executions]
+    first, *others = space.executions
+    tops = [_climb(measure, space.of(first))]
+    near = tops[0][0].batch_size
+    tops += [_climb(measure, space.near(execution, near)) for execution in others]
     best, _ = max(tops, key=lambda top: top[1])
     if space.thresholds:
         best, _ = _climb(measure, [best, *offloading(best, space)])

@@ -473,7 +473,13 @@ class _Tuning:
 
     @property
     def _cores(self) -> list[Policy]:
-        return [policy for how in self.space.executions for policy in self.space.of(how)]
+        """That a search may look at, as far as can be told by now."""
+        first, *others = self.space.executions
+        seen = [t for p, t in self.trials.items() if p.execution == first]
+        top = max(seen, key=lambda t: t.capacity.rate_qps, default=None)
+        size = (top.policy if top else self.space.static).batch_size
+        near = [policy for how in others for policy in self.space.near(how, size)]
+        return [*self.space.of(first), *near]
 
     def _until(self) -> float:
         return self.began + self.budget_s

@@ -1,0 +1,181 @@
+"""Which executions a tuning may choose: made, timed, held against the exact scores, opened.
+
+What can be made is found out by making it, what is faster by timing it beside exact fp32, and what
+is near enough by the guard. Of those that pass, the fastest one is opened beside the exact engine,
+and so is the fastest exact one where that is another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from deeprecsys.analysis.accuracy import why_not
+from deeprecsys.core import EXACT, Execution, UserError
+from deeprecsys.tuning.together import Together
+
+if TYPE_CHECKING:
+    from deeprecsys.analysis.drift import Drift
+    from deeprecsys.engine import Engine
+    from deeprecsys.workload import Workload
+
+# What an execution must promise, to be held against the exact scores and searched.
+GAIN = 1.04
+# Seconds of the turns in which executions are timed: one change at a time, then those together; at
+# most this share of a budget.
+TIMED_S, _SHARE = (10.0, 5.0), 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """An execution, and what was found of it.
+
+    ratio: of its items a second to those of exact fp32, each at its best batch size, with the ends
+    of a 95 % interval; None where it could not be made. seconds: median of a request by batch size.
+    drift: None where it was not held against the exact scores. why: it may not be chosen; "" if it
+    may.
+    """
+
+    execution: Execution
+    ratio: tuple[float, float, float] | None = None
+    seconds: Mapping[int, float] = field(default_factory=dict)
+    drift: Drift | None = None
+    why: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        ratio, *interval = self.ratio or (None, None, None)
+        return {
+            "execution": str(self.execution),
+            "ratio": ratio,
+            "interval": interval,
+            "seconds": {str(n): s for n, s in self.seconds.items()},
+            "drift": self.drift.to_dict() if self.drift else None,
+            "admitted": not self.why,
+            "why": self.why,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """system: what to tune: the engine itself, or several side by side. tried: exact first."""
+
+    system: Any
+    tried: Sequence[Tried] = ()
+
+
+@contextmanager
+def opened(
+    engine: Engine,
+    workload: Workload,
+    accuracy: str,
+    only: Execution | None = None,
+    budget_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> Iterator[Chosen]:
+    """The engine, and beside it engines of the executions that are worth a search.
+
+    accuracy: one of `analysis.accuracy.LEVELS`. only: this execution and no other, if the guard
+    admits it (UserError with its reason if not). say: is told a line about each.
+    """
+    if engine.devices or getattr(engine.model, "execution", None) != EXACT:
+        yield Chosen(engine)
+        return
+    if only == EXACT:
+        yield Chosen(engine)
+        return
+    most_s = math.inf if budget_s is None else _SHARE * budget_s
+    models, tried = _timed(engine, workload, only, accuracy == "exact", most_s)
+    tried = _judged(engine.model, tried, workload, accuracy, asked_for=only is not None)
+    for one in tried[1:]:
+        say(_line(one))
+    if only is not None and tried[1].why:
+        raise UserError(_refusal(tried[1], accuracy))
+    worth = _worth(tried) if only is None else [only]
+    with ExitStack() as stack:
+        others = {how: stack.enter_context(engine.beside(models[how])) for how in worth}
+        models.clear()  # with the tables of what was not chosen
+        yield Chosen(Together({EXACT: engine, **others}) if others else engine, tried)
+
+
+def _timed(
+    engine: Engine, workload: Workload, only: Execution | None, exact_only: bool, most_s: float
+) -> tuple[dict[Execution, Any], list[Tried]]:
+    """Models by execution, and what a clock says of each; exact first, unjudged."""
+    from deeprecsys.engine.executions import combined, made, measure, singles
+
+    exact: Any = engine.model
+
+    def timed(models: Mapping[Execution, Any], seconds: float) -> Any:
+        return measure(
+            models, engine.cores, budget_s=min(seconds, most_s), runtime=engine.runtime.name,
+            indices=workload.indices,
+        )  # fmt: skip
+
+    wanted = singles(exact)[1:] if only is None else [only]
+    models, refused = made(exact, [how for how in wanted if how.exact or not exact_only])
+    seen = [timed({EXACT: exact, **models}, TIMED_S[0])]
+    if only is None:
+        for how in combined(seen[0]):
+            # Of the tables that are there already.
+            able, why = made(models.get(Execution(rows=how.rows), exact), [how])
+            models, refused = models | able, refused | why
+        late = {how: model for how, model in models.items() if how not in seen[0].seconds}
+        late = {how: model for how, model in late.items() if how not in seen[0].failed}
+        if late:
+            seen.append(timed({EXACT: exact, **late}, TIMED_S[1]))
+    found: dict[Execution, Tried] = {}
+    for measured in seen:
+        for how, by_size in measured.seconds.items():
+            seconds = {size: measured.median_s(how, size) for size in by_size}
+            found.setdefault(how, Tried(how, measured.ratio(how), seconds))
+        refused |= measured.failed
+    return models, [*found.values(), *(Tried(how, why=why) for how, why in refused.items())]
+
+
+def _judged(
+    model: Any, tried: Sequence[Tried], workload: Workload, accuracy: str, asked_for: bool
+) -> list[Tried]:
+    """Those that promise something, or were asked for, held against the exact scores."""
+    from deeprecsys.experiments.guarding import guarded
+
+    exact, *others = tried
+    able = [one for one in others if one.ratio and (asked_for or one.ratio[0] >= GAIN)]
+    drifts = {g.execution: g for g in guarded(model, [one.execution for one in able], workload)}
+    judged = [exact]
+    for one in others:
+        if one.execution in drifts:
+            drift = drifts[one.execution].drift
+            assert drift is not None
+            one = replace(one, drift=drift, why=why_not(drift, accuracy))
+        elif one.ratio:
+            one = replace(one, why="not faster")
+        judged.append(one)
+    return judged
+
+
+def _worth(tried: Sequence[Tried]) -> list[Execution]:
+    """The fastest that may be chosen, and the fastest of exact arithmetic."""
+    able = [one for one in tried[1:] if not one.why]
+    exact = [one for one in able if one.execution.exact]
+    best = [max(group, key=lambda one: one.ratio or (0.0,)) for group in (able, exact) if group]
+    return list(dict.fromkeys(one.execution for one in best))
+
+
+def _line(one: Tried) -> str:
+    if one.ratio is None:
+        return f"{one.execution}: {one.why}"
+    ratio, lo, hi = one.ratio
+    said = one.why or "within the guard"
+    return f"{one.execution}: {ratio:.2f}× [{lo:.2f}, {hi:.2f}] the items/s of exact fp32; {said}"
+
+
+def _refusal(one: Tried, accuracy: str) -> str:
+    if one.ratio is None:
+        return one.why
+    return f"{one.execution} is not within --accuracy {accuracy}: {one.why}"
+
+
+__all__ = ["Chosen", "Tried", "opened"]
