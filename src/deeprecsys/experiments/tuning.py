@@ -81,6 +81,7 @@ class Tuning(Result):
     virtual: bool = False
     accuracy: str = "exact"
     tried: Sequence[Tried] = ()
+    weights: str | None = None  # their hash, of a model that has them here
 
     @property
     def best(self) -> Trial | None:
@@ -165,7 +166,7 @@ class Tuning(Result):
         about = self.asked.to_dict()
         chosen = {
             "policy": self.study.best.policy.to_dict(),
-            "model": {name: about.get(name) for name in ABOUT_MODEL},
+            "model": {name: about.get(name) for name in ABOUT_MODEL} | {"weights": self.weights},
             "sla": target_dict(self.asked.sla),
             "machine": self.origin["machine"],
             "runtime": self.system["engine"].get("runtime"),
@@ -241,8 +242,18 @@ def tune(
             virtual=facts.virtual,
             accuracy=accuracy,
             tried=chosen.tried,
+            weights=_weights(system),
             **_shown(made, study),
         )
+
+
+def _weights(system: Any) -> str | None:
+    model = getattr(system, "model", None)
+    if not (hasattr(model, "spec") or hasattr(model, "path")):  # a simulation's, a stub
+        return None
+    from deeprecsys.artifacts.weights import weights_hash
+
+    return weights_hash(model)
 
 
 def usual_budget_s(method: str, accelerator: bool) -> float:
