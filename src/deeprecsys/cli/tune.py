@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -48,16 +49,13 @@ def run(
             help="How near exact scores an execution must be to be chosen: exact, 99.9, 99, any."
         ),
     ] = "99.9",
-    execution: Annotated[
-        str | None,
-        typer.Option(help="This and no other, such as rows=fp16,layers=int8; exact: none."),
-    ] = None,
 ) -> int:
     from deeprecsys.analysis.accuracy import check_accuracy
     from deeprecsys.experiments.tuning import tune, usual_budget_s
 
     check_accuracy(accuracy)
-    only = None if execution is None else Execution.parse(execution)
+    only = None if request.execution is None else Execution.parse(request.execution)
+    request = replace(request, execution=None)  # against which it is held
 
     usual_s = usual_budget_s(method, bool(request.accelerator))
     opt.positive("--budget-s", budget_s)
