@@ -10,6 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: setup tune test check static kernels bench bench-serving bench-reliability bench-gpu \
+  bench-executions \
   characterise validate results clean
 
 setup: $(READY)
@@ -57,6 +58,10 @@ bench-serving: setup
 # Overload, drain, kill, mutated requests and half an hour's soak, in 50 minutes: docs/reliability.md.
 bench-reliability: setup
 	$(BIN)/python benchmarks/reliability.py
+
+# docs/executions.md of this machine, in 12 minutes.
+bench-executions: setup
+	$(BIN)/python benchmarks/executions.py
 
 # docs/characterisation.md of this machine, in 35 minutes.
 characterise: setup

@@ -116,7 +116,7 @@ def test_the_users_part_is_paid_once_a_query_as_it_is_live():
         def execute(self, query, lo, hi):
             calls.append((query, lo, hi))
 
-    executions._visit(Runtime(), ["q"], 4096, [None], 64, 0.001)
+    executions.visit(Runtime(), ["q"], 4096, [None], 64, 0.001)
     assert calls[:6] == ["forget", *(("q", lo, lo + 64) for lo in range(0, 320, 64))]
     assert calls.count("forget") * 5 == len(calls) - calls.count("forget")
 

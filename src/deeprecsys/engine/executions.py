@@ -188,7 +188,7 @@ def measure(
         order = list(able)[:: 1 if turn % 2 == 0 else -1]
         for size in batch_sizes:
             for execution in order:
-                seen = _visit(able[execution], prepared, pool.span, cores, size, visit_s)
+                seen = visit(able[execution], prepared, pool.span, cores, size, visit_s)
                 seconds[execution][size].append(seen)
         on_round((turn + 1) / _ROUNDS)
     return _measured(seconds, failed)
@@ -199,6 +199,36 @@ def _measured(
 ) -> Measured:
     arrays = {e: {size: np.array(s) for size, s in by.items()} for e, by in seconds.items()}
     return Measured(arrays, failed)
+
+
+def survey(
+    model: Model,
+    cores: Cores,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    *,
+    budget_s: float = BUDGET_S,
+    runtime: str = "torchscript",
+    indices: str = DEFAULT_INDICES,
+    stop: Callable[[], bool] = lambda: False,
+    on_round: Callable[[float], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Of an exact model: `singles`, then what is `combined` of the best, as rows of
+    `Measured.to_dict`; the fastest first, and last, with the reason, what cannot be made."""
+    rows: list[dict[str, Any]] = []
+    wanted, share, done = singles(model), 0.7, 0.0
+    while wanted and not (rows and stop()):
+        models, refused = made(model, wanted)
+        seen = measure(
+            models, cores, batch_sizes, budget_s=share * budget_s, runtime=runtime,
+            indices=indices, stop=stop,
+            on_round=lambda part, done=done, share=share: on_round(done + share * part),  # type: ignore[misc]
+        )  # fmt: skip
+        rows += seen.to_dict()[1 if rows else 0 :]
+        rows += [{"execution": str(e), "why": why} for e, why in refused.items()]
+        wanted = [] if done else combined(seen)
+        wanted = [EXACT, *wanted] if wanted else []
+        done, share = share, 1 - share
+    return sorted(rows, key=lambda row: -row.get("ratio", 0.0))
 
 
 def choose_kept(
@@ -255,7 +285,7 @@ def _try(runtime: Runtime, model: Model) -> None:
     on_cores([None], runtime.enter_thread, run)
 
 
-def _visit(
+def visit(
     runtime: Runtime,
     prepared: Sequence[Any],
     span: int,
