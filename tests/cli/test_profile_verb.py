@@ -28,3 +28,21 @@ def test_profile_goes_on_refuses_another_model_and_is_what_a_service_time_reads(
     assert (folder / "report.html").is_file()
     assert call(["profile", "wnd", *SMALL, "--out", str(folder)]) == 2
     assert "the profile is of model ncf, not wnd" in capsys.readouterr().err
+
+
+def test_executions_are_timed_beside_exact_and_what_cannot_be_made_is_said(tmp_path, capsys):
+    arguments = ["profile", "dlrm-rmc1", *SMALL, "--query-inputs", "--batch-sizes", "4,16"]
+    arguments += ["--budget-s", "1", "--executions"]
+    assert call([*arguments, "--out", str(tmp_path / "p")]) == 0
+    out = capsys.readouterr().out
+    rows = json.loads((tmp_path / "p" / "summary.json").read_text())["executions"]
+    able = {row["execution"]: row for row in rows if not row["why"]}
+    assert {"exact", "packed", "rows=fp16", "layers=int8", "user=query"} <= set(able)
+    assert able["exact"]["ratio"] == 1
+    assert all(set(row["seconds"]) == {"4", "16"} for row in able.values())
+    assert all(f"not {row['execution']}: {row['why'][:40]}" in out for row in rows if row["why"])
+    report = (tmp_path / "p" / "report.html").read_text()
+    assert "items/s over exact" in report
+    assert "dlrm-rmc1, rows=fp16" in report, "no point under the roofs"
+    assert call([*arguments, "--execution", "packed", "--out", str(tmp_path / "q")]) == 2
+    assert "holds all others against exact: leave out --execution" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from browser import CHROMIUM, Browser
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records, Requests, UserError
 from deeprecsys.report import render, write_report
-from deeprecsys.report.figures import capacity, fleet, latency
+from deeprecsys.report.figures import capacity, executions, fleet, latency
 from deeprecsys.report.html import grid
 from deeprecsys.report.text import interval, ms, rate, ratio
 
@@ -62,7 +62,37 @@ def tune_summary():
         "trials": [hopeless, best, static], "workload": {"notes": {"sizes": "production"}},
         "machine": {"cpu": "some cpu", "memory_bytes": 2**34}, "versions": {"python": "3"},
         "command": "deeprecsys tune dlrm-rmc1", "interrupted": True, "elapsed_s": 100.0,
+        "accuracy": "99.9", "executions": tried(),
     }  # fmt: skip
+
+
+def tried():
+    """Exact; searched; admitted, and not searched; refused by the guard; not made."""
+
+    def row(name, ratio, p999=None, why="", qps=None):
+        drift = p999 and {
+            "candidates": 12_000, "queries": 40, "spread": 0.2, "largest": 3 * p999, "p999": p999,
+            "shift": 1e-6, "rank_correlation": 0.9999, "top10": 0.998, "top50": 0.999,
+            "own_error": None, "quality": None,
+        }  # fmt: skip
+        return {
+            "execution": name, "ratio": ratio, "interval": [0.9 * ratio, 1.1 * ratio],
+            "seconds": {"16": 1e-3 / ratio, "64": 3e-3 / ratio}, "drift": drift,
+            "admitted": not why, "why": why, "capacity": qps and trial(64, qps, 0.9 * qps,
+                                                                     None)["capacity"],
+        }  # fmt: skip
+
+    refused = {"execution": "layers=bf16,packed", "ratio": None, "interval": [None, None],
+               "seconds": {}, "drift": None, "admitted": False, "capacity": None,
+               "why": "this machine cannot execute <it>"}  # fmt: skip
+    return [
+        row("exact", 1.0, qps=871.0),
+        row("rows=fp16,layers=int8", 1.9, 4e-4, qps=1500.0),
+        row("layers=int8", 1.6, 3.5e-4),
+        row("rows=int8", 1.2, 2e-2, "top 10 shared 91 %, at least 99 %"),
+        row("packed", 0.9, why="not faster"),
+        refused,
+    ]
 
 
 def no_answer():
@@ -109,10 +139,13 @@ def profile_summary():
     return {
         "verb": "profile", "model": "wnd", "sla": {"percentile": 95, "latency_s": 0.025},
         "workers": 2, "points": [point(b, w) for w in (1, 2) for b in (1, 16, 256)],
+        "executions": [row | {"why": ""} for row in tried() if row["ratio"]] + [
+            {"execution": "layers=bf16,packed", "why": "this machine cannot"}],
         "operators": [{"batch_size": 64, "shares": shares}], "paper_shares": {"FC": 0.9},
         "roofline": {
             "roofs": {"fp32": {"flops_per_s": 2e11}, "bf16": {"flops_per_s": 4e11, "dash": "dash"}},
-            "stream_bytes_per_s": 5e10, "random_bytes_per_s": 1e10, "models": {"wnd": [roof]},
+            "stream_bytes_per_s": 5e10, "random_bytes_per_s": 1e10,
+            "models": {"wnd": [roof], "wnd, rows=fp16": [roof]},
         },
         "machine": {}, "versions": {}, "workload": {}, "seed": 0, "command": "deeprecsys profile",
     }  # fmt: skip
@@ -193,6 +226,17 @@ def test_markup_in_the_name_of_a_kind_is_shown_as_it_stands():
 def test_what_holds_at_no_rate_is_drawn_as_such():
     names = [trace["name"] for trace in capacity.by_batch(tune_summary())["data"]]
     assert "no rate" in names
+
+
+def test_an_execution_stands_at_its_drift_filled_where_its_capacity_was_measured():
+    within, refused = executions.against_drift(tune_summary())["data"]
+    assert within["text"] == ["rows=fp16,layers=int8", "layers=int8"]
+    assert within["x"] == pytest.approx([2e-3, 1.75e-3])
+    assert within["y"] == pytest.approx([1500 / 871, 1.6])
+    assert within["marker"]["symbol"] == ["circle", "circle-open"]
+    assert within["error_y"]["arrayminus"] == pytest.approx([150 / 871, 0.16])
+    assert (refused["text"], refused["y"]) == (["rows=int8"], [1.2])
+    assert executions.against_drift(tune_summary() | {"executions": tried()[:1]}) is None
 
 
 def test_a_baseline_without_a_rate_is_not_called_unmeasured():

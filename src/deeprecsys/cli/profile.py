@@ -15,6 +15,7 @@ from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.core import UserError
+from deeprecsys.report.text import factor
 
 if TYPE_CHECKING:
     from deeprecsys.engine.profiler import Grid
@@ -42,6 +43,10 @@ def run(
     operators: Annotated[
         bool, typer.Option("--operators", help="Also the share of each class of operator.")
     ] = False,
+    executions: Annotated[
+        bool,
+        typer.Option("--executions", help="Also the time of a request in each execution."),
+    ] = False,
     budget_s: Annotated[float, typer.Option(help="Bound on the measuring time, s.")] = BUDGET_S,
 ) -> int:
     # Before torch is loaded: its profiler writes trace points to standard error otherwise.
@@ -63,6 +68,8 @@ def run(
             progress.line(f"going on with the profile in {folder}")
         found = profile(
             engine, request.workload, sizes, budget_s=budget_s, operators=operators,
+            executions=executions,
+            on_executions=lambda done: progress.at(f"executions, {done:.0%}"),
             before=before, stop=interrupted.is_set, on_visit=profiling(progress, folder),
             asked=request.asked,
         )  # fmt: skip
@@ -74,6 +81,11 @@ def _shown(found: Profiling, folder: Path, json_file: str | None, report: Path) 
     console.print(_table(summary))
     if found.operators:
         console.print(_classes_table(summary))
+    if found.executions:
+        console.print(executions_table(summary["executions"]))
+        for row in summary["executions"]:
+            if row["why"]:
+                console.print(f"not {row['execution']}: {row['why']}", markup=False)
     console.print(f"\n{found.verdict}", style="bold", markup=False)
     console.print(f"profile: {folder / FILE}\nreport: {report}", markup=False)
     if found.interrupted:
@@ -144,6 +156,22 @@ def _cell(row: dict[str, Any] | None) -> str:
     if row is None:
         return "–"
     return f"{show.ms(row['median_s'])} {show.interval((row['p5_s'], row['p95_s']), show.ms)}"
+
+
+def executions_table(rows: list[dict[str, Any]]) -> Table:
+    """A row an execution that was made: how much faster than exact, and its times."""
+    able = [row for row in rows if not row["why"]]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("execution")
+    table.add_column("over exact, each at its best", justify="right")
+    table.add_column("batch size", justify="right")
+    for size in able[0]["seconds"]:
+        table.add_column(f"ms at {size}", justify="right")
+    for row in able:
+        ratio = f"{row['ratio']:.2f}× {show.interval(row['interval'], factor)}"
+        cells = [show.ms(seconds) for seconds in row["seconds"].values()]
+        table.add_row(row["execution"], ratio, str(row["best_batch"]), *cells)
+    return table
 
 
 def _classes_table(summary: dict[str, Any]) -> Table:

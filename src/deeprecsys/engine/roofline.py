@@ -15,6 +15,7 @@ from deeprecsys.core import Limits, Work
 from deeprecsys.engine.calibrate import Cores, on_cores
 
 FLOAT_BYTES = 4
+WEIGHT_BYTES = {"fp32": 4, "bf16": 2, "int8": 1}
 
 
 def roofs(limits: Limits, bf16_flops_per_s: float) -> dict[str, Any]:
@@ -29,9 +30,12 @@ def roofs(limits: Limits, bf16_flops_per_s: float) -> dict[str, Any]:
     }
 
 
-def point(work: Work, weights: int, batch_size: int, requests_per_s: float) -> dict[str, float]:
-    """Of requests of `batch_size` items: rows and inputs an item, and the weights once."""
-    moved = batch_size * (work.table_bytes + work.input_bytes) + weights * FLOAT_BYTES
+def point(
+    work: Work, weights: int, batch_size: int, requests_per_s: float, layers: str = "fp32"
+) -> dict[str, float]:
+    """Of requests of `batch_size` items: rows and inputs an item, and the weights, in the type of
+    the layers, once."""
+    moved = batch_size * (work.table_bytes + work.input_bytes) + weights * WEIGHT_BYTES[layers]
     flops = batch_size * work.flops
     return {
         "batch_size": batch_size,

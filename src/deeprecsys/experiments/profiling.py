@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from deeprecsys.core import Limits, Work
+from deeprecsys.core import EXACT, Execution, Limits, UserError, Work
 from deeprecsys.experiments.result import Asked, Result, origin
 from deeprecsys.machines.service_time import Profile
 from deeprecsys.report import text
@@ -16,6 +16,7 @@ from deeprecsys.workload import Workload
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
     from deeprecsys.engine.profiler import Grid
+    from deeprecsys.models import Model
 
 FILE = "profile.json"
 _OPERATOR_SIZES = (1, 16, 64, 256)
@@ -23,7 +24,8 @@ _OPERATOR_SIZES = (1, 16, 64, 256)
 
 @dataclass(frozen=True, kw_only=True)
 class Profiling(Result):
-    """A profile, its distance from the machine's limits, and, if asked for, operators."""
+    """A profile, its distance from the machine's limits, and, if asked for, operators, and the
+    time of a request in each execution (rows of `engine.executions.survey`)."""
 
     profile: Profile
     asked: Asked
@@ -32,6 +34,7 @@ class Profiling(Result):
     work: Work | None  # None where nobody can tell, and then there is no distance
     workers: int
     operators: Sequence[Mapping[str, Any]] | None = None
+    executions: Sequence[Mapping[str, Any]] | None = None
     roofline: Mapping[str, Any] | None = None
     interrupted: bool = False
 
@@ -39,7 +42,7 @@ class Profiling(Result):
     def verdict(self) -> str:
         """What contention costs, and how far the best batch size is from the limits."""
         rows = self._rows()
-        parts = [self._contention(rows), *self._most_items(rows)]
+        parts = [self._contention(rows), *self._most_items(rows), self._fastest()]
         done = self.grid.share_done(self.profile)
         if done < 1:
             parts.append(f"{done:.0%} of the visits were made; give more --budget-s for the rest")
@@ -55,6 +58,7 @@ class Profiling(Result):
             "points": self._rows(),
             "limits": {name: getattr(self.limits, name) for name in Limits.__slots__},
             "operators": self.operators,
+            "executions": self.executions,
             "roofline": self.roofline,
             "paper_shares": _paper_shares(self.asked.model) if self.operators else None,
         }
@@ -64,6 +68,18 @@ class Profiling(Result):
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.profile.save(Path(folder) / FILE)
         return super().save(folder)
+
+    def _fastest(self) -> str:
+        if not self.executions:
+            return ""
+        best = self.executions[0]
+        lo, hi = best["interval"]
+        if lo <= 1:
+            return "no execution is faster than exact beyond doubt"
+        return (
+            f"fastest executed as {best['execution']}: {best['ratio']:.2f}× [{lo:.2f}, {hi:.2f}] "
+            "exact's items/s"
+        )
 
     def _rows(self) -> list[dict[str, Any]]:
         return [self._row(point) for point in self.profile.points]
@@ -129,15 +145,19 @@ def profile(
     *,
     budget_s: float = 60.0,
     operators: bool = False,
+    executions: bool = False,
     before: Profile | None = None,
     stop: Callable[[], bool] = lambda: False,
     on_visit: Callable[[Profile, Grid], None] = lambda *_: None,
+    on_executions: Callable[[float], None] = lambda _: None,
     asked: Asked | None = None,
 ) -> Profiling:
     """Measures how long a request takes, by its size and the number of busy workers.
 
     batch_sizes: default 1, 2, 4 .. the workload's largest query. before: goes on where that
-    profile ended. operators: also the share of each class of operator, and a roofline.
+    profile ended. operators: also the share of each class of operator, and a roofline. executions:
+    also the time of a request in each execution, in half of the budget; on_executions is told the
+    share of it that is done. UserError for what the model cannot.
     """
     from deeprecsys.engine.limits import measure_limits
     from deeprecsys.engine.profiler import Grid, busy_levels, powers_of_two
@@ -146,6 +166,9 @@ def profile(
         from deeprecsys.engine.operators import check_operators
 
         check_operators(engine.model)
+    if executions:
+        _check_executions(engine.model)
+        budget_s /= 2
     workload = workload or Workload()
     sizes = list(batch_sizes or powers_of_two(workload.size_law.largest))
     found = engine.profile(
@@ -155,6 +178,16 @@ def profile(
     model, cores = engine.model, engine.cores
     limits = measure_limits(cores, *_width(model))
     more = operators and not stop()
+    ways: list[dict[str, Any]] = []
+    if executions and not stop():
+        from deeprecsys.engine.executions import BATCH_SIZES, survey
+
+        ways = survey(
+            cast("Model", model), cores, batch_sizes or BATCH_SIZES, budget_s=budget_s,
+            runtime=engine.runtime.name, indices=workload.indices, stop=stop,
+            on_round=on_executions,
+        )  # fmt: skip
+    roofs = (more or bool(ways)) and bool(model.work)
     return Profiling(
         origin=origin("profile"),
         profile=found,
@@ -164,7 +197,8 @@ def profile(
         work=model.work,
         workers=engine.workers,
         operators=_operators(model, sizes) if more else None,
-        roofline=_roofline(found, model, limits, cores) if more and model.work else None,
+        executions=ways or None,
+        roofline=_roofline(found, model, limits, cores, ways) if roofs else None,
         interrupted=stop(),
     )
 
@@ -180,7 +214,16 @@ def _operators(model: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:
     return [measure_operators(model, n).to_dict() for n in _OPERATOR_SIZES if n <= sizes[-1]]
 
 
-def _roofline(found: Profile, model: Any, limits: Limits, cores: Any) -> dict[str, Any]:
+def _check_executions(model: Any) -> None:
+    if not hasattr(model, "spec"):
+        raise UserError(f"{model.name} is executed as its form has it: leave out --executions")
+    if model.execution != EXACT:
+        raise UserError("--executions holds all others against exact: leave out --execution")
+
+
+def _roofline(
+    found: Profile, model: Any, limits: Limits, cores: Any, ways: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     from deeprecsys.engine import roofline
 
     points = [
@@ -190,9 +233,28 @@ def _roofline(found: Profile, model: Any, limits: Limits, cores: Any) -> dict[st
     ]
     return {
         **roofline.roofs(limits, roofline.bf16_flops_per_s(cores)),
-        "models": {model.name: points, **roofline.contrast(cores)},
+        "models": {
+            model.name: points,
+            **{
+                f"{model.name}, {row['execution']}": _under(model, row, cores)
+                for row in ways
+                if row.get("ratio") and row["execution"] != str(EXACT)
+            },
+            **roofline.contrast(cores),
+        },
         "query_bytes": model.spec.bytes_per_query(270, model.query_inputs),
     }
+
+
+def _under(model: Any, row: Mapping[str, Any], cores: Any) -> list[dict[str, float]]:
+    """An execution's point under the roofs, at its best batch size."""
+    from deeprecsys.engine import roofline
+
+    execution = Execution.parse(row["execution"])
+    work = model.spec.work(model.query_inputs, execution.rows)
+    size = row["best_batch"]
+    rate = len(cores) / row["seconds"][str(size)]
+    return [roofline.point(work, model.spec.weights(), size, rate, execution.layers)]
 
 
 def _paper_shares(model: str | None) -> dict[str, float]:

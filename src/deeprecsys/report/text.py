@@ -33,6 +33,11 @@ def ms(seconds: Number) -> str:
     return rate(None if seconds is None else seconds * 1e3)
 
 
+def factor(value: Number) -> str:
+    """A ratio: two digits after the point; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
 def interval(bounds: Sequence[Number] | None, show: Callable[[Number], str]) -> str:
     lo, hi = bounds or (None, None)
     return f"[{show(lo)}, {show(hi)}]"

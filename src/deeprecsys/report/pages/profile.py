@@ -7,6 +7,7 @@ from typing import Any
 from deeprecsys.report import text
 from deeprecsys.report.figures import operators, profile
 from deeprecsys.report.html import Part, Section
+from deeprecsys.report.parts import executions
 from deeprecsys.report.parts.head import Fact, head
 from deeprecsys.report.parts.origin import origin
 
@@ -19,10 +20,12 @@ def body(summary: dict[str, Any], *_: Any) -> list[Part]:
         Section("Items per second by batch size", "All busy workers together; dashed: what the "
                 "measured limits of this machine allow, rows being uniformly random: popular ones "
                 "come from the cache, so a model can pass it.", profile.items_per_s(summary)),
+        *executions.profiled(summary),
         Section("Operators", "Share of a request's time, eager, one thread; beside it the paper's "
                 "plot.", operators.shares(summary)),
-        Section("Roofline", "Arithmetic a byte against arithmetic per second, by batch size; the "
-                "roofs are measured.", operators.roofline(summary)),
+        Section("Roofline", "Arithmetic a byte against arithmetic per second, by batch size, and "
+                "of each execution at its best one; the roofs are measured.",
+                operators.roofline(summary)),
         origin(summary),
     ]  # fmt: skip
 

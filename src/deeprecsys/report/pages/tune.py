@@ -8,6 +8,7 @@ from deeprecsys.core import Records, Requests
 from deeprecsys.report import text
 from deeprecsys.report.figures import capacity, latency
 from deeprecsys.report.html import Part, Section
+from deeprecsys.report.parts import executions
 from deeprecsys.report.parts.head import Fact, capacity_fact, head, used
 from deeprecsys.report.parts.origin import origin
 from deeprecsys.report.parts.run import inside, latencies
@@ -18,6 +19,7 @@ def body(summary: dict[str, Any], records: Records | None, requests: Requests | 
     return [
         head(summary, summary.get("verdict", ""), _facts(summary), _binds(summary)),
         *_capacities(summary),
+        *executions.tuned(summary),
         Section("Latency by rate",
                 "The best policy's runs: filled meets, open undecided, cross misses.",
                 latency.by_rate(summary)),
