@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from deeprecsys.report.figures.axes import axis, from_zero
 from deeprecsys.report.figures.colours import GREEN, GREY, ORANGE
@@ -11,6 +14,7 @@ from deeprecsys.report.figures.traces import Figure, figure, scatter, spread
 Row = dict[str, Any]
 # Where no drift at all is drawn, on an axis that has no zero.
 NONE_AT = 1e-8
+_NAMES = 0.8  # decades beside the last point, for its name
 
 
 def against_drift(summary: dict[str, Any]) -> Figure | None:
@@ -21,13 +25,16 @@ def against_drift(summary: dict[str, Any]) -> Figure | None:
                   if r["execution"] == "exact" and r.get("capacity")), None)  # fmt: skip
     if not rows:
         return None
-    groups = {"within the guard": (GREEN, True), "not": (ORANGE, False)}
+    groups = {"within the guard": (GREEN, True), "beyond it": (ORANGE, False)}
     data = [
         _points(name, chosen, colour, exact)
         for name, (colour, admitted) in groups.items()
         if (chosen := [row for row in rows if row["admitted"] == admitted])
     ]
-    x = axis("p99.9 of |Δscore| over the spread of the scores", type="log", exponentformat="power")
+    decades = np.log10([drift_of(row) for row in rows])
+    x = axis("p99.9 of |Δscore| over the spread of the scores", type="log", dtick=1,
+             exponentformat="power", range=[math.floor(decades.min()) - 0.2,
+                                            math.ceil(decades.max()) + _NAMES])  # fmt: skip
     return figure(data, x, from_zero("over exact fp32"), **_exact())
 
 
@@ -36,7 +43,7 @@ def _points(name: str, rows: list[Row], colour: str, exact: Row | None) -> Figur
     y = [ratio for ratio, _, _ in found]
     return scatter(
         "markers+text", name, [drift_of(row) for row in rows], y,
-        text=[row["execution"] for row in rows], textposition="top center",
+        text=[row["execution"] for row in rows], textposition="middle right",
         error_y=spread(y, [bounds for _, bounds, _ in found], color=colour),
         marker={"color": colour, "size": 11,
                 "symbol": ["circle" if held else "circle-open" for _, _, held in found]},

@@ -22,7 +22,8 @@ def tuned(summary: dict[str, Any]) -> list[Part]:
                 "holds, by how far it moves scores; hollow: not searched, of the time of requests, "
                 "each at its best batch size. Drift is no loss of quality: that needs labels.",
                 executions.against_drift(summary)),
-        table("Executions", _HEADS, [_tuned(row) for row in rows]),
+        table("Executions", _HEADS, [_tuned(row) for row in rows if row.get("ratio")]),
+        *_refused("Not to be chosen", rows),
     ]  # fmt: skip
 
 
@@ -33,30 +34,31 @@ def profiled(summary: dict[str, Any]) -> list[Part]:
         return []
     able = [row for row in rows if not row["why"]]
     heads = ["execution", *_SPEED, *(f"ms at {size}" for size in able[0]["seconds"])]
-    parts: list[Part] = [table("Executions", heads, [_profiled(row) for row in able])]
-    if refused := [(row["execution"], row["why"]) for row in rows if row["why"]]:
-        parts.append(table("What cannot be made here", ("execution", "why"), refused))
-    return parts
+    return [
+        table("Executions", heads, [_profiled(row) for row in able]),
+        *_refused("What cannot be made here", rows),
+    ]
 
 
-_SPEED = ("items/s over exact", "95 % interval", "batch size")
-_HEADS = ("execution", *_SPEED, "queries/s", "top 10 shared", "rank correlation", "p99.9 |Δscore|",
-          "largest |Δscore|", "chosen from")  # fmt: skip
+def _refused(heading: str, rows: list[Row]) -> list[Part]:
+    found = [(row["execution"], row["why"]) for row in rows if row["why"]]
+    return [table(heading, ("execution", "why"), found)] if found else []
+
+
+_SPEED = ("over exact", "95 % interval", "batch size")
+_HEADS = ("execution", *_SPEED, "queries/s", "top 10 shared", "rank correlation", "p99.9 |Δ|")
 
 
 def _tuned(row: Row) -> tuple[str, ...]:
     capacity, drift = row.get("capacity"), row.get("drift")
     queries = text.rate(capacity["rate_qps"]) if capacity else ""
-    return (row["execution"], *_speed(row), queries, *_drift(drift), row["why"] or "yes")
+    return (row["execution"], *_speed(row), queries, *_drift(drift))
 
 
 def _drift(drift: Row | None) -> tuple[str, ...]:
     if not drift:
-        return "", "", "", ""
-    return (
-        f"{drift['top10']:.2%}", f"{drift['rank_correlation']:.5f}",
-        f"{drift['p999']:.2g}", f"{drift['largest']:.2g}",
-    )  # fmt: skip
+        return "", "", ""
+    return f"{drift['top10']:.2%}", f"{drift['rank_correlation']:.5f}", f"{drift['p999']:.2g}"
 
 
 def _profiled(row: Row) -> tuple[str, ...]:
