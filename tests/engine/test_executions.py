@@ -93,6 +93,16 @@ def test_ratios_are_of_the_same_rounds_each_at_its_best_batch_size():
     assert seen.best([HALF]) == EXACT
 
 
+def test_a_disturbed_round_moves_no_ratio():
+    exact, narrow = np.full(9, 3.0), np.full(9, 2.0)
+    exact[4], narrow[7] = 90.0, 50.0
+    seen = found({EXACT: {64: exact}, INT8: {64: narrow}})
+    assert seen.ratio(INT8) == pytest.approx((1.5, 1.5, 1.5))
+    few = found({EXACT: {64: [3.0, 3.3]}, INT8: {64: [2.0, 2.0]}}).ratio(INT8)
+    assert few[1] < 1.5 < few[2], "two rounds settle nothing"
+    assert few[1] < 1 < few[2]
+
+
 def test_the_best_rows_are_tried_with_the_best_layers_and_with_the_users_part():
     user = Execution(user="query")
     one, two = {16: [1.0, 1.0]}, {16: [0.5, 0.5]}

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from deeprecsys.analysis.statistics import ratio_interval
+from deeprecsys.analysis.statistics import LEVEL, ratio_interval
 from deeprecsys.core import DEFAULT_INDICES, EXACT, Answer, Execution, FloatArray, UserError
 from deeprecsys.engine import topology
 from deeprecsys.engine.calibrate import Cores, on_cores
@@ -31,7 +31,7 @@ BUDGET_S = 20.0
 # Of a query of the paper's sizes, in the mean. What an execution keeps of the user it computes once
 # a query, so a request is timed as one of those that such a query is cut into.
 QUERY_ITEMS = 270
-_ROUNDS, _LEAST_ROUNDS, _SHORTEST_S = 6, 2, 0.01
+_ROUNDS, _LEAST_ROUNDS, _SHORTEST_S = 9, 2, 0.01
 _HOPELESS = 0.6  # of the exact one's speed, each at its best batch size
 # Free memory that narrow copies of the tables must leave.
 _ROOM_BYTES = 1 << 29
@@ -76,7 +76,7 @@ class Measured:
         seconds = self.seconds[execution][other] / other
         if execution == self.first:
             return 1.0, 1.0, 1.0
-        return ratio_interval(np.log(first_s[: len(seconds)] / seconds))
+        return _typical(first_s[: len(seconds)] / seconds)
 
     def best(self, among: Iterable[Execution]) -> Execution:
         """Of those that were measured, the fastest at its best batch size; the first, where none
@@ -102,6 +102,23 @@ class Measured:
             "interval": interval,
             "why": "",
         }
+
+
+def _typical(ratios: FloatArray) -> Ratio:
+    """The median of paired ratios and the order statistics around it, which a disturbed round does
+    not move; of too few for that, their mean and Student's interval."""
+    n, beyond = len(ratios), 0.0
+    for out in range(n // 2):
+        # Binomial: so likely is it that at most so many of n lie on one side of their median.
+        beyond += 2 * math.comb(n, out) / 2**n
+        if beyond > 1 - LEVEL:
+            break
+    else:
+        out = n // 2
+    if not out:
+        return ratio_interval(np.log(ratios))
+    ordered = np.sort(ratios)
+    return float(np.median(ratios)), float(ordered[out - 1]), float(ordered[-out])
 
 
 def singles(model: Model) -> list[Execution]:
