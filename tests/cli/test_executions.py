@@ -15,6 +15,7 @@ from deeprecsys.experiments.result import Asked
 from deeprecsys.machines.service_time import Profile
 from deeprecsys.models import load_model
 from deeprecsys.workload import Workload
+from own_models import FOLDERS
 
 # Of a fresh process: what an earlier test took would hide the peak.
 _LOAD = """
@@ -100,3 +101,14 @@ def test_what_was_asked_of_a_system_says_how_its_model_is_executed():
         model = Published("ncf", 1e-3, execution=Execution(packed=True)).load()
 
     assert Asked.of(System, Workload(), None).to_dict()["execution"] == "packed"
+
+
+@pytest.mark.engine
+def test_a_model_of_ones_own_is_executed_as_its_form_has_it(tmp_path, capsys):
+    path = str(FOLDERS["torchscript"](tmp_path / "own"))
+    assert call(["bench", path, "--qps", "9", "--execution", "rows=fp16"]) == 2
+    assert "is executed as its form has it: leave --execution out" in capsys.readouterr().err
+    assert call(["serve", path, "--execution", "packed", "--sla-ms", "50"]) == 2
+    assert "is executed as its form has it: leave --execution out" in capsys.readouterr().err
+    assert call(["profile", path, "--executions", "--workers", "1"]) == 2
+    assert "is executed as its form has it: leave out --executions" in capsys.readouterr().err

@@ -28,6 +28,10 @@ from deeprecsys.cli.main import call
         (["bench", "ncf", "--qps", "1", "--offload-threshold", "9"], "needs an --accelerator"),
         (["bench", "ncf", "--qps", "1", "--offload-backlog", "9"], "needs an --offload-threshold"),
         (["bench", "ncf", "--qps", "1", "--watts", "core=9:1"], "idle not above busy"),
+        (
+            ["bench", "ncf", "--qps", "1", "--accelerator", "cuda:0", "--execution", "packed"],
+            "leave out --accelerator cuda, or --execution",
+        ),
         (["simulate", "ncf", "--qps", "1", "--accelerator", "cuda:7"], "no GPU cuda:7"),
         (["bench", "ncf"], "give --qps"),
         (["bench", "ncf", "--qps", "0"], "must be a positive"),

@@ -182,6 +182,15 @@ def test_an_execution_is_read_as_it_is_said(text):
 
 
 @pytest.mark.parametrize(
+    "raw", [None, "packed", 3, {"rows": 16}, {"rows": []}, {"kept": "top"}, {"kept": [3, "top"]},
+            {"packed": 1}, {"speed": "high"}],
+)  # fmt: skip
+def test_an_execution_of_a_file_that_is_none_is_refused(raw):
+    with pytest.raises(UserError):
+        Policy.from_dict({"batch_size": 4, "execution": raw})
+
+
+@pytest.mark.parametrize(
     "text", ["", "bf16", "rows=fp8", "layers", "packed=yes", "kept=", "exact,packed", "rows=fp16;"]
 )
 def test_an_execution_that_cannot_be_read_is_refused(text):

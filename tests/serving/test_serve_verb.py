@@ -40,6 +40,8 @@ def policy(tmp_path):
     [
         (["nobody"], "unknown model"),
         (["ncf", "--accelerator", "gtx-1080ti"], "serve takes cuda:N only"),
+        (["ncf", "--accelerator", "cuda:0", "--execution", "packed"], "a GPU executes exact, not"),
+        (["ncf", "--execution", "rows=fp8"], "rows are fp32 or fp16 or int8"),
         (["ncf", "--policy", "nowhere.json"], "cannot read the policy"),
         (["ncf", "--tls-cert", "a.pem"], "both --tls-cert and --tls-key"),
         (["ncf", "--deadline-ms", "-1"], "must not be negative"),
@@ -63,6 +65,8 @@ def test_policies_that_do_not_fit_are_refused(capsys, policy):
     small = ["serve", "ncf", "--scale", "0.001", "--policy"]
     assert call([*small, policy(policy=offloading)]) == 2
     assert "this policy offloads" in capsys.readouterr().err
+    assert call([*small, policy(sla={"latency_s": 1})]) == 2
+    assert "has a damaged sla" in capsys.readouterr().err
     assert call([*small, policy(policy=3)]) == 2
     assert "holds no policy" in capsys.readouterr().err
 

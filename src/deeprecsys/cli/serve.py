@@ -301,9 +301,13 @@ class Tuned:
                     f"{path} was chosen for {name} {about[name]}, not {given}: "
                     f"give --{name} {about[name]}, or tune again"
                 )
+        try:
+            target = SLA(sla["latency_s"], sla["percentile"]) if sla else None
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} has a damaged sla: {sla!r}; tune again") from error
         return cls(
             Policy.from_dict(policy),
-            SLA(sla["latency_s"], sla["percentile"]) if sla else None,
+            target,
             raw.get("runtime"),
             about.get("weights"),
         )

@@ -48,7 +48,7 @@ class Execution:
     kept: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "kept", tuple(sorted(self.kept)))
+        object.__setattr__(self, "kept", tuple(sorted(self.kept, key=str)))
         for name, known in _KNOWN.items():
             if getattr(self, name) not in known:
                 raise UserError(
@@ -75,7 +75,12 @@ class Execution:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Self:
+        """UserError for what it does not know, or what is of another kind."""
         known = {f.name for f in fields(cls)}
+        if not isinstance(raw, Mapping):
+            raise UserError(
+                f"an execution must be an object of {', '.join(sorted(known))}, not {raw!r}"
+            )
         if unknown := sorted(set(raw) - known):
             raise UserError(
                 f"unknown field of an execution: {', '.join(unknown)}; "
@@ -83,6 +88,8 @@ class Execution:
             )
         said: dict[str, Any] = {**raw}
         if "kept" in said:
+            if not isinstance(said["kept"], list | tuple):
+                raise UserError(f"kept must be names of layers, not {said['kept']!r}")
             said["kept"] = tuple(said["kept"])
         return cls(**said)
 
