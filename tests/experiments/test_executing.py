@@ -6,7 +6,8 @@ import pytest
 from deeprecsys.core import EXACT, SLA, Execution, Policy, UserError
 from deeprecsys.engine import Engine
 from deeprecsys.engine.executions import Measured
-from deeprecsys.experiments.executing import opened
+from deeprecsys.experiments import executing
+from deeprecsys.experiments.executing import Tried, opened
 from deeprecsys.experiments.tuning import tune
 from deeprecsys.models import load_model
 from deeprecsys.workload import Workload
@@ -61,7 +62,7 @@ def test_the_fastest_within_the_guard_and_the_fastest_exact_one_are_opened(engin
 def test_what_is_no_faster_is_not_held_against_the_scores(engine, as_fast_as, monkeypatch):
     as_fast_as({})
     monkeypatch.setattr(
-        "deeprecsys.experiments.guarding.guarded", lambda model, executions, workload: []
+        "deeprecsys.experiments.guarding.guarded", lambda model, executions, workload, **_: []
     )
     said = []
     with opened(engine, Workload(), "any", say=said.append) as chosen:
@@ -101,3 +102,15 @@ def test_a_tuning_tells_what_was_tried_and_saves_what_the_guard_saw(engine, as_f
     if Policy.from_dict(policy["policy"]).execution == NARROW:
         assert policy["guard"]["accuracy"] == "99.9"
         assert policy["guard"]["drift"]["candidates"] >= 10_000
+
+
+def test_recorded_queries_that_tell_too_little_admit_nothing(monkeypatch):
+    def refuse(*_, **__):
+        raise UserError("a guard without enough candidates")
+
+    monkeypatch.setattr("deeprecsys.experiments.guarding.guarded", refuse)
+    half = Execution(rows="fp16")
+    tried = [Tried(EXACT, (1.0, 1.0, 1.0)), Tried(half, (2.0, 1.9, 2.1))]
+    judged = executing._judged(None, {}, tried, Workload(), "any", asked_for=False)
+    assert judged[1].why == "a guard without enough candidates"
+    assert executing._worth(judged) == []

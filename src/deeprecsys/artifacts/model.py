@@ -20,11 +20,14 @@ from deeprecsys.artifacts.derived import Derived, Fact
 from deeprecsys.artifacts.form import Form
 from deeprecsys.artifacts.samples import Samples
 from deeprecsys.core import (
+    EXACT,
     SLA,
     Answer,
+    Execution,
     Inputs,
     InputSpec,
     OutputSpec,
+    UserError,
     bounds_of,
     is_shared,
     join_inputs,
@@ -81,6 +84,7 @@ class OwnModel:
     facts: tuple[Fact, ...] = ()
     nan: bool = False
     seed: int = 0
+    execution: Execution = EXACT
     work: None = None
     tables: None = None
     _answer: Answer = field(init=False, repr=False)
@@ -256,6 +260,21 @@ class OwnModel:
             every = repeat_inputs(specs, shaped, n)
             shaped |= {s.name: every[s.name] for s in again}
         return shaped, n
+
+    @property
+    def rewritable(self) -> bool:
+        """May there be another execution of it?"""
+        return hasattr(self.form, "executed")
+
+    def executed(self, execution: Execution) -> OwnModel:
+        """The same by other means of its form; UserError where that has none."""
+        rewritten = getattr(self.form, "executed", None)
+        if rewritten is None:
+            raise UserError(
+                f"{self.path} stays as it is: nothing can be rewritten in a model of the form "
+                f"{self.form.name}"
+            )
+        return replace(self, form=rewritten(execution), execution=execution)
 
     def without_cuts(self) -> OwnModel:
         return replace(self, tried=replace(self.tried, whole=True))

@@ -123,7 +123,7 @@ def _typical(ratios: FloatArray) -> Ratio:
 
 def singles(model: Model) -> list[Execution]:
     """Exact, and what differs from it in one thing."""
-    return [EXACT, *_ROWS, *_LAYERS, *([_USER] if model.query_inputs else [])]
+    return [EXACT, *_ROWS, *_LAYERS, *([_USER] if getattr(model, "query_inputs", False) else [])]
 
 
 def combined(seen: Measured) -> list[Execution]:
@@ -158,6 +158,8 @@ def made(
 
 
 def _check_room(model: Model, rows: Rows) -> None:
+    if model.tables is None:  # a user's own: nobody knows
+        return
     need, free = model.spec.table_bytes(model.scale, rows) + _ROOM_BYTES, available_bytes()
     if need > free:
         raise UserError(

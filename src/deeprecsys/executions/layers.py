@@ -80,7 +80,7 @@ def rewrite(
         if execution.layers == "bf16":
             for _, part in chosen:
                 if has_products(part):
-                    _cast(part, torch.bfloat16)
+                    _cast(part)
     except RuntimeError as error:
         raise UserError(
             f"this machine cannot execute {execution}: {str(error).splitlines()[0]}; "
@@ -95,18 +95,6 @@ def _can(execution: Execution) -> bool:
     except RuntimeError:
         return False
     return True
-
-
-def widen(module: nn.Module, parts: Sequence[tuple[str, nn.Module]]) -> None:
-    """Replaces `parts`, in place: products in float64, of the same weights."""
-    for name, part in parts:
-        if is_chain(part):
-            parent, _, last = name.rpartition(".")
-            wide = Within(copy.deepcopy(part).double(), torch.float64)
-            setattr(module.get_submodule(parent), last, wide)
-    for _, part in parts:
-        if has_products(part):
-            _cast(part, torch.float64)
 
 
 def _chain(part: nn.Module, execution: Execution, ranges: dict[nn.Module, Range]) -> nn.Module:
@@ -126,7 +114,7 @@ def _chain(part: nn.Module, execution: Execution, ranges: dict[nn.Module, Range]
         else:
             made.append(_in_type(layer, execution))
     chain = nn.Sequential(*made)
-    return Within(chain, torch.bfloat16) if execution.layers == "bf16" else chain
+    return InBF16(chain) if execution.layers == "bf16" else chain
 
 
 def _in_type(layer: nn.Module, execution: Execution) -> nn.Module:
@@ -135,28 +123,28 @@ def _in_type(layer: nn.Module, execution: Execution) -> nn.Module:
     return copy.deepcopy(layer).to(torch.bfloat16)
 
 
-def _cast(block: nn.Module, dtype: torch.dtype) -> None:
+def _cast(block: nn.Module) -> None:
     """The block's own weights; its chains have been replaced already."""
     for name, tensor in block.named_parameters(recurse=False):
-        setattr(block, name, nn.Parameter(tensor.to(dtype), requires_grad=False))
+        setattr(block, name, nn.Parameter(tensor.to(torch.bfloat16), requires_grad=False))
     for name, buffer in block.named_buffers(recurse=False):
         if buffer.is_floating_point():
-            setattr(block, name, buffer.to(dtype))
+            setattr(block, name, buffer.to(torch.bfloat16))
     for name, child in block.named_children():
         if isinstance(child, nn.ParameterList):
-            cast = [nn.Parameter(p.to(dtype), requires_grad=False) for p in child]
+            cast = [nn.Parameter(p.to(torch.bfloat16), requires_grad=False) for p in child]
             setattr(block, name, nn.ParameterList(cast))
 
 
-class Within(nn.Module):
-    """fp32 in and out, another type between."""
+class InBF16(nn.Module):
+    """fp32 in and out, bf16 between."""
 
-    def __init__(self, chain: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, chain: nn.Module) -> None:
         super().__init__()
-        self.chain, self.dtype = chain, dtype
+        self.chain = chain
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.chain(x.to(self.dtype)).float()  # type: ignore[no-any-return]
+        return self.chain(x.to(torch.bfloat16)).float()  # type: ignore[no-any-return]
 
 
 class Packed(nn.Module):
@@ -245,4 +233,4 @@ def _ranges(
     return seen
 
 
-__all__ = ["Int8", "Packed", "Within", "has_products", "is_chain", "rewrite"]
+__all__ = ["InBF16", "Int8", "Packed", "has_products", "is_chain", "rewrite"]

@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from deeprecsys.analysis.accuracy import why_not
 from deeprecsys.core import EXACT, Execution, UserError
 from deeprecsys.tuning.together import Together
 
@@ -83,12 +82,12 @@ def opened(
     if engine.devices or getattr(engine.model, "execution", None) != EXACT:
         yield Chosen(engine)
         return
-    if only == EXACT:
+    if only == EXACT or not (only or getattr(engine.model, "rewritable", True)):
         yield Chosen(engine)
         return
     most_s = math.inf if budget_s is None else _SHARE * budget_s
     models, tried = _timed(engine, workload, only, accuracy == "exact", most_s)
-    tried = _judged(engine.model, tried, workload, accuracy, asked_for=only is not None)
+    tried = _judged(engine.model, models, tried, workload, accuracy, asked_for=only is not None)
     for one in tried[1:]:
         say(_line(one))
     if only is not None and tried[1].why:
@@ -136,20 +135,27 @@ def _timed(
 
 
 def _judged(
-    model: Any, tried: Sequence[Tried], workload: Workload, accuracy: str, asked_for: bool
+    model: Any,
+    models: Mapping[Execution, Any],
+    tried: Sequence[Tried],
+    workload: Workload,
+    accuracy: str,
+    asked_for: bool,
 ) -> list[Tried]:
     """Those that promise something, or were asked for, held against the exact scores."""
-    from deeprecsys.experiments.guarding import guarded
+    from deeprecsys.experiments.guarding import Guarded, guarded
 
     exact, *others = tried
     able = [one for one in others if one.ratio and (asked_for or one.ratio[0] >= GAIN)]
-    drifts = {g.execution: g for g in guarded(model, [one.execution for one in able], workload)}
+    wanted = [one.execution for one in able]
+    try:
+        found = {g.execution: g for g in guarded(model, wanted, workload, models=models)}
+    except UserError as error:  # recorded queries that tell too little: nothing may be chosen
+        found = {how: Guarded(how, None, 0.0, str(error)) for how in wanted}
     judged = [exact]
     for one in others:
-        if one.execution in drifts:
-            drift = drifts[one.execution].drift
-            assert drift is not None
-            one = replace(one, drift=drift, why=why_not(drift, accuracy))
+        if (held := found.get(one.execution)) is not None:
+            one = replace(one, drift=held.drift, why=held.why_not(accuracy))
         elif one.ratio:
             one = replace(one, why="not faster")
         judged.append(one)

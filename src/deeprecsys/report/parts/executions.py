@@ -58,7 +58,8 @@ def _tuned(row: Row) -> tuple[str, ...]:
 def _drift(drift: Row | None) -> tuple[str, ...]:
     if not drift:
         return "", "", ""
-    return f"{drift['top10']:.2%}", f"{drift['rank_correlation']:.5f}", f"{drift['p999']:.2g}"
+    top10 = "–" if drift["top10"] is None else f"{drift['top10']:.2%}"
+    return top10, f"{drift['rank_correlation']:.5f}", f"{drift['p999']:.2g}"
 
 
 def _profiled(row: Row) -> tuple[str, ...]:
