@@ -59,7 +59,7 @@ bench-serving: setup
 bench-reliability: setup
 	$(BIN)/python benchmarks/reliability.py
 
-# docs/executions.md of this machine, in 12 minutes.
+# docs/executions.md of this machine, in 15 minutes.
 bench-executions: setup
 	$(BIN)/python benchmarks/executions.py
 

@@ -40,6 +40,7 @@ OF_USER = ("din", "dien")
 # Half of the tables, of the largest: beside them come a copy in fp16 and one in int8.
 SCALE = 0.5
 MATRIX_ITEMS, TURNS, TURN_S = 256, 6, 0.15
+LEAST_ROUNDS = 6  # for an interval
 
 
 def main() -> None:
@@ -208,12 +209,17 @@ def page(found: list[dict[str, Any]]) -> str:
              *(f"ms at {size}" for size in BATCH_SIZES)]  # fmt: skip
     return "\n".join([
         "# Executions", "",
-        f"Written by `make bench-executions` on {', '.join(dates)}, on {cpu}, {first['workers']} "
-        f"workers, all busy; {versions}. Tables at scale {first['scale']:g}, seed {first['seed']}, "
-        f"look-ups zipf:0.92, {WHAT}", "",
-        *_table(heads, [row for one in found for row in _rows(one)]), "",
+        f"Written by `make bench-executions` on {', '.join(dates)}, on {cpu}, "
+        f"{first['machine']['simd']}, {first['workers']} workers, all busy;",
+        f"{versions}.",
+        f"Tables at scale {first['scale']:g}, seed {first['seed']}, look-ups zipf:0.92. {WHAT}", "",
+        *_table(["model", "fastest", "ratio [95 %]", "fastest of exact arithmetic", "ratio [95 %]"],
+                [_best(one) for one in found]), "",
+        *_won(found), "",
         "What could not be made here:", "",
         *[f"- {why}" for why in _refused(found).values()], "",
+        "## Every execution", "", EVERY, "",
+        *_table(heads, [row for one in found for row in _rows(one)]), "",
         "## The user's inputs once, over the same repeated", "", REPEATED, "",
         *_table(["model", "form", "ratio [95 %]"], [
             [one["model"], name, _ratio(*ratio)] for one in found if one["repeated"]
@@ -232,10 +238,14 @@ def page(found: list[dict[str, Any]]) -> str:
 
 
 WHAT = """\
-in turns with exact fp32. A ratio is exact fp32's time a candidate over the execution's, each at its
-best batch size, with Student's interval of the paired rounds; what is far behind after two rounds
-takes no more turns, and its interval is wide. Ratios are of requests, not of capacities within a
-target, which `tune` measures, and say nothing of the scores: see the guard of `tune --accuracy`."""
+A ratio is
+exact fp32's time a candidate over the execution's, each at its best batch size, in turns: the
+median of the paired rounds, and the order statistics around it. It is of requests, not of
+capacities within a target, which `tune` measures, and says nothing of the scores: that is what the
+guard of `tune --accuracy` is for."""
+EVERY = """\
+What is far behind after two rounds takes no more turns, and has no interval. `user=query` is of a
+query of the mean size, cut into requests of the batch size."""
 REPEATED = """\
 Time a candidate of queries that repeat their user's inputs, exact fp32, over that of the same
 queries with them once: exact, with what belongs to the user computed once a query, and in the best
@@ -249,10 +259,33 @@ quantises its inputs."""
 
 def _rows(one: dict[str, Any]) -> list[list[str]]:
     return [
-        [one["model"], row["execution"], _ratio(row["ratio"], *row["interval"]),
+        [one["model"], row["execution"], _of(row),
          str(row["best_batch"]), *(f"{1e3 * s:.3g}" for s in row["seconds"].values())]
         for row in one["rows"] if not row["why"]
     ]  # fmt: skip
+
+
+def _won(found: list[dict[str, Any]]) -> list[str]:
+    """In which type of layers the models are fastest."""
+    by_type: dict[str, list[str]] = {}
+    for one in found:
+        best = Execution.parse(next(row["execution"] for row in one["rows"] if not row["why"]))
+        by_type.setdefault(best.layers, []).append(one["model"])
+    return [
+        f"Fastest with layers in {kind}: {', '.join(names)}." for kind, names in by_type.items()
+    ]
+
+
+def _best(one: dict[str, Any]) -> list[str]:
+    able = [row for row in one["rows"] if not row["why"]]
+    exact = [row for row in able if Execution.parse(row["execution"]).exact]
+    return [one["model"], *(x for row in (able[0], exact[0]) for x in (row["execution"], _of(row)))]
+
+
+def _of(row: dict[str, Any]) -> str:
+    if row["execution"] == "exact" or row.get("rounds", LEAST_ROUNDS) < LEAST_ROUNDS:
+        return f"{row['ratio']:.2f}"
+    return _ratio(row["ratio"], *row["interval"])
 
 
 def _refused(found: list[dict[str, Any]]) -> dict[str, str]:
@@ -278,7 +311,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(NAMES), metavar="MODEL")
-    parser.add_argument("--seconds", type=float, default=45.0, help="turns of each model")
+    parser.add_argument("--seconds", type=float, default=60.0, help="turns of each model")
     parser.add_argument("--scale", type=float, default=SCALE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)

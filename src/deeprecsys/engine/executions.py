@@ -100,6 +100,7 @@ class Measured:
             "best_batch": self.best_batch(execution),
             "ratio": ratio,
             "interval": interval,
+            "rounds": len(next(iter(sizes.values()))),
             "why": "",
         }
 
