@@ -47,7 +47,7 @@ def main() -> None:
     asked = _arguments()
     workers = topology.usable_cores()[: asked.workers]
     asked.parts.mkdir(parents=True, exist_ok=True)
-    for name in asked.models:
+    for name in [] if asked.page else asked.models:
         found = of_model(name, workers, asked)
         (asked.parts / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
         print(
@@ -311,6 +311,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(NAMES), metavar="MODEL")
+    parser.add_argument("--page", action="store_true", help="write what is in --parts, and no more")
     parser.add_argument("--seconds", type=float, default=60.0, help="turns of each model")
     parser.add_argument("--scale", type=float, default=SCALE)
     parser.add_argument("--seed", type=int, default=0)
