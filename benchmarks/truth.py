@@ -1,6 +1,6 @@
 """Do reported intervals hold the truth? Capacities of a simulated machine that counts as live.
 
-`python benchmarks/truth.py [--seeds N] [--tunes N] [--load LAW ...] [--verbose]`
+`python benchmarks/truth.py [--seeds N] [--tunes N] [--first N] [--load LAW ...] [--verbose]`
 `python benchmarks/truth.py --summaries N`: of percentiles instead, by N runs of each length.
 
 The machine of `machines.service_time` laws is wrapped so that the search treats it as a real one:
@@ -34,7 +34,7 @@ from as_live import AsLive
 
 TARGET, WORKERS, BATCH = SLA(0.100), 2, 512
 BASE_S, PER_ITEM_S = 2e-4, 16e-6
-FIRST = 700  # seeds on which nothing was chosen
+FIRST = 800  # seeds on which nothing was chosen
 BUDGET_S = 230.0  # of `deeprecsys tune` with its default method
 TRUTHS = Path("runs/true-capacities.json")
 _TRUE_QUERIES = 12_000_000
@@ -126,23 +126,23 @@ class Answer:
         return self.interval[0] <= self.truth <= self.interval[1]
 
 
-def capacities(name: str, seeds: int) -> Iterator[Answer]:
+def capacities(name: str, seeds: range) -> Iterator[Answer]:
     """`find_capacity` at the default budget, one call a seed."""
     load, truth = LOADS[name], true_rate(name, BATCH)
-    for seed in range(seeds):
+    for seed in seeds:
         machine = load.machine()
-        work = drs.Workload(arrivals=load.arrivals, seed=1000 * (FIRST + seed))
+        work = drs.Workload(arrivals=load.arrivals, seed=1000 * seed)
         found = find_capacity(machine, work, load.sla, Policy(BATCH), clock=machine.clock())
         yield Answer(found.rate_qps, truth, found.interval_qps, found.decided, machine.now_s,
                      {"runs": machine.runs})  # fmt: skip
 
 
-def tunings(name: str, seeds: int) -> Iterator[tuple[Answer, Answer | None]]:
+def tunings(name: str, seeds: range) -> Iterator[tuple[Answer, Answer | None]]:
     """`tune` at the budget of the command line: the best policy's capacity, and the speed-up."""
     load = LOADS[name]
-    for seed in range(seeds):
+    for seed in seeds:
         machine = load.machine()
-        work = drs.Workload(arrivals=load.arrivals, seed=1000 * (FIRST + seed))
+        work = drs.Workload(arrivals=load.arrivals, seed=1000 * seed)
         study = tune(machine, work, load.sla, budget_s=BUDGET_S, clock=machine.clock())
         if study.best is None:
             yield Answer(0.0, 1.0, (0.0, math.inf), False, machine.now_s, {}), None
@@ -226,6 +226,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seeds", type=int, default=100)
     options.add_argument("--tunes", type=int, default=20)
+    options.add_argument("--first", type=int, default=FIRST)
     options.add_argument("--load", nargs="*", default=list(LOADS))
     options.add_argument("--summaries", type=int, default=0)
     options.add_argument("--verbose", action="store_true")
@@ -237,10 +238,11 @@ def main() -> None:
                 print(line, flush=True)
         return
     print(HEADER, flush=True)
+    seeds, tunes = (range(asked.first, asked.first + n) for n in (asked.seeds, asked.tunes))
     for name in asked.load:
-        began, found = time.monotonic(), list(capacities(name, asked.seeds))
+        began, found = time.monotonic(), list(capacities(name, seeds))
         print(said(f"find_capacity, {name}", found), flush=True)
-        studies = list(tunings(name, asked.tunes))
+        studies = list(tunings(name, tunes))
         best = [answer for answer, _ in studies]
         print(said(f"tune, {name}: best", best), flush=True)
         print(said(f"tune, {name}: speed-up", [r for _, r in studies if r]), flush=True)

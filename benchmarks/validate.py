@@ -1,6 +1,7 @@
 """Writes `docs/validation.md`: what simulation predicts beside what this machine does.
 
-    make validate      # the eight models at full size, about 15 minutes
+    make validate      # the eight models at full size, about 20 minutes
+    python benchmarks/validate.py --models ncf wnd --add    # in parts: rows of other models stay
 
 For each model the policy that simulation finds best; then turns of half a minute: part of a
 profile, runs at 50, 70 and 90 % of the capacity and runs at it, another part. Machines drift, so
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 import deeprecsys as drs
@@ -35,6 +37,7 @@ from deeprecsys.tuning.interleave import Contestant
 from draw import draw
 
 ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "runs" / "validation.json"  # what rows are made of
 PAGE, FIGURE = ROOT / "docs" / "validation.md", ROOT / "docs" / "validation.png"
 WORKLOAD = drs.Workload()
 SHARES = (0.5, 0.7, 0.9)
@@ -77,30 +80,45 @@ class Case:
         return ratio_interval(np.array([turn.pace for turn in self.turns]))
 
 
+@dataclass
+class Rows:
+    """What the page's first part is made of; cases by model."""
+
+    asleep: str
+    cases: dict[str, Case]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", nargs="*", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--add", action="store_true", help="to the rows of the last run")
+    parser.add_argument("--turns", type=int, default=TURNS, help="fewer, where time is short")
     wanted = parser.parse_args()
-    asleep = sleeping()
-    print(asleep, flush=True)
-    cases = []
+    if wanted.add and KEPT.is_file():
+        kept = msgspec.json.decode(KEPT.read_bytes(), type=Rows)
+    else:
+        kept = Rows(sleeping(), {})
+    print(kept.asleep, flush=True)
     written = PAGE.read_text()
-    kept = written[written.index("\n## ") :]  # what other commands write there
+    others = written[written.index("\n## ") :]  # what other commands write there
     for name in wanted.models:
         model = load_model(name)
         try:
-            cases.append(validate(model))
+            kept.cases[name] = validate(model, wanted.turns)
         except UserError as error:
             print(f"{name}: {error}", flush=True)
             continue
         finally:
             del model
-        print(_row(cases[-1]), flush=True)
-        PAGE.write_text(page(asleep, cases) + kept)
+        print(_row(kept.cases[name]), flush=True)
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_bytes(msgspec.json.encode(kept))
+        cases = [kept.cases[known] for known in NAMES if known in kept.cases]
+        PAGE.write_text(page(kept.asleep, cases) + others)
     print(f"wrote {PAGE}")
 
 
-def validate(model: Model) -> Case:
+def validate(model: Model, times: int = TURNS) -> Case:
     with drs.Engine(model) as engine:
         first = engine.profile(budget_s=PART_S)
         target = get_spec(model.name).target
@@ -110,7 +128,7 @@ def validate(model: Model) -> Case:
                             guess_qps=guess_qps)  # fmt: skip
         one = Contestant.at(policy, found.rate_qps or guess_qps, probe)
         turns, predicted, lasts_s = [], [], max(RUN_S, 250 / one.rate_qps)
-        for number in range(TURNS):
+        for number in range(times):
             parts = [engine.profile(budget_s=PART_S)]
             runs = {share: _traced(engine, share * one.rate_qps, policy, lasts_s, number)
                     for share in SHARES}  # fmt: skip
@@ -123,12 +141,12 @@ def validate(model: Model) -> Case:
             turns.append(_turn(twin, policy, runs))
             predicted.append(math.log(find_capacity(twin, WORKLOAD, sla, policy).rate_qps))
     known = [i for i, counted in enumerate(one.rounds) if counted is not None]
-    if len(known) < TURNS:
+    if len(known) < times:
         raise UserError("others used the cores during most runs: measure when they do not")
     measured = one.log_rates(known)
-    by_turn = [measured[[i // FULL == n for i in known]].mean() for n in range(TURNS)
+    by_turn = [measured[[i // FULL == n for i in known]].mean() for n in range(times)
                if any(i // FULL == n for i in known)]  # fmt: skip
-    ours = [predicted[n] for n in range(TURNS) if any(i // FULL == n for i in known)]
+    ours = [predicted[n] for n in range(times) if any(i // FULL == n for i in known)]
     return Case(model.name, sla, policy, ratio_interval(measured, fitted=2),
                 math.exp(float(np.mean(predicted))),
                 ratio_interval(np.array(ours) - np.array(by_turn)), turns)  # fmt: skip
@@ -222,6 +240,7 @@ def page(asleep: str, cases: list[Case]) -> str:
     capacity = [abs(c.capacity[0] - 1) for c in cases]
     p95 = [abs(c.p95(0.7)[0] - 1) for c in cases]
     own = [abs(c.own_p95(0.7)[0] - 1) for c in cases]
+    turns = " or ".join(map(str, sorted({len(c.turns) for c in cases})))
     drawn = draw(_figure(cases), FIGURE)
     heads = ["model", "target", "policy", "measured queries/s", "predicted", "predicted / measured",
              *(f"p95 at {s:.0%}" for s in SHARES), "pace", "p95 at 70%, own pace"]  # fmt: skip
@@ -237,7 +256,7 @@ Full-size models, seed 0, production sizes, Poisson arrivals.
 
 {asleep}
 
-Each model under the policy that simulation finds best, in {TURNS} turns: part of a profile, runs at
+Each model under the policy that simulation finds best, in {turns} turns: part of a profile, runs at
 50, 70, 90 and 100 % of the capacity, another part; each turn predicted from its own two parts, run
 by run on the same arrivals. Simulated over measured, with 95 % intervals over the turns. *Pace*:
 how much longer the runs' requests took than the profile's, which is the machine's drift and what
