@@ -6,6 +6,7 @@ come, under the machine's name; nothing is kept.
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 import tempfile
@@ -13,7 +14,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from deeprecsys.core import SLA, Inputs, Policy, UserError
 from deeprecsys.engine import Engine
 from deeprecsys.models import load_model
 from rows import HEADER, Row, asked, provenance
+from served import Bare, posted, served
 from turns import compare, said
 
 WORKERS = 2
@@ -33,6 +36,9 @@ WORKERS = 2
 _ZOO = {"ncf": (256, SLA(0.02)), "dlrm-rmc3": (128, SLA(0.1))}
 _TURNS, _TURN_S = 5, 2.0
 _AHEAD = 8  # queries in an engine at once
+_OPENINGS = 5
+# Opens a model, for queries; gives what asks the query of that number, and waits for the answer.
+_Opened = Callable[[OwnModel, Sequence[Inputs]], AbstractContextManager[Callable[[int], Any]]]
 
 
 def zoo() -> Iterator[Row]:
@@ -137,7 +143,8 @@ def opening() -> Iterator[Row]:
 
 
 def warm() -> Iterator[Row]:
-    """The first hundred queries after ready against the next, one at a time; several openings."""
+    """The first hundred queries after ready against the next, one at a time; several openings, in
+    this process and through a server of its own, over HTTP."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "torchscript").mkdir()
@@ -148,24 +155,53 @@ def warm() -> Iterator[Row]:
         }
         for what, model in forms.items():
             queries = _queries(model, 200)
-            ratios, firsts = list[float](), list[float]()
-            for _ in range(5):
-                with Engine(model, WORKERS) as engine:
-                    seconds = [_rate(lambda q=q: engine.submit(q).result(), 1) for q in queries]  # type: ignore[misc]
-                per_item = [
-                    1 / rate / _size(model, query)
-                    for rate, query in zip(seconds, queries, strict=True)
-                ]
-                first, then = (statistics.median(part) for part in (per_item[:100], per_item[100:]))
-                ratios.append(first / then)
-                firsts.append(first)
-            ratio = statistics.median(ratios)
-            yield Row(
-                f"{what}: time an item, first hundred queries after ready / the next hundred",
-                f"{ratio:.3f} [{min(ratios):.3f}, {max(ratios):.3f}], 5 openings "
-                f"({statistics.median(firsts) * 1e6:.2f} µs an item)",
-                "at most 1.05", ratio <= 1.05,
-            )  # fmt: skip
+            for where, opened in {"in process": _in_process, "over HTTP": _over_http}.items():
+                yield _warm_row(f"{what}, {where}", model, queries, opened)
+
+
+def _warm_row(what: str, model: OwnModel, queries: Sequence[Inputs], opened: _Opened) -> Row:
+    sizes = [_size(model, query) for query in queries]
+    ratios, firsts = list[float](), list[float]()
+    for _ in range(_OPENINGS):
+        with opened(model, queries) as ask:
+            seconds = [_seconds(partial(ask, at)) for at in range(len(queries))]
+        per_item = [took / n for took, n in zip(seconds, sizes, strict=True)]
+        first, then = (statistics.median(part) for part in (per_item[:100], per_item[100:]))
+        ratios.append(first / then)
+        firsts.append(first)
+    ratio = statistics.median(ratios)
+    return Row(
+        f"{what}: time an item, first hundred queries after ready / the next hundred",
+        f"{ratio:.3f} [{min(ratios):.3f}, {max(ratios):.3f}], {_OPENINGS} openings "
+        f"({statistics.median(firsts) * 1e6:.2f} µs an item)",
+        "at most 1.05", ratio <= 1.05,
+    )  # fmt: skip
+
+
+@contextmanager
+def _in_process(model: OwnModel, queries: Sequence[Inputs]) -> Iterator[Callable[[int], Any]]:
+    with Engine(model, WORKERS) as engine:
+        yield lambda at: engine.submit(queries[at]).result()
+
+
+@contextmanager
+def _over_http(model: OwnModel, queries: Sequence[Inputs]) -> Iterator[Callable[[int], Any]]:
+    """Bodies are made beforehand; the first query that is asked is the server's first."""
+    folder = model.path.parent
+    messages = [posted(folder.name, dict(query)) for query in queries]
+    with served(str(folder), "--sla-ms", "1000") as host, Bare(host.http_port) as http:
+        yield lambda at: _answered(http.ask(*messages[at]))
+
+
+def _answered(answer: tuple[int, bytes]) -> None:
+    if answer[0] != 200:
+        raise RuntimeError(answer[1].decode(errors="replace"))
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
 
 
 def compiled() -> Iterator[Row]:
@@ -184,6 +220,23 @@ def compiled() -> Iterator[Row]:
             rates = [_through(engine, [query], Policy(512)) for engine in (one, two)]
         measured = f"{rates[1] / rates[0]:.2f} (compiled and opened in {compiling_s:.0f} s)"
         yield Row(what, measured, "said", None)
+        differ = _served_differs(own, folder)
+        yield Row(
+            "AOTInductor, scores through serve / the package called: largest relative difference",
+            f"{differ:.1e}", "at most 1e-6", differ <= 1e-6,
+        )  # fmt: skip
+
+
+def _served_differs(own: OwnModel, folder: Path) -> float:
+    query = {"x": own.example(100, np.random.default_rng(1))["x"]}
+    package = torch._inductor.aoti_load_package(str(own.path))
+    directly = package(torch.from_numpy(query["x"])).numpy().reshape(-1)
+    with served(str(folder), "--trust", "--sla-ms", "1000") as host, Bare(host.http_port) as http:
+        status, said = http.ask(*posted(folder.name, query))
+    if status != 200:
+        raise RuntimeError(said.decode(errors="replace"))
+    found = np.array(json.loads(said)["outputs"][0]["data"], np.float32)
+    return float((np.abs(found - directly) / np.abs(directly)).max())
 
 
 def _compiled(folder: Path) -> OwnModel:

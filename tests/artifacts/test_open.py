@@ -275,7 +275,7 @@ def test_inputs_are_checked_by_name_type_shape_and_id(tmp_path):
         ({"item": good["item"] + 40}, "input item has id 4[0-9]; its ids are 0 to 39"),
         ({"user": good["user"].astype(np.int32)}, "input user must be INT64"),
         ({"dense": good["dense"][:4]}, r"must be FP32 \[5, 3\], not float32 \[4, 3\]"),
-        ({"dense": good["dense"] * np.nan}, "dense has a value that is infinite or not a number"),
+        ({"dense": good["dense"] * np.nan}, "dense has nan in row 1: its numbers must be finite"),
         ({"more": good["dense"]}, "has no input more"),
     ]:
         with pytest.raises(UserError, match=line):

@@ -86,7 +86,7 @@ def test_inspect_tells_what_was_found_and_exits_2_with_the_line_to_add(ranker, c
     assert "missing   input user: its datatype" in captured.out
     assert "does not say of input user its datatype: add datatype =" in captured.err
     written = (ranker / "model.toml").read_text()
-    assert '[inputs."user"]' in written
+    assert "\n[inputs.user]\n" in written
     assert call(["inspect", str(ranker)]) == 2  # still to be completed, and it can be read
     assert "under [inputs.user] in model.toml" in capsys.readouterr().err
 
@@ -101,11 +101,11 @@ def test_write_says_what_to_add_to_a_file_that_is_there_and_leaves_it(ranker, ca
     assert call(["inspect", str(ranker), "--write"]) == 2
     said = capsys.readouterr().out
     lines = said[said.index("add to") :].splitlines()[1:]
-    assert lines == ['[inputs."user"]', 'datatype = "INT64"']
+    assert lines == ["[inputs.user]", 'datatype = "INT64"']
     assert file.read_text() == part
     file.write_text(whole.replace("ids = 50\n", ""))
     assert call(["inspect", str(ranker), "--write"]) == 2
-    assert '[inputs."user"]\nids = 1000 ' in capsys.readouterr().out
+    assert "[inputs.user]\nids = 1000 " in capsys.readouterr().out
 
 
 def test_models_tells_what_the_score_is_and_of_which_task(ranker, capsys):

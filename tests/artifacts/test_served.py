@@ -227,6 +227,14 @@ class Model:
             return x[:1, 0]
         if first == 104:
             return np.stack([x[:, 0], x[:, 0]], 1)
+        if first == 105:
+            return None
+        if first == 106:
+            return x[:, 0] + 1j
+        if first == 107:
+            return {"other": x[:, 0]}
+        if first == 108:
+            return np.full(len(x), 2**53 + 1)
         return x[:, 0] * 2
 """
 
@@ -241,12 +249,40 @@ def test_a_query_that_fails_says_why_and_the_server_goes_on(tmp_path):
             (102, "a score is not a number"),
             (103, r"scores is shape [1], not [3]"),
             (104, r"scores is shape [3, 2], not [3]"),
+            (105, "scores is shape [], not [3]"),
+            (106, "scores is complex128, not FP64"),
+            (107, "scores is nothing, not [3]"),
+            (108, "scores has a whole number beyond 2^53, which would be rounded"),
         ]:
             status, said = client.infer({"x": np.full((3, 2), float(first))})
             assert status == 500
             assert line in said["error"]
         status, said = client.infer({"x": np.full((3, 2), 4.0)})
         assert (status, said["outputs"][0]["data"]) == (200, [8.0, 8.0, 8.0])
+
+
+class Echo(torch.nn.Module):
+    """Whole numbers as they were given, beside a score."""
+
+    def forward(self, id):
+        return {"score": id[:, 0] * 0.5, "id": id[:, 0]}
+
+
+def test_whole_numbers_are_answered_exactly_or_not_at_all(tmp_path):
+    scripted(Echo(), tmp_path / "model.pt")
+    (tmp_path / "model.toml").write_text(
+        '[inputs.id]\ndatatype = "INT64"\nshape = [1]\nvalues = "uniform:-9,9"\n'
+    )
+    model = open_model(tmp_path)
+    with serving(model) as server, Client(server) as client:
+        for binary in (True, False):
+            most = np.array([[2**53], [2**53 - 1], [-10]])
+            status, said = client.infer({"id": most}, binary=binary)
+            assert status == 200
+            found = {part["name"]: part["data"] for part in said["outputs"]}
+            assert found["id"] == most.ravel().tolist()
+            status, said = client.infer({"id": most + 1}, binary=binary)
+            assert (status, "beyond 2^53" in said["error"]) == (500, True)
 
 
 def test_the_configuration_says_what_the_score_is(tmp_path):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from deeprecsys.core import UserError
 from deeprecsys.workload import SIZE_LAWS, parse_sizes
+from deeprecsys.workload.sizes import law_of
 
 SPECS = [
     "production",
@@ -20,6 +21,7 @@ SPECS = [
     "fixed:128",
     "uniform:1-1000",
     "file:{tmp}/sizes.txt",
+    "each:10*3,700,25*6",
     "file:{tmp}/quantiles.csv",
 ]
 
@@ -215,3 +217,21 @@ def test_a_binary_file_is_refused_in_one_line(tmp_path):
     with pytest.raises(UserError) as error:
         parse_sizes(f"file:{path}")
     assert "as text" in one_line(error)
+
+
+@given(st.lists(st.integers(0, 900), min_size=1, max_size=400).filter(any))
+def test_sizes_that_were_counted_are_a_law_of_them(counted):
+    law = parse_sizes(law_of(counted))
+    seen = [size for size in counted if size]
+    assert set(law.size.tolist()) <= set(seen)
+    assert law.largest == max(seen)
+    if len(set(seen)) <= 100:
+        assert law.mean == pytest.approx(np.mean(seen))
+    assert len(law.size) <= 100
+
+
+@pytest.mark.parametrize("options", ["", "5*0", "5*-1", "0*3", "1.5", "a"])
+def test_a_counted_law_that_cannot_be_meant_is_refused_in_one_line(options):
+    with pytest.raises(UserError) as error:
+        parse_sizes(f"each:{options}")
+    one_line(error)

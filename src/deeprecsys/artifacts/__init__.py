@@ -7,17 +7,21 @@ artifact itself whether its queries may be cut (`legality.py`). Knows no engine 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from deeprecsys.artifacts.check import OwnCheck
 from deeprecsys.artifacts.declared import FILE, Declared, read_declared
 from deeprecsys.artifacts.derived import Derived, Fact, derive
-from deeprecsys.artifacts.form import Form
+from deeprecsys.artifacts.form import Form, damaged
 from deeprecsys.artifacts.model import ModelFailed, OwnModel, Tried
 from deeprecsys.artifacts.samples import Samples, find_samples, read_samples
-from deeprecsys.core import SLA, OutputSpec, UserError
+from deeprecsys.core import SLA, Inputs, OutputSpec, UserError
+from deeprecsys.workload import parse_sizes
+from deeprecsys.workload.sizes import law_of as law_of_sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +35,17 @@ class Kind:
 
     def open(self, path: Path, trust: bool) -> Form:
         module = import_module(f"deeprecsys.artifacts.{self.module}")
-        return getattr(module, self.opener)(path, trust)  # type: ignore[no-any-return]
+        try:
+            return getattr(module, self.opener)(path, trust)  # type: ignore[no-any-return]
+        except UserError:
+            raise
+        except Exception as error:  # archives and libraries raise whatever they like
+            raise damaged(path, "model", error) from error
 
     def is_of(self, path: Path) -> bool:
         """Of a file in a folder, which may be anything."""
         if not self.mark:
             return True
-        if not path.is_file():
-            return False
         with path.open("rb") as file:
             return self.mark in file.read(4096)
 
@@ -87,7 +94,13 @@ def open_model(path: str | Path, *, trust: bool = False) -> OwnModel:
 
 def look(path: str | Path, *, trust: bool = False) -> Looked:
     """Opens the artifact and reads what lies beside it; runs nothing."""
-    given = Path(path)
+    try:
+        return _looked(Path(path), trust)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or path}: {error.strerror}") from error
+
+
+def _looked(given: Path, trust: bool) -> Looked:
     folder = given if given.is_dir() else given.parent
     beside = given.is_dir() or _only_artifact(given)
     file = folder / FILE
@@ -111,45 +124,71 @@ def finished(looked: Looked) -> OwnModel:
         first, more = derived.missing[0], len(derived.missing) - 1
         others = f"; {more} more: deeprecsys inspect {looked.path}" if more else ""
         raise UserError(f"{looked.path} does not say of {first.where} {first.what}{others}")
-    tried = try_out(looked.path, looked.form, derived, looked.samples, found.least, found.most)
+    recorded = looked.samples.queries(derived.inputs) if looked.samples else []
+    as_told = OwnCheck(looked.name, derived.inputs, nan=found.nan)
+    sizes = _recorded_sizes(looked.samples, recorded, as_told)  # before they are run
+    tried = try_out(looked.path, looked.form, derived, recorded, found.least, found.most)
     score, how = _score(looked.path, tried, declared)
     target = declared.target
+    law, drawn = _sizes(looked, sizes)
     model = OwnModel(
         looked.name, looked.path, looked.form, derived, tried, looked.samples, score,
         tuple(declared.outputs.tasks or ()), declared.outputs.kind,
-        SLA(target.sla_ms / 1e3, target.percentile) if target else None,
-        declared.sizes, (*derived.facts, *tried.facts, how, *_meant(score, declared)), found.nan,
+        SLA(target.sla_ms / 1e3, target.percentile) if target else None, law,
+        (*derived.facts, *tried.facts, how, *_meant(score, declared), drawn), found.nan, recorded,
     )  # fmt: skip
-    _check_recorded(model)
+    _recorded_sizes(looked.samples, recorded, model.check)
     return model
 
 
-def _check_recorded(model: OwnModel) -> None:
-    """UserError, naming the row, where a recorded query is none of the model's."""
-    for number, query in enumerate(model.recorded, 1):
+def _recorded_sizes(
+    samples: Samples | None, recorded: Sequence[Inputs], check: OwnCheck
+) -> list[int]:
+    """Candidates of each query; UserError, naming the row, where one is none of the model's."""
+    if samples is None:
+        return []
+    sizes = list[int]()
+    for number, query in enumerate(recorded, 1):
         try:
-            model.check(query)
+            sizes.append(check(query))
         except UserError as error:
-            assert model.samples is not None
-            raise UserError(f"{model.samples.path} row {number}: {error}") from None
+            raise UserError(f"{samples.path} row {number}: {error}") from None
+    if not any(sizes):
+        raise UserError(f"{samples.path} has no candidates")
+    return sizes
+
+
+def _sizes(looked: Looked, recorded: Sequence[int]) -> tuple[str | None, Fact]:
+    """The law of query sizes: declared, else as recorded, else nobody's (None)."""
+    declared = looked.declared.sizes
+    if declared is not None:
+        return declared, Fact("queries", f"sizes {declared}", "declared")
+    if recorded:
+        law = law_of_sizes(recorded)
+        return law, Fact("queries", f"sizes as recorded: {parse_sizes(law).ends}", "recorded")
+    return None, Fact("queries", "sizes production", "assumed")
 
 
 def _artifact(given: Path, declared: Declared) -> Path:
     """The file (or the folder's one) that holds the model."""
     if given.is_file():
         return given
-    if not given.exists():
-        raise UserError(f"no file or folder {given}")
+    if given.is_symlink() and not given.is_dir():
+        raise UserError(f"{given} is a link to nothing")
+    if not given.is_dir():
+        raise UserError(f"{given} is no file" if given.exists() else f"no file or folder {given}")
     if declared.model is not None:
-        if not (given / declared.model).exists():
-            raise UserError(f"{given / FILE} names {declared.model}, which is not there")
+        if not (given / declared.model).is_file():
+            raise UserError(f"{given / FILE} names {declared.model}, which is no file there")
         return given / declared.model
     found = _models(given)
     if not found:
         pickles = [p for p in given.iterdir() if p.suffix.lower() in _PICKLES]
         if pickles:
             return pickles[0]
-        raise UserError(f"{given} holds no model: known are {', '.join(FORMS)}")
+        broken = [p.name for p in given.iterdir() if p.is_symlink() and not p.exists()]
+        links = f"; a link to nothing: {', '.join(broken)}" if broken else ""
+        raise UserError(f"{given} holds no model: known are {', '.join(FORMS)}{links}")
     if len(found) > 1:
         names = ", ".join(p.name for p in found)
         raise UserError(f'{given} has several models, {names}: say model = "..." in {FILE}')
@@ -167,7 +206,7 @@ def _only_artifact(file: Path) -> bool:
 
 def _models(folder: Path) -> list[Path]:
     """What in a folder is a model."""
-    known = [p for p in folder.iterdir() if p.suffix.lower() in FORMS]
+    known = [p for p in folder.iterdir() if p.suffix.lower() in FORMS and p.is_file()]
     return sorted(p for p in known if FORMS[p.suffix.lower()].is_of(p))
 
 

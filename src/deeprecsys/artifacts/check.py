@@ -53,8 +53,10 @@ class OwnCheck:
                 raise UserError(_wrong_shape(spec, array, n))
             if spec.dtype.kind == "f":
                 if not self._nan and not np.isfinite(array).all():
+                    at = tuple(np.argwhere(~np.isfinite(array))[0])
                     raise UserError(
-                        f"input {spec.name} has a value that is infinite or not a number"
+                        f"input {spec.name} has {array[at]} in row {at[0] + 1}: its numbers must "
+                        "be finite (values that are missing, nan, only rankers of trees take)"
                     )
             elif spec.dtype.kind == "O":
                 _check_text(spec, array)

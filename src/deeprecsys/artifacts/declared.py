@@ -13,7 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from deeprecsys.core import DTYPES, Bounds, UserError
+from deeprecsys.core import DTYPES, SLA, Bounds, UserError
+from deeprecsys.workload import parse_sizes
 
 FILE = "model.toml"
 
@@ -74,6 +75,24 @@ def read_declared(path: Path) -> Declared:
         raise UserError(f"{path}: {_said(str(error))}") from error
     for name, said in found.inputs.items():
         _check(path, name, said)
+    try:
+        return _checked(found, path.parent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _checked(found: Declared, folder: Path) -> Declared:
+    """With the law of sizes relative to the folder."""
+    if found.name is not None and not re.fullmatch(r"[\w.-]+", found.name):
+        raise UserError(f"name is letters, digits, '.', '_' and '-', not {found.name!r}")
+    if found.target is not None:
+        SLA(found.target.sla_ms / 1e3, found.target.percentile)
+    if found.sizes is None:
+        return found
+    law, _, file = found.sizes.partition(":")
+    if law == "file":
+        found = msgspec.structs.replace(found, sizes=f"file:{folder / file.strip()}")
+    parse_sizes(found.sizes or "")
     return found
 
 
@@ -109,6 +128,10 @@ def _check(path: Path, name: str, said: DeclaredInput) -> None:
         raise UserError(f"{where}: ids must be the number of rows, or [first, last], not {ids}")
     if isinstance(ids, list) and (len(ids) != 2 or ids[0] > ids[1]):
         raise UserError(f"{where}: ids must be [first, last], not {ids}")
+    if said.bag == name:
+        raise UserError(f"{where}: bag names the input that says where its values are, not itself")
+    if said.lengths is not None and said.bounds is None:
+        raise UserError(f"{where}: lengths are of an input that says where bags are: add bounds")
     if said.bag is not None and said.bounds is not None:
         raise UserError(f"{where} is a bag's values or says where they are, not both")
 

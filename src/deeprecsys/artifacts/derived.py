@@ -62,7 +62,7 @@ def derive(path: Path, found: Found, declared: Declared, samples: Samples | None
     one.check_bags(specs)
     if any(fact.kind == "missing" for fact in facts):
         return Derived((), {}, tuple(facts))
-    laws = {spec.name: law_of(spec, one.law(spec)) for spec in specs}
+    laws = {spec.name: one.draw(spec) for spec in specs}
     return Derived(tuple(specs), laws, tuple(facts))
 
 
@@ -102,11 +102,18 @@ class _Derivation:
 
     def input(self, tensor: Tensor) -> InputSpec:
         said = self.declared.inputs.get(tensor.name, DeclaredInput())
+        datatype = self._datatype(tensor, said)
         spec = InputSpec(
-            tensor.name, self._datatype(tensor, said), self._row(tensor, said),
-            self._scope(tensor, said), ragged=said.bag, bounds=self._bounds(tensor, said),
+            tensor.name, datatype or "FP32", self._row(tensor, said), self._scope(tensor, said),
+            ragged=said.bag, bounds=self._bounds(tensor, said),
         )  # fmt: skip
-        return self._ids(spec, said)
+        return self._ids(spec, said) if datatype else spec
+
+    def draw(self, spec: InputSpec) -> Draw:
+        try:
+            return law_of(spec, self.law(spec))
+        except UserError as error:
+            raise UserError(f"{FILE}: input {spec.name}: {error}") from None
 
     def law(self, spec: InputSpec) -> str | None:
         said = self.declared.inputs.get(spec.name, DeclaredInput())
@@ -136,7 +143,8 @@ class _Derivation:
                 )
             specs[i] = replace(spec, scope=counting.scope)
 
-    def _datatype(self, tensor: Tensor, said: DeclaredInput) -> str:
+    def _datatype(self, tensor: Tensor, said: DeclaredInput) -> str | None:
+        """None where nobody says it, which is told."""
         name = tensor.name
         if tensor.datatype is not None:
             if said.datatype not in (None, tensor.datatype):
@@ -154,7 +162,7 @@ class _Derivation:
             self._tell(name, datatype, "recorded")
             return datatype
         self._missing(name, 'its datatype: add datatype = "INT64" (or "FP32", ...)')
-        return "FP32"
+        return None
 
     def _row(self, tensor: Tensor, said: DeclaredInput) -> tuple[int, ...]:
         """The shape of a candidate's row: found, and what is free in it declared or recorded."""
@@ -174,7 +182,8 @@ class _Derivation:
                         f"{FILE} says that a row of input {name} has shape {list(given or ())}; of "
                         f"{self.path.name} it has {list(row)}"
                     )
-                self._tell(name, f"[N{''.join(f', {n}' for n in row)}]", "found")
+                leading = "N" if self._leading(tensor) else "1"
+                self._tell(name, f"[{leading}{''.join(f', {n}' for n in row)}]", "found")
                 return tuple(n for n in row if n is not None)
             if given is not None and len(given) == len(row):
                 row = given
@@ -185,7 +194,8 @@ class _Derivation:
         elif given is None and bag:
             row = ()
         elif given is None:
-            self._missing(name, "the shape of a candidate's row: add shape = [1] (or [80], ...)")
+            line = "add shape = [] (of [N]), [1] (of [N, 1]), [80]"
+            self._missing(name, f"the shape of a candidate's row: {line}")
             return ()
         else:
             row = given
@@ -197,8 +207,7 @@ class _Derivation:
         if said.scope is not None:
             self._tell(name, f"scope {said.scope}", "declared")
             return said.scope
-        others = [t.shape for t in self.tensors if t.shape and t.shape[0] != 1]
-        if tensor.shape and tensor.shape[0] == 1 and others:
+        if not self._leading(tensor):
             self._tell(name, "scope query", "found")
             return "query"
         if self._recorded_once(name):
@@ -206,6 +215,11 @@ class _Derivation:
             return "query"
         self._tell(name, "scope candidate", "assumed")
         return "candidate"
+
+    def _leading(self, tensor: Tensor) -> bool:
+        """Is it one row a candidate, or at least not one row where others have several?"""
+        others = [t.shape for t in self.tensors if t.shape and t.shape[0] != 1]
+        return not (tensor.shape and tensor.shape[0] == 1 and others)
 
     def _recorded_once(self, name: str) -> bool:
         """One row in a recorded query of several candidates."""
@@ -226,12 +240,18 @@ class _Derivation:
         if spec.bounds or spec.dtype.kind in "bf":
             if ids is not None and not (spec.dtype.kind == "f" and spec.shape == (1,)):
                 raise UserError(f"{FILE}: input {name} is {spec.datatype}, which is no id")
-            if spec.dtype.kind == "f" and self.samples is None and said.values is None:
+            if said.padding is not None:
+                raise UserError(f"{FILE}: input {name} has no ids, so no padding")
+            if said.values is not None:
+                self._tell(name, f"values {said.values}", "declared")
+            elif spec.dtype.kind == "f" and self.samples is None:
                 self._tell(name, "values standard normal", "assumed")
             return spec
         if ids is not None:
             low, last = (0, ids - 1) if isinstance(ids, int) else ids
             _check_fits(spec, low, last)
+            if said.padding is not None:
+                _check_fits(spec, said.padding, said.padding)
             self._tell(name, f"ids {low} to {last}", "declared")
             if said.padding is not None:
                 self._tell(name, f"padding {said.padding}", "declared")
@@ -241,15 +261,15 @@ class _Derivation:
         elif self.samples is not None and self.samples.has(name):
             self._tell(name, "ids as recorded; others are not refused", "recorded")
         else:
-            line = "ids = ROWS (or [FIRST, LAST])"
-            self._missing(name, f"its valid ids: add {line}, or recorded queries")
+            line = "its valid ids: add ids = ROWS (or [FIRST, LAST])"
+            self._missing(name, line, ", or recorded queries beside it (samples.jsonl)")
         return spec
 
     def _tell(self, name: str, what: str, kind: Kind) -> None:
         self.facts.append(Fact(f"input {name}", what, kind))
 
-    def _missing(self, name: str, what: str) -> None:
-        where = f"{what} under [inputs.{name}] in {FILE}"
+    def _missing(self, name: str, what: str, instead: str = "") -> None:
+        where = f"{what} under [inputs.{name}] in {FILE}{instead}"
         self.facts.append(Fact(f"input {name}", where, "missing"))
 
 

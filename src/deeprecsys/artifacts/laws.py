@@ -32,9 +32,11 @@ def law_of(spec: InputSpec, text: str | None) -> Draw:
         return _uniform(spec, low, high)
     if name == "normal" and spec.dtype.kind == "f":
         mean, deviation = numbers("normal:MEAN,DEVIATION", options, (0.0, 1.0))
+        if deviation < 0:
+            raise UserError("normal:MEAN,DEVIATION needs a deviation of at least 0")
         return lambda rng, shape, _: _as(spec, mean + deviation * rng.standard_normal(shape))
     kinds = "normal:M,D or uniform:A,B" if spec.dtype.kind == "f" else "uniform:A,B"
-    raise UserError(f"values of {spec.name} are {kinds}, not {text!r}")
+    raise UserError(f"its values are {kinds}, not {text!r}")
 
 
 def _recorded_only(rng: np.random.Generator, shape: tuple[int, ...], law: IndexLaw) -> NDArray[Any]:
@@ -43,7 +45,7 @@ def _recorded_only(rng: np.random.Generator, shape: tuple[int, ...], law: IndexL
 
 def _uniform(spec: InputSpec, low: float, high: float) -> Draw:
     if low > high:
-        raise UserError(f"values of {spec.name}: uniform:A,B needs A up to B")
+        raise UserError("uniform:A,B needs A up to B")
     if spec.dtype.kind == "f":
         return lambda rng, shape, _: _as(spec, rng.uniform(low, high, shape))
     return lambda rng, shape, _: rng.integers(int(low), int(high) + 1, shape).astype(spec.dtype)

@@ -8,7 +8,7 @@ threads, at the edges of its ids. What is found is told as facts, like what the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from deeprecsys.artifacts.derived import Derived, Fact
 from deeprecsys.artifacts.form import Form, reason
 from deeprecsys.artifacts.model import OwnModel, Tried, draw
-from deeprecsys.artifacts.samples import Samples
 from deeprecsys.core import (
     DTYPES,
     Answer,
@@ -75,10 +74,15 @@ class _Asked:
 
 
 def try_out(
-    path: Path, form: Form, derived: Derived, samples: Samples | None, least: int, most: int | None
+    path: Path,
+    form: Form,
+    derived: Derived,
+    recorded: Sequence[Inputs],
+    least: int,
+    most: int | None,
 ) -> Tried:
     """least, most: candidates as far as the artifact says. UserError where it fails."""
-    asked = _Asked(path, form, derived, _base(derived, samples))
+    asked = _Asked(path, form, derived, _base(derived, recorded))
     once, single = frozenset[str](), False
     users = [s for s in asked.specs if s.scope == "query"]
     if users:
@@ -98,14 +102,14 @@ def try_out(
     return replace(model.tried, empty=empty, facts=tuple(facts))
 
 
-def _base(derived: Derived, samples: Samples | None) -> Inputs:
+def _base(derived: Derived, recorded: Sequence[Inputs]) -> Inputs:
+    """By the laws where nothing is recorded. Of what is, some query has candidates."""
     rng = np.random.default_rng(0)
     specs = derived.inputs
-    if samples is None:
+    if not recorded:
         inputs = draw(derived, LARGEST, rng)
         return repeat_inputs(specs, inputs, LARGEST)
     queries, sizes, total = [], [], 0
-    recorded = samples.queries(specs)
     while total < LARGEST:
         for query in recorded:
             n = _size(specs, query)
@@ -116,8 +120,6 @@ def _base(derived: Derived, samples: Samples | None) -> Inputs:
             total += n
             if total >= LARGEST:
                 break
-        if total == 0:
-            raise UserError(f"{samples.path} has no candidates")
     return slice_inputs(specs, join_inputs(specs, queries, sizes), 0, LARGEST)
 
 

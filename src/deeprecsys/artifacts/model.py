@@ -38,6 +38,7 @@ from deeprecsys.workload import parse_indices
 
 # Items that the reference scores at a time, where queries may be cut.
 REFERENCE_CHUNK = 256
+EXACT = 1 << 53  # up to which outputs, held as doubles, are whole numbers exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,8 @@ class ModelFailed(RuntimeError):
 class OwnModel:
     """`form.run` on its inputs, in the order of `inputs`, gives `outputs`.
 
-    score: which of them it is; kind: a probability or a logit, if that was declared.
+    score: which of them it is; kind: a probability or a logit, if that was declared. recorded: the
+    queries of `samples`, as clients would send them.
     """
 
     name: str
@@ -83,6 +85,7 @@ class OwnModel:
     sizes: str | None = None
     facts: tuple[Fact, ...] = ()
     nan: bool = False
+    recorded: Sequence[Inputs] = ()
     seed: int = 0
     execution: Execution = EXACT
     work: None = None
@@ -131,11 +134,6 @@ class OwnModel:
             empty=tried.empty,
         )
 
-    @cached_property
-    def recorded(self) -> list[Inputs]:
-        """The recorded queries; none where there are none."""
-        return self.samples.queries(self.inputs) if self.samples else []
-
     @property
     def about(self) -> Mapping[str, Any]:
         """What profiles, summaries and reports say of it, beside its name."""
@@ -161,7 +159,8 @@ class OwnModel:
     def inputs_from(self) -> str:
         """Where the inputs of runs come from: recorded, declared, or assumed."""
         if self.samples is not None:
-            return f"recorded: {len(self.recorded):,} queries of {self.samples.path}"
+            sizes = ", and their sizes" if (self.sizes or "").startswith("each:") else ""
+            return f"recorded: {len(self.recorded):,} queries of {self.samples.path}{sizes}"
         drawn = ("values", "lengths of bags")
         assumed = [
             fact.where.removeprefix("input ")
@@ -236,10 +235,7 @@ class OwnModel:
         found = self.form.run([inputs[spec.name] for spec in self.inputs])
         at = 0
         for output in self.outputs:
-            part = found.get(output.name)
-            if part is None or len(part) != wanted or part.size != wanted * output.columns:
-                shape = "nothing" if part is None else f"shape {list(part.shape)}"
-                raise ModelFailed(f"{output.name} is {shape}, not {[wanted, *output.shape]}")
+            part = _answered(output, found.get(output.name), wanted)
             scores[:, at : at + output.columns] = part[:n].reshape(n, output.columns)
             at += output.columns
         if np.isnan(scores).any():
@@ -309,10 +305,26 @@ def _shaped(spec: InputSpec, array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
+def _answered(output: OutputSpec, part: NDArray[Any] | None, n: int) -> NDArray[Any]:
+    """ModelFailed for what is not n rows of numbers, or cannot be answered exactly."""
+    if part is None or part.shape[:1] != (n,) or part.size != n * output.columns:
+        shape = "nothing" if part is None else f"shape {list(part.shape)}"
+        raise ModelFailed(f"{output.name} is {shape}, not {[n, *output.shape]}")
+    if part.dtype.kind not in "fiub":
+        raise ModelFailed(f"{output.name} is {part.dtype}, not {output.datatype}")
+    if part.dtype.itemsize == 8 and part.dtype.kind in "iu" and (_beyond(part)).any():
+        raise ModelFailed(f"{output.name} has a whole number beyond 2^53, which would be rounded")
+    return part
+
+
+def _beyond(part: NDArray[Any]) -> NDArray[np.bool_]:
+    return (part > EXACT) | (part < -EXACT) if part.dtype.kind == "i" else part > EXACT
+
+
 def pieces(n: int, most: int | None) -> Sequence[tuple[int, int]]:
     """Calls of an artifact that takes at most so many candidates."""
     step = most or n
     return [(lo, min(lo + step, n)) for lo in range(0, n, max(1, step))]
 
 
-__all__ = ["ModelFailed", "OwnModel", "Tried", "draw", "pieces"]
+__all__ = ["EXACT", "ModelFailed", "OwnModel", "Tried", "draw", "pieces"]

@@ -36,7 +36,7 @@ class Onnx:
         options.log_severity_level = 3
         try:
             self._session: Any = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path.resolve()), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise damaged(path, "ONNX model", error) from error

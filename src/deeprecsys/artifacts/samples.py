@@ -20,6 +20,7 @@ from deeprecsys.protocol.recorded import Query, dense, read_rows
 NAMES = ("samples.npz", "samples.parquet", "samples.jsonl", "samples.jsonl.gz")
 # Queries that are kept: enough for their look-ups not to come from the cache, few enough to hold.
 MOST, MOST_BYTES = 20_000, 256 << 20
+_EXACT = float(1 << 53)  # up to which doubles hold whole numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,42 @@ def _typed(where: str, spec: InputSpec, row: Mapping[str, Any]) -> NDArray[Any]:
     if row.get(spec.name) is None:
         raise UserError(f"{where} has no input {spec.name}; it has {', '.join(row) or 'none'}")
     array = dense(where, spec.name, row[spec.name])
-    with np.errstate(invalid="ignore", over="ignore"):
-        typed = array.astype(spec.dtype)
-    if spec.dtype.kind in "iub" and not np.array_equal(typed, array):
-        raise UserError(f"{where}: a value of {spec.name} does not fit {spec.datatype}")
+    typed = _fitting(f"{where}: input {spec.name}", spec, array)
     try:
         return typed.reshape(-1, *spec.shape) if typed.ndim != 1 + len(spec.shape) else typed
     except ValueError:
         raise UserError(
             f"{where}: {spec.name} has shape {list(array.shape)}, a row of it {list(spec.shape)}"
         ) from None
+
+
+def _fitting(where: str, spec: InputSpec, array: NDArray[Any]) -> NDArray[Any]:
+    """In the input's own type; UserError, with the value, where that is another number."""
+    if spec.dtype.kind in "iu" and array.dtype.kind == "f":
+        rounded = array[np.abs(array) >= _EXACT]
+        if rounded.size:
+            raise UserError(
+                f"{where}: {rounded[0]:.17g} was recorded as a floating number, which does not "
+                "hold every whole one from 2^53 on: record whole numbers"
+            )
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):
+            typed = array.astype(spec.dtype)
+    except (TypeError, ValueError, OverflowError):
+        wrong = next((value for value in array.flat if not _is_of(spec, value)), array.flat[0])
+        raise UserError(f"{where}: {wrong!r} is no {spec.datatype}") from None
+    if spec.dtype.kind in "iub" and not np.array_equal(typed, array):
+        value = array[typed != array].flat[0]
+        raise UserError(f"{where}: {value} does not fit {spec.datatype}")
+    return typed
+
+
+def _is_of(spec: InputSpec, value: Any) -> bool:
+    try:
+        np.array([value], object).astype(spec.dtype)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return True
 
 
 __all__ = ["Samples", "find_samples", "read_samples"]

@@ -6,6 +6,7 @@ output, `scores`. A library gets one thread a call, so that each worker is one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,12 +52,27 @@ class LightGBM(_Trees):
         except ModuleNotFoundError as error:
             raise needed("lightgbm", "trees", path) from error
         try:
-            booster: Any = lightgbm.Booster(model_file=str(path))
+            booster: Any = lightgbm.Booster(model_str=_in_order(path))
         except Exception as error:
             raise damaged(path, "LightGBM model", error) from error
         self._open(
             booster.num_feature(), partial(booster.predict, num_threads=1, validate_features=False)
         )
+
+
+def _in_order(path: Path) -> str:
+    """The file's text as LightGBM reads it more safely: without `tree_sizes`, by which it reads
+    trees in several threads and ends the process at one that is damaged (in order it raises), and
+    without the parameters of its training, of which damaged ones crash it. ValueError where trees
+    are missing, which in order it would not notice."""
+    text = path.read_text(encoding="utf-8")
+    head, _, trees = text.partition("\ntree_sizes=")
+    sizes, _, rest = trees.partition("\n")
+    whole, end, _ = rest.partition("\nend of trees")
+    found = len(re.findall(r"^Tree=", whole, re.MULTILINE))
+    if found != len(sizes.split()) or not end:
+        raise ValueError(f"it holds {found} of {len(sizes.split())} trees")
+    return f"{head}\n{whole}{end}\n"
 
 
 class XGBoost(_Trees):

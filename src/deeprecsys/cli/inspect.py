@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,7 +32,7 @@ _COLOURS = {
 # By the words of a missing fact: its line, with an example's value.
 _ASKED = {
     "datatype": 'datatype = "INT64"',
-    "shape": "shape = [1]",
+    "shape": "shape = [1]   # of a candidate's row; [] of [N]",
     "where bags are": 'bounds = "ends"   # or starts, offsets, lengths',
     "valid ids": "ids = 1000   # rows of its table, or [first, last]",
 }
@@ -106,16 +107,28 @@ def _written(looked: Looked) -> str:
 def _toml(looked: Looked) -> str:
     lines = [
         f"# {looked.path.name}: what it does not say. Take the # off what is true.",
+        "# Every key: docs/your-model.md",
+        f'# name = "{looked.name}"   # as served',
         "# target = {sla_ms = 50, percentile = 95}",
-        '# sizes = "lognormal:5.1,0.6"',
+        '# sizes = "lognormal:5.1,0.6"   # candidates a query; default: as recorded, or production',
     ]
     for name in _names(looked):
-        lines += ["", _table(name), '# scope = "query"   # the user\'s']
-        lines += [f"# {fact.kind}: {fact.what}" for fact in _facts(looked, name)]
-        asked = _asked(looked, name)
-        usual = [_ASKED["valid ids"], "padding = 0"]
-        lines += [f"# {line}" for line in dict.fromkeys([*asked, *usual])]
-    return "\n".join([*lines, "", "# [outputs]", '# score = "scores"', ""])
+        known = [f"{f.what} ({f.kind})" for f in _facts(looked, name) if f.kind != "missing"]
+        lines += ["", _table(name), *(f"# {line}" for line in [", ".join(known)] if line)]
+        lines += [f"# {line}" for line in _offered(looked, name)]
+    return "\n".join([*lines, "", "# [outputs]", '# score = "scores"', '# kind = "logit"', ""])
+
+
+def _offered(looked: Looked, name: str) -> list[str]:
+    """Of an input: what is missing, and what else may be said of its kind."""
+    said = " ".join(fact.what for fact in _facts(looked, name))
+    lines = _asked(looked, name)
+    if "scope candidate" in said:
+        lines.append('scope = "query"   # the user\'s: one row may do for all candidates')
+    if re.search(r"\bFP\d\d\b", said) and "datatype" not in said:
+        return [*lines, 'values = "normal:0,1"   # or uniform:A,B, where none are recorded']
+    usual = [_ASKED["valid ids"], "padding = 0   # an id that stands for none"]
+    return list(dict.fromkeys([*lines, *usual]))
 
 
 def _lacking(looked: Looked, name: str) -> list[str]:
@@ -139,4 +152,5 @@ def _facts(looked: Looked, name: str) -> list[Fact]:
 
 
 def _table(name: str) -> str:
-    return f"[inputs.{json.dumps(name)}]"
+    bare = re.fullmatch(r"[A-Za-z0-9_-]+", name)
+    return f"[inputs.{name if bare else json.dumps(name)}]"

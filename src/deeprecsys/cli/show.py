@@ -67,7 +67,9 @@ def loaded(progress: Progress, request: Request) -> Iterator[Engine]:
 def loading(progress: Progress, request: Request) -> None:
     of = request.which
     how = f", {of.execution}" if of.execution != EXACT else ""
-    progress.line(f"loading {request.model} ({of.memory_bytes / 1e9:.2f} GB{how})")
+    megabytes = of.memory_bytes / 1e6
+    size = f"{megabytes / 1e3:.2f} GB" if megabytes >= 100 else f"{megabytes:.2g} MB"
+    progress.line(f"loading {request.model} ({size}{how})")
 
 
 class Progress:

@@ -149,8 +149,10 @@ def read(path: str) -> FleetFile:
 def _named(part: ModelPart, folder: Path) -> ModelPart:
     """Of a path, relative to the file: what the model found there says of itself."""
     from deeprecsys.artifacts import FORMS, open_model
+    from deeprecsys.models import NAMES
 
-    if "/" not in part.name and Path(part.name).suffix.lower() not in FORMS:
+    likely = "/" in part.name or Path(part.name).suffix.lower() in FORMS
+    if part.name in NAMES or not (likely or (folder / part.name).exists()):
         return part
     model = open_model(folder / part.name, trust=part.trust)
     target = model.target

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deeprecsys.core import UserError, load_columns
 from deeprecsys.protocol import tensors
 
+_LARGEST = float(1 << 63)
 Query = Mapping[str, Any]  # input -> array, or lists, flat or nested
 
 
@@ -37,12 +38,16 @@ def _npz(path: str) -> Iterator[Query]:
     """An array an input, whose rows are queries; or, with an array `size`, whose rows are all the
     queries' candidates one after another (or queries, for what belongs to the user)."""
     arrays = load_columns(path)
+    if single := [name for name, array in arrays.items() if array.ndim == 0]:
+        raise UserError(f"{path}: {', '.join(single)} is one number, not an array of rows")
     size = arrays.pop("size", None)
     if size is None:
         yield from _by_row(path, arrays)
         return
-    ends = np.cumsum(np.asarray(size, dtype=np.int64))
-    starts = ends - size
+    if size.dtype.kind not in "iu" or size.ndim != 1 or (size < 0).any():
+        raise UserError(f"{path}: size is one whole number a query, of its candidates")
+    ends = np.cumsum(size.astype(np.int64))
+    starts = ends - size.astype(np.int64)
     for name, array in arrays.items():
         if len(array) not in (ends[-1:].sum(), len(size)):
             raise UserError(
@@ -98,6 +103,8 @@ def _of_json(where: str, line: bytes) -> Query:
         }
     except UserError:
         raise
+    except KeyError as error:
+        raise UserError(f"{where}: an input lacks its {error.args[0]}") from error
     except Exception as error:  # the decoder's, the protocol's
         raise UserError(f"{where}: {error!s}") from error
 
@@ -115,6 +122,8 @@ def dense(where: str, name: str, cell: Any) -> NDArray[Any]:
         array = np.array(_lists(cell))
     except ValueError:
         raise UserError(f"{where}: the rows of {name} are of different lengths") from None
+    if array.dtype.kind == "f" and array.size and (np.abs(array) >= _LARGEST).any():
+        return np.array(_lists(cell), object)  # of whole numbers of 64 bits numpy makes doubles
     return array.astype(object) if array.dtype.kind in "US" else array
 
 

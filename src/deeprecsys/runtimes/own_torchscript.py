@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from deeprecsys.artifacts.form import reason
-from deeprecsys.artifacts.model import ModelFailed, OwnModel, pieces
+from deeprecsys.artifacts.model import EXACT, ModelFailed, OwnModel, pieces
 from deeprecsys.core import Inputs, OutputSpec, offsets
 from deeprecsys.runtimes import Scores
 from deeprecsys.runtimes.eager import from_numpy
@@ -137,6 +137,7 @@ def _source(model: OwnModel, form: Any, plain: bool) -> str:
             f"if {name}.dim() == 0 or {name}.size(0) != n or {name}.numel() != n * {columns}:",
             f"    raise RuntimeError({output.name!r} + ' has shape ' + str({name}.size())"
             " + ' of ' + str(n) + ' candidates')",
+            *_exact(name, output),
             *_written(name, output, at, alone=len(model.outputs) == 1),
         ]
         at += columns
@@ -146,6 +147,15 @@ def _source(model: OwnModel, form: Any, plain: bool) -> str:
         "    raise RuntimeError('a score is not a number')",
     ]
     return f"def forward(self, {head}) -> None:\n" + "".join(f"    {line}\n" for line in lines)
+
+
+def _exact(name: str, output: OutputSpec) -> list[str]:
+    """The lines that refuse a whole number that a double does not hold."""
+    if output.datatype != "INT64":
+        return []
+    beyond = f"({name} > {EXACT}) | ({name} < -{EXACT})"
+    said = f"{output.name} has a whole number beyond 2^53, which would be rounded"
+    return [f"if bool(({beyond}).any()):", f"    raise RuntimeError({said!r})"]
 
 
 def _written(name: str, output: OutputSpec, at: int, alone: bool) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,7 @@ MAX_SIZE = 1_000_000
 
 # Unbounded laws are cut this many standard deviations above the middle: 1e-9 of the queries.
 _TAIL_SIGMAS = 6.0
+_MOST_SIZES = 100  # of a law that is written out
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,6 +76,11 @@ class SizeLaw:
         """The share of all items that the largest `fraction` of the queries bring."""
         below = np.clip(self.cumulative - (1 - fraction), 0, self.probability)
         return float(self.size @ below) / self.mean
+
+    @property
+    def ends(self) -> str:
+        """From where to where, in words."""
+        return f"{self.size[0]} to {self.largest}, mean {self.mean:.4g}"
 
     def describe(self) -> str:
         p50, p95, p99 = (self.percentile(p) for p in (50, 95, 99))
@@ -182,6 +188,38 @@ def from_file(options: str) -> SizeLaw:
     return _law(f"file: the quantiles of {options}", size, table[:, 0])
 
 
+def each(options: str) -> SizeLaw:
+    """`each:100,200*12,700`: sizes, and how often each comes."""
+    sizes, counts = list[float](), list[float]()
+    for word in options.split(","):
+        size, _, times = word.partition("*")
+        sizes.append(number("each:SIZE*TIMES", size))
+        counts.append(number("each:SIZE*TIMES", times or "1"))
+    found, times_of = _whole("each:SIZE*TIMES", np.array(sizes)), np.array(counts)
+    if (times_of <= 0).any():
+        raise UserError("each:SIZE*TIMES: a size comes more than 0 times")
+    order = np.argsort(found, kind="stable")
+    cumulative = np.cumsum(times_of[order]) / times_of.sum()
+    cumulative[-1] = 1.0
+    text = f"each: {len(np.unique(found))} sizes, {times_of.sum():.10g} queries, counted"
+    return _law(text, found[order], cumulative)
+
+
+def law_of(counted: Sequence[int]) -> str:
+    """Sizes that were seen as an `each:` law; without empty queries, which a law does not have.
+
+    Of more than a hundred different sizes the text has a hundred, equally likely and the largest
+    among them.
+    """
+    ascending = np.sort(np.array([size for size in counted if size], np.int64))
+    sizes, times = np.unique(ascending, return_counts=True)
+    if len(sizes) > _MOST_SIZES:
+        at = np.arange(1, _MOST_SIZES + 1) * len(ascending) // _MOST_SIZES - 1
+        sizes, times = np.unique(ascending[at], return_counts=True)
+    pairs = zip(sizes.tolist(), times.tolist(), strict=True)
+    return "each:" + ",".join(f"{n}*{k}" if k > 1 else f"{n}" for n, k in pairs)
+
+
 def empirical(text: str, ascending: IntArray) -> SizeLaw:
     """Each of `ascending` [n] is equally likely."""
     n = len(ascending)
@@ -196,6 +234,7 @@ SIZE_LAWS: dict[str, Callable[[str], SizeLaw]] = {
     "fixed": fixed,
     "uniform": uniform,
     "file": from_file,
+    "each": each,
 }
 
 
