@@ -3,12 +3,15 @@
 import json
 import os
 import re
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 
 from deeprecsys.artifacts import open_model
+from deeprecsys.cli.main import call
 from deeprecsys.core import UserError
 from own_models import FOLDERS, TOML, example, torchscript_folder
 
@@ -96,6 +99,47 @@ def test_a_folder_or_a_file_may_be_reached_by_a_link(tmp_path, form):
     for file in (artifact_of(folder), folder / "model.toml"):
         (tmp_path / "alone" / file.name).symlink_to(file)
     assert open_model(tmp_path / "alone", trust=True).name == "alone"
+
+
+@contextmanager
+def as_nobody():
+    """Whoever may read and write everything may not."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def everybodys():
+    """A folder that others may enter; pytest's own may not be."""
+    with TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("what", [".", "model.pt", "model.toml", "samples.jsonl"])
+def test_what_may_not_be_read_is_named(everybodys, what):
+    folder = torchscript_folder(everybodys / "own")
+    (folder / "samples.jsonl").write_text(json.dumps(GOOD))
+    (folder / what).chmod(0)
+    with as_nobody():
+        refused(folder, "ermission denied")
+    (folder / what).chmod(0o755)
+
+
+def test_a_model_toml_that_may_not_be_written_is_told(everybodys, capsys):
+    folder = FOLDERS["lightgbm"](everybodys / "own")
+    (folder / "model.toml").unlink()
+    folder.chmod(0o555)
+    with as_nobody():
+        assert call(["inspect", str(folder), "--write"]) == 2
+    error = capsys.readouterr().err
+    assert "ermission denied" in error
+    assert "Traceback" not in error
 
 
 USER, ITEM = "[inputs.user]\n", "[inputs.item]\n"

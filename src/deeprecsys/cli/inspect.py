@@ -96,7 +96,10 @@ def _written(looked: Looked) -> str:
 
     target = looked.path.parent / FILE
     if not target.exists():
-        target.write_text(_toml(looked))
+        try:
+            target.write_text(_toml(looked))
+        except OSError as error:
+            raise UserError(f"cannot write {target}: {error.strerror}") from error
         return f"written: {target}"
     lines = [line for name in _names(looked) for line in _lacking(looked, name)]
     if not lines:
