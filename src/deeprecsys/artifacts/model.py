@@ -38,7 +38,7 @@ from deeprecsys.workload import parse_indices
 
 # Items that the reference scores at a time, where queries may be cut.
 REFERENCE_CHUNK = 256
-EXACT = 1 << 53  # up to which outputs, held as doubles, are whole numbers exactly
+WHOLE = 1 << 53  # up to which outputs, held as doubles, are whole numbers exactly
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +318,7 @@ def _answered(output: OutputSpec, part: NDArray[Any] | None, n: int) -> NDArray[
 
 
 def _beyond(part: NDArray[Any]) -> NDArray[np.bool_]:
-    return (part > EXACT) | (part < -EXACT) if part.dtype.kind == "i" else part > EXACT
+    return (part > WHOLE) | (part < -WHOLE) if part.dtype.kind == "i" else part > WHOLE
 
 
 def pieces(n: int, most: int | None) -> Sequence[tuple[int, int]]:
@@ -327,4 +327,4 @@ def pieces(n: int, most: int | None) -> Sequence[tuple[int, int]]:
     return [(lo, min(lo + step, n)) for lo in range(0, n, max(1, step))]
 
 
-__all__ = ["EXACT", "ModelFailed", "OwnModel", "Tried", "draw", "pieces"]
+__all__ = ["WHOLE", "ModelFailed", "OwnModel", "Tried", "draw", "pieces"]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from deeprecsys.artifacts.form import reason
-from deeprecsys.artifacts.model import EXACT, ModelFailed, OwnModel, pieces
+from deeprecsys.artifacts.model import WHOLE, ModelFailed, OwnModel, pieces
 from deeprecsys.core import Inputs, OutputSpec, offsets
 from deeprecsys.runtimes import Scores
 from deeprecsys.runtimes.eager import from_numpy
@@ -153,7 +153,7 @@ def _exact(name: str, output: OutputSpec) -> list[str]:
     """The lines that refuse a whole number that a double does not hold."""
     if output.datatype != "INT64":
         return []
-    beyond = f"({name} > {EXACT}) | ({name} < -{EXACT})"
+    beyond = f"({name} > {WHOLE}) | ({name} < -{WHOLE})"
     said = f"{output.name} has a whole number beyond 2^53, which would be rounded"
     return [f"if bool(({beyond}).any()):", f"    raise RuntimeError({said!r})"]
 
