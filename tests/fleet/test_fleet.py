@@ -51,7 +51,7 @@ def test_machines_behind_round_robin_are_machines_of_their_own():
         np.testing.assert_array_equal(found.records.finish_s[mine], alone.finish_s)
 
 
-def mean_latency_s(fleet, rate_qps, queries=400_000):
+def mean_latency_s(fleet, rate_qps, queries=1_000_000):
     schedule = Workload(sizes="fixed:1", seed=5).schedule(rate_qps=rate_qps, queries=queries)
     return float(fleet.run(schedule).records.latency_s[queries // 5 :].mean())
 

@@ -243,11 +243,12 @@ def plan(
     began = time.monotonic()
     answers: list[Answer] = []
     # The kernels hold no GIL, so threads suffice to use every core.
-    with ThreadPoolExecutor(len(offers)) as pool:
-        for found in pool.map(lambda o: list(_answers(o, demand, balancers, seed)), offers):
-            for answer in found:
-                answers.append(answer)
-                on_answer(answer)
+    with ThreadPoolExecutor() as pool:
+        alone = pool.map(lambda offer: _alone(offer, demand, seed), offers)
+        able = [one for each in alone for one in _behind_each(each, balancers)]
+        for answer in pool.map(lambda one: _behind(one, demand, seed), able):
+            answers.append(answer)
+            on_answer(answer)
     chosen = choose(demand, answers, seed)
     return Plan(
         origin=origin("plan"),
@@ -302,7 +303,8 @@ def _simulated(demand: Demand, mix: Sequence[Answer], seed: int) -> list[Answer]
     return [a.with_check(found) for a in mix]
 
 
-def _answers(offer: Offer, demand: Demand, balancers: Sequence[str], seed: int) -> list[Answer]:
+def _alone(offer: Offer, demand: Demand, seed: int) -> Answer:
+    """One machine of a kind, tuned, behind no balancer."""
     kind = offer.kind
     devices = kind.accelerators.get(demand.model, ())
     machine = Simulator(
@@ -312,12 +314,18 @@ def _answers(offer: Offer, demand: Demand, balancers: Sequence[str], seed: int) 
     workload = Workload(sizes=demand.sizes, seed=seed)
     policy, capacity, idle_s = _tuned(machine, workload, demand.sla, offer.policy)
     if not capacity.rate_qps:
-        return [Answer(offer, "–", None, 0.0, None, None, None, "latency", idle_s)]
+        return Answer(offer, "–", None, 0.0, None, None, None, "latency", idle_s)
     runs, sizes = list(capacity.runs), workload.sample_sizes(4096)
     binds = what_binds(machine.facts(), policy, capacity.rate_qps, sizes, demand.sla, runs).kind
     alone = replace(offer, kind=replace(kind, policy={demand.model: policy}))
-    begun = Answer(alone, "", policy, capacity.rate_qps, None, None, None, binds)
-    return [_behind(replace(begun, balancer=balancer), demand, seed) for balancer in balancers]
+    return Answer(alone, "–", policy, capacity.rate_qps, None, None, None, binds)
+
+
+def _behind_each(alone: Answer, balancers: Sequence[str]) -> list[Answer]:
+    """Behind none where it is out of reach already."""
+    if not alone.single_qps:
+        return [alone]
+    return [replace(alone, balancer=balancer) for balancer in balancers]
 
 
 def _tuned(
@@ -335,6 +343,8 @@ def _tuned(
 def _behind(alone: Answer, demand: Demand, seed: int) -> Answer:
     """With the highest rate of one machine of a fleet that holds, first in a short run, then in
     the fleet as it is stated."""
+    if not alone.single_qps:
+        return alone
     for share in _SHARES:
         rate = share * alone.single_qps
         sample = Stated(alone.offer.kind, SAMPLE, rate)
