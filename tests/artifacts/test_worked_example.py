@@ -13,7 +13,10 @@ import pytest
 
 from deeprecsys.artifacts import open_model
 from deeprecsys.cli.main import call
-from deeprecsys.core import Policy
+from deeprecsys.core import Execution, Policy
+from deeprecsys.executions import executed
+from deeprecsys.experiments.guarding import guarded
+from deeprecsys.workload import Workload
 from serving_fixture import serving
 
 pytestmark = pytest.mark.engine
@@ -54,6 +57,23 @@ def test_what_is_served_ranks_as_the_artifact_does(form, models, check):
     assert check.quality(served) == pytest.approx((auc, ndcg), rel=1e-6)
     assert auc > 0.8  # by chance 0.5
     assert ndcg > 0.25  # by chance 0.06
+
+
+@pytest.mark.parametrize("form", ["exported", "onnx"])
+def test_what_99_9_admits_keeps_so_much_of_auc_and_ndcg(form, models, check):
+    """By the client's own measures, not the guard's."""
+    model, queries = open_model(models / form), list(check.recorded(models / form))
+    ways = ["rows=fp16", "rows=int8", "layers=bf16", "layers=int8", "rows=fp16,layers=int8"]
+    found = guarded(model, [Execution.parse(way) for way in ways], Workload())
+    assert {one.drift.candidates for one in found if one.drift} == {20_000}
+    exact = check.quality(check.answers(lambda given: model.reference(given)[:, 0], queries))
+    admitted = [one for one in found if not one.why_not("99.9")]
+    assert len(admitted) > 1
+    for one in admitted:
+        other = executed(model, one.execution)
+        kept = check.quality(check.answers(lambda g, o=other: o.reference(g)[:, 0], queries))
+        assert min(b / a for a, b in zip(exact, kept, strict=True)) >= 0.999 - 1e-4
+        assert one.drift.quality.auc_ratio == pytest.approx(kept[0] / exact[0], abs=1e-4)
 
 
 @pytest.mark.parametrize("form", FORMS)

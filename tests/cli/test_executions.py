@@ -57,9 +57,8 @@ def test_an_execution_that_the_model_cannot_have_is_refused(tmp_path):
         which("din", execution=user).check()
     with pytest.raises(UserError, match="inputs: leave user=query out"):
         which("ncf", execution=user).check()
-    path = tmp_path / "ranker.onnx"
-    path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"ranker.onnx is executed as its form has it: leave"):
+    path = FOLDERS["lightgbm"](tmp_path / "own")
+    with pytest.raises(UserError, match=r"model.txt stays as it is: nothing in a model of"):
         which(str(path), execution=Execution(rows="fp16")).check()
 
 
@@ -104,11 +103,21 @@ def test_what_was_asked_of_a_system_says_how_its_model_is_executed():
 
 
 @pytest.mark.engine
-def test_a_model_of_ones_own_is_executed_as_its_form_has_it(tmp_path, capsys):
+def test_a_form_that_cannot_be_rewritten_stays_as_it_is(tmp_path, capsys):
     path = str(FOLDERS["torchscript"](tmp_path / "own"))
     assert call(["bench", path, "--qps", "9", "--execution", "rows=fp16"]) == 2
-    assert "is executed as its form has it: leave --execution out" in capsys.readouterr().err
+    assert "model.pt stays as it is: nothing in a model of" in capsys.readouterr().err
     assert call(["serve", path, "--execution", "packed", "--sla-ms", "50"]) == 2
-    assert "is executed as its form has it: leave --execution out" in capsys.readouterr().err
+    assert "model.pt stays as it is: nothing in a model of" in capsys.readouterr().err
     assert call(["profile", path, "--executions", "--workers", "1"]) == 2
-    assert "is executed as its form has it: leave out --executions" in capsys.readouterr().err
+    assert "stays as it is: leave out --executions" in capsys.readouterr().err
+
+
+@pytest.mark.engine
+def test_a_model_of_ones_own_is_executed_as_it_is_asked_to_be(tmp_path, capsys):
+    path = str(FOLDERS["exported"](tmp_path / "own"))
+    out = str(tmp_path / "run")
+    asked = ["bench", path, "--qps", "20", "--queries", "20", "--out", out]
+    assert call([*asked, "--execution", "rows=fp16,layers=bf16"]) == 0
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found["policy"]["execution"] == {"rows": "fp16", "layers": "bf16"}

@@ -30,7 +30,7 @@ class Bounds:
     top10: float
 
 
-BOUNDS = {"99.9": Bounds(0.999, 0.02, 0.98), "99": Bounds(0.99, 0.10, 0.90)}
+BOUNDS = {"99.9": Bounds(0.999, 0.07, 0.98), "99": Bounds(0.99, 0.2, 0.95)}
 
 
 def check_accuracy(level: str) -> None:

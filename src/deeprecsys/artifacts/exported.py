@@ -9,6 +9,7 @@ trace; a program that reads its sizes as numbers cannot be traced, and stays as 
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import warnings
@@ -30,6 +31,7 @@ from deeprecsys.artifacts.form import (
     needed,
 )
 from deeprecsys.artifacts.torchscript import named
+from deeprecsys.core import Execution
 
 NAME = "exported"
 _MOST = 1 << 30  # an upper bound beyond this is none
@@ -55,6 +57,7 @@ class Exported:
 
     name = NAME
     kind = "Tensor"
+    rewritable = True
 
     def __init__(self, path: Path, trust: bool = False) -> None:
         try:
@@ -78,6 +81,17 @@ class Exported:
         """Traces it, now that nothing else is to be known."""
         self.module = self._traced() if self.found.least == 1 else None
 
+    def executed(self, execution: Execution, examples: Sequence[Array]) -> Exported:
+        """Its graph rewritten, and traced anew. UserError where that cannot be."""
+        from deeprecsys.executions.own import rewritten
+
+        other, flat = copy.copy(self), self._flat
+        given = _tensors(examples)
+        module = rewritten(flat.module, execution, lambda module: flat.over(module).run(given))
+        other._flat = flat.over(module)
+        other.module = other._traced() if self.module is not None else None
+        return other
+
     def place(self, output: str) -> str:
         names = self._flat.names
         return "answer" if len(names) == 1 else f"answer[{names.index(output)}]"
@@ -91,9 +105,8 @@ class Exported:
     def run(self, inputs: Sequence[Array]) -> Mapping[str, Array]:
         import torch
 
-        tensors = [torch.from_numpy(np.require(array, None, ["C", "W"])) for array in inputs]
         with torch.no_grad():
-            answer = self._flat.run(tensors)
+            answer = self._flat.run(_tensors(inputs))
         return {name: tensor.detach().numpy() for name, tensor in answer.items()}
 
     def _traced(self) -> Any:
@@ -133,15 +146,27 @@ class _Flat:
     def __init__(self, program: Any) -> None:
         from torch.utils import _pytree
 
-        self._module, self._spec = program.module(), program.call_spec.in_spec
+        self.module, self._spec = program.module(), program.call_spec.in_spec
         self._unflatten = _pytree.tree_unflatten
         self.names: list[str] = []
 
+    def over(self, module: Any) -> _Flat:
+        """The same of another module."""
+        other = copy.copy(self)
+        other.module = module
+        return other
+
     def run(self, tensors: Sequence[Any]) -> dict[str, Any]:
         args, kwargs = self._unflatten(list(tensors), self._spec)
-        found = named(self._module(*args, **kwargs))
+        found = named(self.module(*args, **kwargs))
         self.names = list(found)
         return found
+
+
+def _tensors(arrays: Sequence[Array]) -> list[Any]:
+    import torch
+
+    return [torch.from_numpy(np.require(array, None, ["C", "W"])) for array in arrays]
 
 
 def _module(flat: _Flat) -> Any:
@@ -150,7 +175,7 @@ def _module(flat: _Flat) -> Any:
     class Module(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = flat._module
+            self.inner = flat.module
 
         def forward(self, *tensors: Any) -> Any:
             found = tuple(flat.run(tensors).values())

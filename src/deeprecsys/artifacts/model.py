@@ -34,6 +34,7 @@ from deeprecsys.core import (
     repeat_inputs,
     slice_inputs,
 )
+from deeprecsys.executions import CALIBRATED
 from deeprecsys.workload import parse_indices
 
 # Items that the reference scores at a time, where queries may be cut.
@@ -69,7 +70,8 @@ class OwnModel:
     """`form.run` on its inputs, in the order of `inputs`, gives `outputs`.
 
     score: which of them it is; kind: a probability or a logit, if that was declared. recorded: the
-    queries of `samples`, as clients would send them.
+    queries of `samples`, as clients would send them. execution: how `form` computes; exact: the
+    model that it was rewritten of.
     """
 
     name: str
@@ -88,6 +90,7 @@ class OwnModel:
     recorded: Sequence[Inputs] = ()
     seed: int = 0
     execution: Execution = EXACT
+    exact: OwnModel | None = field(default=None, repr=False)
     work: None = None
     tables: None = None
     _answer: Answer = field(init=False, repr=False)
@@ -260,17 +263,29 @@ class OwnModel:
     @property
     def rewritable(self) -> bool:
         """May there be another execution of it?"""
-        return hasattr(self.form, "executed")
+        return getattr(self.form, "rewritable", False)
 
     def executed(self, execution: Execution) -> OwnModel:
-        """The same by other means of its form; UserError where that has none."""
-        rewritten = getattr(self.form, "executed", None)
-        if rewritten is None:
+        """The same by other means of its form; UserError, in one line, where that cannot be."""
+        exact = self.exact or self
+        if execution == EXACT:
+            return exact
+        form: Any = exact.form
+        if not self.rewritable:
             raise UserError(
-                f"{self.path} stays as it is: nothing can be rewritten in a model of the form "
-                f"{self.form.name}"
+                f"{self.path} stays as it is: nothing in a model of the form {form.name} can be "
+                "executed in another way"
             )
-        return replace(self, form=rewritten(execution), execution=execution)
+        n = min(CALIBRATED, self.most_items or CALIBRATED)
+        some = self.example(n, np.random.default_rng(0))
+        if not self.tried.single:
+            some = repeat_inputs(self.inputs, some, n)
+        given = self.fitted(some, n)[0]
+        try:
+            other = form.executed(execution, [given[spec.name] for spec in self.inputs])
+        except UserError as error:
+            raise UserError(f"{self.path} cannot be executed as {execution}: {error}") from error
+        return replace(self, form=other, execution=execution, exact=exact)
 
     def without_cuts(self) -> OwnModel:
         return replace(self, tried=replace(self.tried, whole=True))

@@ -6,6 +6,7 @@ caller's thread, and without the GIL.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from deeprecsys.artifacts.form import Array, Found, Tensor, damaged, fixed_rows, needed
-from deeprecsys.core import BYTES, UserError
+from deeprecsys.core import BYTES, Execution, UserError
 
 NAME = "onnx"
 _DATATYPES = {
@@ -24,20 +25,16 @@ _DATATYPES = {
 
 class Onnx:
     name = NAME
+    rewritable = True
 
     def __init__(self, path: Path, trust: bool = False) -> None:
         try:
-            import onnxruntime
+            import onnxruntime  # noqa: F401
         except ModuleNotFoundError as error:
             raise needed("onnxruntime", "onnx", path) from error
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        self._path = path
         try:
-            self._session: Any = onnxruntime.InferenceSession(
-                str(path.resolve()), options, providers=["CPUExecutionProvider"]
-            )
+            self._session = _session(str(path.resolve()))
         except Exception as error:
             raise damaged(path, "ONNX model", error) from error
         inputs = tuple(_tensor(path, node) for node in self._session.get_inputs())
@@ -47,6 +44,15 @@ class Onnx:
         self._text = [tensor.datatype == BYTES for tensor in inputs]
         self._inputs = [tensor.name for tensor in inputs]
         self._outputs = [tensor.name for tensor in outputs]
+
+    def executed(self, execution: Execution, examples: Sequence[Array]) -> Onnx:
+        """UserError where onnxruntime has no means for it."""
+        from deeprecsys.artifacts.onnx_executions import rewritten
+
+        other = copy.copy(self)
+        given = dict(zip(self._inputs, examples, strict=True))
+        other._session = _session(rewritten(self._path, execution, given))
+        return other
 
     def bind(self, names: Sequence[str]) -> None:
         pass
@@ -62,6 +68,16 @@ class Onnx:
             ]
         given = dict(zip(self._inputs, inputs, strict=True))
         return dict(zip(self._outputs, self._session.run(None, given), strict=True))
+
+
+def _session(model: str | bytes) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _tensor(path: Path, node: Any) -> Tensor:

@@ -7,6 +7,7 @@ as far as it lets go of the GIL.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 
 from deeprecsys.artifacts.form import Array, Found, Tensor, foreign_code, reason
 from deeprecsys.artifacts.torchscript import named
-from deeprecsys.core import UserError
+from deeprecsys.core import Execution, UserError
 
 NAME = "python"
 USUAL = "Model"  # the class, where a file has several
@@ -42,6 +43,26 @@ class PythonClass:
 
     def bind(self, names: Sequence[str]) -> None:
         self._names = list(names)
+
+    @property
+    def rewritable(self) -> bool:
+        """Only a torch module is known from within."""
+        torch = sys.modules.get("torch")
+        return torch is not None and isinstance(self._model, torch.nn.Module)
+
+    def executed(self, execution: Execution, examples: Sequence[Array]) -> PythonClass:
+        """Of a torch module; the same class with other parts. UserError where that cannot be."""
+        import torch
+
+        from deeprecsys.executions.own import rewritten
+
+        def run(module: Any) -> Any:
+            with torch.no_grad():
+                return module(**dict(zip(self._names, examples, strict=True)))
+
+        other = copy.copy(self)
+        other._model = rewritten(self._model, execution, run)
+        return other
 
     def enter_thread(self) -> None:
         """One thread a worker, where the class computes with torch."""

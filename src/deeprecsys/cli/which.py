@@ -91,7 +91,7 @@ class Published:
             query_inputs=self.query_inputs,
             rows=self.execution.rows,
         )
-        return executed(loaded, self.execution)
+        return executed(loaded, self.execution)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,15 @@ class Own:
 
     def check(self) -> None:
         """UserError for what cannot be opened, or not executed so."""
-        if self.execution != EXACT:
-            raise UserError(
-                f"{self.path} is executed as its form has it: leave --execution out, or say exact"
-            )
         _ = self._opened
 
     @cached_property
     def _opened(self) -> OwnModel:
         from deeprecsys.artifacts import open_model
+        from deeprecsys.executions import executed
 
-        return open_model(self.path, trust=self.trust)
+        opened = open_model(self.path, trust=self.trust)
+        return executed(opened, self.execution)  # type: ignore[no-any-return]
 
     @property
     def name(self) -> str:

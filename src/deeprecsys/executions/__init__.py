@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 CALIBRATED = 2048
 
 
-def executed(model: Model, execution: Execution) -> Model:
-    """The model in that execution; itself for how it is already. Tensors are shared where they are
-    the same.
+def executed(model: Any, execution: Execution) -> Any:
+    """The model, published or a user's own, in that execution; itself for how it is already.
+    Tensors are shared where they are the same.
 
     Raises UserError where this processor or PyTorch cannot, or the model has no such part.
     """
     if execution == model.execution:
         return model
     if (own := getattr(model, "executed", None)) is not None:  # a user's own, by its form's means
-        return own(execution)  # type: ignore[no-any-return]
+        return own(execution)
     if model.execution != replace(EXACT, rows=execution.rows) and model.execution != EXACT:
         raise UserError(
             f"a model executed as {model.execution} cannot become {execution}: begin with exact"

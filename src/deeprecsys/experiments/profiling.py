@@ -215,8 +215,8 @@ def _operators(model: Any, sizes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _check_executions(model: Any) -> None:
-    if not hasattr(model, "spec"):
-        raise UserError(f"{model.name} is executed as its form has it: leave out --executions")
+    if not getattr(model, "rewritable", True):
+        raise UserError(f"{model.name} stays as it is: leave out --executions")
     if model.execution != EXACT:
         raise UserError("--executions holds all others against exact: leave out --execution")
 
