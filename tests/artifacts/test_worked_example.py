@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from deeprecsys.artifacts import open_model
+from deeprecsys.artifacts.declared import read_declared
 from deeprecsys.cli.main import call
 from deeprecsys.core import Execution, Policy
 from deeprecsys.executions import executed
@@ -95,10 +96,14 @@ def test_the_client_of_the_document_gets_scores(models, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3  # candidates
 
 
-def test_the_document_shows_the_model_toml_that_the_example_writes(models):
+def test_the_document_shows_the_model_toml_that_the_example_writes(models, tmp_path):
     text = (ROOT / "docs" / "your-model.md").read_text()
-    (shown,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    shown, bags = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     assert tomllib.loads(shown) == tomllib.loads((models / "onnx" / "model.toml").read_text())
+    (tmp_path / "model.toml").write_text(bags)
+    said = read_declared(tmp_path / "model.toml").inputs
+    assert said["clicked"].bag == "clicked_ends"
+    assert said["clicked_ends"].bounds == "ends"
 
 
 def test_quality_is_what_its_definition_says(check):
