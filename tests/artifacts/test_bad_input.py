@@ -54,6 +54,9 @@ def test_a_lightgbm_file_with_a_damaged_tree_does_not_end_the_process(tmp_path):
     refused(file, "it holds 9 of 10 trees")
     file.write_text(text.replace("num_leaves=", "num_leave=", 1))
     refused(file, "no LightGBM model that can be read")
+    child = re.search("left_child=([0-9]+) ", text)
+    file.write_text(text.replace(child[0], "left_child=0 ", 1))  # a node under itself
+    refused(file, "tree 0 is damaged")
 
 
 def a_folder(folder):

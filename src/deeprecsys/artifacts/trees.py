@@ -72,7 +72,21 @@ def _in_order(path: Path) -> str:
     found = len(re.findall(r"^Tree=", whole, re.MULTILINE))
     if found != len(sizes.split()) or not end:
         raise ValueError(f"it holds {found} of {len(sizes.split())} trees")
+    for number, tree in enumerate(re.split(r"^Tree=", whole, flags=re.MULTILINE)[1:]):
+        _check_tree(number, tree)
     return f"{head}\n{whole}{end}\n"
+
+
+def _check_tree(number: int, text: str) -> None:
+    """ValueError where a node or a leaf has not one parent: LightGBM would never find a leaf, or
+    look for it outside the tree."""
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    leaves = int(fields["num_leaves"])
+    sides = [fields.get(f"{side}_child", "").split() for side in ("left", "right")]
+    children = sorted(int(child) for side in sides for child in side)
+    apart = len(sides[0]) == len(sides[1])
+    if not apart or children != [*range(-leaves, 0), *range(1, leaves - 1)][: 2 * leaves - 2]:
+        raise ValueError(f"tree {number} is damaged")
 
 
 class XGBoost(_Trees):
