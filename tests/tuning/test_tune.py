@@ -338,6 +338,19 @@ def test_an_execution_that_gains_nothing_is_not_chosen():
     assert study.exact is None
 
 
+def test_an_execution_that_is_not_exact_has_to_show_that_it_is_worth_it():
+    """Exact fp32 is the answer where rounds cannot tell the two apart, and the other's is told."""
+    toys, together, clock = three_ways(speed=1.04)
+    for toy in toys.values():
+        toy.noise = 0.5
+    study = tune(together, Workload(), SLA(0.1), clock=clock, budget_s=300.0)
+    assert study.best.policy.execution.exact
+    over = {c.name: c for c in study.comparisons}
+    assert "the best in exact fp32" not in over
+    assert over["the fastest within the guard"].policy.execution == NARROW
+    assert not over["the fastest within the guard"].ratio.significant
+
+
 def test_a_simulated_search_covers_executions():
     laws = {how: ServiceTime.linear(0.2e-3 / f, 16e-6 / f) for how, f in ((EXACT, 1), (NARROW, 2))}
     surrogate = Together({how: Simulator(law, 2) for how, law in laws.items()})

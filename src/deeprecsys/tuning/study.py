@@ -55,6 +55,8 @@ _NO_CHANCE = 0.7
 _BELOW = 0.92
 # Simulation names the policies worth confirming: so many, at least this close to its best.
 _CONFIRMED, _CLOSE = 2, 0.97
+# What the best policy is held against where it offloads, or is not exact.
+_ALONE, _EXACT = "the tuned cores alone", "the best in exact fp32"
 _NOT_MEASURED = Capacity(0.0, (0.0, math.inf), False)
 
 
@@ -172,6 +174,12 @@ def _by_knobs(trial: Trial) -> tuple[Any, ...]:
     most = (knobs.offload_threshold, knobs.offload_backlog, knobs.workers)
     how = (knobs.execution != EXACT, str(knobs.execution))
     return *how, knobs.batch_size, *(math.inf if knob is None else knob for knob in most)
+
+
+def _is_worth(one: Contestant, plainer: Contestant) -> bool:
+    """Surely more; or nobody knows."""
+    ratio = ratio_of(one, plainer)
+    return ratio is None or (ratio.significant and ratio.ratio > 1.0)
 
 
 class _Tuning:
@@ -302,10 +310,10 @@ class _Tuning:
         }
         alone = self._best_alone(entered if self.surrogate else [])
         if alone is not None and best.policy.offload_threshold is not None:
-            others["the tuned cores alone"] = alone
+            others[_ALONE] = alone
         exact = self._best_exact(entered)
         if exact is not None and not best.policy.execution.exact:
-            others["the best in exact fp32"] = exact
+            others[_EXACT] = exact
         self.chosen = best.policy
         led = {one.policy: one for one in entered}
         rivals = [
@@ -322,19 +330,21 @@ class _Tuning:
         ]
         self._rounds(finalists, _FINAL, self._until())
         winner = finalists[0]
-        # Offloading has to show that it is worth it, turn by turn.
-        cores = next((c for c in finalists if c.policy == alone), None)
-        if cores is not None and winner.policy.offload_threshold is not None:
-            ratio = ratio_of(winner, cores)
-            if ratio is not None and not (ratio.significant and ratio.ratio > 1.0):
-                winner, self.chosen = cores, cores.policy
-                del others["the tuned cores alone"]
+        # What costs something has to show that it is worth it, turn by turn.
+        for name in (_ALONE, _EXACT):
+            plainer = next((c for c in finalists if c.policy == others.get(name)), None)
+            if plainer is None or _is_worth(winner, plainer):
+                continue
+            del others[name]
+            if name == _EXACT:
+                others["the fastest within the guard"] = winner.policy
+            winner, self.chosen = plainer, plainer.policy
         ratios = {c.policy: ratio_of(winner, c) for c in finalists if c is not winner}
         ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
         self.comparisons = [
             Comparison(name, policy, ratios.get(policy)) for name, policy in others.items()
         ]
-        if "the best in exact fp32" in others:
+        if _EXACT in others:
             self.exact = self._exact_gain(exact, finalists)
 
     def _best_exact(self, entered: list[Contestant]) -> Policy | None:
