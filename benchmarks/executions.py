@@ -61,7 +61,7 @@ def main() -> None:
 def of_model(name: str, cores: Any, asked: argparse.Namespace) -> dict[str, Any]:
     """What the document says of it."""
     model = load_model(name, scale=asked.scale, seed=asked.seed, query_inputs=name in OF_USER)
-    rows = survey(model, cores, budget_s=asked.seconds)
+    rows = survey(model, cores, budget_s=asked.seconds).rows()
     best = next(Execution.parse(row["execution"]) for row in rows if not row["why"])
     layers = replace(EXACT, layers=best.layers, packed=best.packed)
     spec = model.spec

@@ -21,12 +21,12 @@ WAIT_S = 30
 @contextmanager
 def serving(
     model, runtime="auto", *, deadline_s=None, policy=None, bounds=None, engine=None, address=None,
-    wait=True, drain_s=0.0, log=lambda *_, **__: None, **served,
+    workers=2, wait=True, drain_s=0.0, log=lambda *_, **__: None, **served,
 ):  # fmt: skip
     """Yields the Server, ready; ends it, and checks that it ended by itself."""
 
     def open_engine():
-        return Engine(model, 2, runtime, largest=16, **(engine or {})).__enter__()
+        return Engine(model, workers, runtime, largest=16, **(engine or {})).__enter__()
 
     server = Server(
         Served(model.name, policy or Policy(32), SLA(0.1), deadline_s,

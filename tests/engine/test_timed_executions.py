@@ -42,7 +42,7 @@ def test_what_is_made_shares_one_copy_of_the_tables_a_type_of_rows(model):
 
 
 def test_copies_of_the_tables_that_do_not_fit_are_refused(model, monkeypatch):
-    monkeypatch.setattr(executions, "available_bytes", lambda: 1 << 29)
+    monkeypatch.setattr("deeprecsys.executions.available_bytes", lambda: 1 << 29)
     able, refused = made(model, [EXACT, HALF, INT8])
     assert list(able) == [EXACT, INT8]
     assert "a copy of the tables in fp16 needs 0.5 GB" in refused[HALF]

@@ -26,7 +26,7 @@ def as_fast_as(monkeypatch):
     """Instead of a clock: `factors` of exact fp32's speed, by execution; 1 of all others."""
 
     def say(factors):
-        def measure(models, cores, **_):
+        def measure(models, *_, **__):
             sizes = (32, 128)
             return Measured(
                 {

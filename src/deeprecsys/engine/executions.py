@@ -20,9 +20,8 @@ from deeprecsys.core import DEFAULT_INDICES, EXACT, Answer, Execution, FloatArra
 from deeprecsys.engine import topology
 from deeprecsys.engine.calibrate import Cores, on_cores
 from deeprecsys.engine.pool import draw_pool
-from deeprecsys.executions import executed, parts
+from deeprecsys.executions import LAYERS, executed, parts
 from deeprecsys.models import Model
-from deeprecsys.models.memory import available_bytes
 from deeprecsys.models.spec import Rows
 from deeprecsys.runtimes import Runtime, make_runtime, runtimes_of
 
@@ -33,16 +32,8 @@ BUDGET_S = 20.0
 QUERY_ITEMS = 270
 _ROUNDS, _LEAST_ROUNDS, _SHORTEST_S = 9, 2, 0.01
 _HOPELESS = 0.6  # of the exact one's speed, each at its best batch size
-# Free memory that narrow copies of the tables must leave.
-_ROOM_BYTES = 1 << 29
 
 _ROWS = tuple(Execution(rows=rows) for rows in ("fp16", "int8"))
-_LAYERS = (
-    Execution(packed=True),
-    Execution(layers="bf16"),
-    Execution(layers="bf16", packed=True),
-    Execution(layers="int8"),
-)
 _USER = Execution(user="query")
 Ratio = tuple[float, float, float]  # and the ends of its 95 % interval
 
@@ -124,13 +115,13 @@ def _typical(ratios: FloatArray) -> Ratio:
 
 def singles(model: Model) -> list[Execution]:
     """Exact, and what differs from it in one thing."""
-    return [EXACT, *_ROWS, *_LAYERS, *([_USER] if getattr(model, "query_inputs", False) else [])]
+    return [EXACT, *_ROWS, *LAYERS, *([_USER] if getattr(model, "query_inputs", False) else [])]
 
 
 def combined(seen: Measured) -> list[Execution]:
     """The best rows with the best layers, both with the user's part if there is one; those that
     have not been measured."""
-    rows, layers = seen.best(_ROWS), seen.best(_LAYERS)
+    rows, layers = seen.best(_ROWS), seen.best(LAYERS)
     both = replace(layers, rows=rows.rows)
     found = [
         both,
@@ -140,33 +131,22 @@ def combined(seen: Measured) -> list[Execution]:
 
 
 def made(
-    model: Model, executions: Iterable[Execution]
+    model: Model, executions: Iterable[Execution], tables: dict[Rows, Model] | None = None
 ) -> tuple[dict[Execution, Model], dict[Execution, str]]:
     """An exact model in each of them, with one copy of the tables a type of rows; and why not, of
-    those that this machine or the model cannot."""
+    those that this machine or the model cannot. tables: models by their rows' type, which are
+    there already, and to which others are added."""
     able: dict[Execution, Model] = {}
     refused: dict[Execution, str] = {}
-    tables: dict[Rows, Model] = {"fp32": model}
+    tables = {"fp32": model} if tables is None else tables
     for execution in executions:
         try:
             if execution.rows not in tables:
-                _check_room(model, execution.rows)
                 tables[execution.rows] = executed(model, Execution(rows=execution.rows))
             able[execution] = executed(tables[execution.rows], execution)
         except UserError as error:
             refused[execution] = str(error)
     return able, refused
-
-
-def _check_room(model: Model, rows: Rows) -> None:
-    if model.tables is None:  # a user's own: nobody knows
-        return
-    need, free = model.spec.table_bytes(model.scale, rows) + _ROOM_BYTES, available_bytes()
-    if need > free:
-        raise UserError(
-            f"a copy of the tables in {rows} needs {need / 1e9:.1f} GB beside the exact ones, and "
-            f"{free / 1e9:.1f} GB are free: try a smaller --scale"
-        )
 
 
 def measure(
@@ -221,34 +201,58 @@ def _measured(
     return Measured(arrays, failed)
 
 
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """models: an exact one otherwise executed; refused: why not, of those that cannot be made or
+    run. seen: the turns, exact first in each."""
+
+    models: Mapping[Execution, Model]
+    refused: Mapping[Execution, str]
+    seen: Sequence[Measured]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As of `Measured.to_dict`; the fastest first, and last what cannot be made."""
+        rows = [row for n, one in enumerate(self.seen) for row in one.to_dict()[1 if n else 0 :]]
+        known = {row["execution"] for row in rows}
+        rows += [
+            {"execution": str(e), "why": why}
+            for e, why in self.refused.items()
+            if str(e) not in known
+        ]
+        return sorted(rows, key=lambda row: -row.get("ratio", 0.0))
+
+
 def survey(
     model: Model,
     cores: Cores,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     *,
+    wanted: Sequence[Execution] | None = None,
     budget_s: float = BUDGET_S,
     runtime: str = "torchscript",
     indices: str = DEFAULT_INDICES,
     stop: Callable[[], bool] = lambda: False,
     on_round: Callable[[float], None] = lambda _: None,
-) -> list[dict[str, Any]]:
-    """Of an exact model: `singles`, then what is `combined` of the best, as rows of
-    `Measured.to_dict`; the fastest first, and last, with the reason, what cannot be made."""
-    rows: list[dict[str, Any]] = []
-    wanted, share, done = singles(model), 0.7, 0.0
-    while wanted and not (rows and stop()):
-        models, refused = made(model, wanted)
-        seen = measure(
-            models, cores, batch_sizes, budget_s=share * budget_s, runtime=runtime,
+) -> Survey:
+    """Of an exact model: `wanted` (default: `singles`), then what is `combined` of the best."""
+    models: dict[Execution, Model] = {}
+    refused: dict[Execution, str] = {}
+    seen: list[Measured] = []
+    tables: dict[Rows, Model] = {"fp32": model}
+    now, share, done = list(wanted or singles(model)), 0.7, 0.0
+    while now and not (seen and stop()):
+        able, why = made(model, now, tables)
+        models, refused = models | able, refused | why
+        one = measure(
+            {EXACT: model, **able}, cores, batch_sizes, budget_s=share * budget_s, runtime=runtime,
             indices=indices, stop=stop,
             on_round=lambda part, done=done, share=share: on_round(done + share * part),  # type: ignore[misc]
         )  # fmt: skip
-        rows += seen.to_dict()[1 if rows else 0 :]
-        rows += [{"execution": str(e), "why": why} for e, why in refused.items()]
-        wanted = [] if done else combined(seen)
-        wanted = [EXACT, *wanted] if wanted else []
+        seen.append(one)
+        refused |= one.failed
+        now = [] if done else [how for how in combined(one) if how not in refused]
         done, share = share, 1 - share
-    return sorted(rows, key=lambda row: -row.get("ratio", 0.0))
+    return Survey(models, refused, seen)
 
 
 def choose_kept(

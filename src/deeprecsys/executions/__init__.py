@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 
     from deeprecsys.models import Model
 
+# In which types, and forms, products can be computed where a processor has them.
+LAYERS = (
+    Execution(packed=True),
+    Execution(layers="bf16"),
+    Execution(layers="bf16", packed=True),
+    Execution(layers="int8"),
+)
 # Candidates from which the ranges of activations are taken, for int8 layers.
 CALIBRATED = 2048
+# Free memory that a narrow copy of the tables must leave.
+ROOM_BYTES = 1 << 29
 
 
 def executed(model: Any, execution: Execution) -> Any:
@@ -99,11 +108,11 @@ def _narrow(module: nn.Module, execution: Execution) -> None:
     before = tables[0].weight  # all have the same
     if kind_of(before) == execution.rows:
         return
-    need = len(before) * row_bytes(width_of(before), execution.rows)
+    need = len(before) * row_bytes(width_of(before), execution.rows) + ROOM_BYTES
     if need > (free := available_bytes()):
         raise UserError(
-            f"a copy of the tables in {execution.rows} needs {need / 1e9:.1f} GB of memory and "
-            f"{free / 1e9:.1f} GB are free: choose a smaller --scale"
+            f"a copy of the tables in {execution.rows} needs {need / 1e9:.1f} GB beside the exact "
+            f"ones, and {free / 1e9:.1f} GB are free: try a smaller --scale"
         )
     weight = narrowed(before, execution.rows)
     shared = torch_nn.Parameter(weight, requires_grad=False)
@@ -122,4 +131,4 @@ def _run(model: Model, module: nn.Module) -> Any:
         return module([torch.from_numpy(array) for array in inputs.values()])
 
 
-__all__ = ["CALIBRATED", "copied", "executed", "parts"]
+__all__ = ["CALIBRATED", "LAYERS", "copied", "executed", "parts"]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from deeprecsys.core import Execution, UserError
+from deeprecsys.executions import LAYERS
 from deeprecsys.models.dien import Evolution, Extraction
 from deeprecsys.models.din import ActivationUnit
 from deeprecsys.models.layers import Towers
@@ -33,12 +34,6 @@ _STEPS = 127  # of an activation in int8
 # Layers of fewer weights stay fp32 beside int8 ones: they cost nothing, and the last decides.
 _FEW = 4096
 Range = tuple[float, float]
-_FORMS = (
-    Execution(packed=True),
-    Execution(layers="bf16"),
-    Execution(layers="bf16", packed=True),
-    Execution(layers="int8"),
-)
 _ABLE = 64  # a layer so wide is not left as it is
 
 
@@ -84,7 +79,7 @@ def rewrite(
     except RuntimeError as error:
         raise UserError(
             f"this machine cannot execute {execution}: {str(error).splitlines()[0]}; "
-            f"it can {', '.join(str(each) for each in _FORMS if _can(each))}"
+            f"it can {', '.join(str(each) for each in LAYERS if _can(each))}"
         ) from error
 
 

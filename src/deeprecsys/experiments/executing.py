@@ -7,7 +7,6 @@ and so is the fastest exact one where that is another.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -23,9 +22,8 @@ if TYPE_CHECKING:
 
 # What an execution must promise, to be held against the exact scores and searched.
 GAIN = 1.04
-# Seconds of the turns in which executions are timed: one change at a time, then those together; at
-# most this share of a budget.
-TIMED_S, _SHARE = (10.0, 5.0), 0.05
+# Seconds of the turns in which executions are timed; at most this share of a budget.
+TIMED_S, _SHARE = 15.0, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +83,8 @@ def opened(
     if only == EXACT or not (only or getattr(engine.model, "rewritable", True)):
         yield Chosen(engine)
         return
-    most_s = math.inf if budget_s is None else _SHARE * budget_s
-    models, tried = _timed(engine, workload, only, accuracy == "exact", most_s)
+    seconds = TIMED_S if budget_s is None else min(TIMED_S, _SHARE * budget_s)
+    models, tried = _timed(engine, workload, only, accuracy == "exact", seconds)
     tried = _judged(engine.model, models, tried, workload, accuracy, asked_for=only is not None)
     for one in tried[1:]:
         say(_line(one))
@@ -100,38 +98,25 @@ def opened(
 
 
 def _timed(
-    engine: Engine, workload: Workload, only: Execution | None, exact_only: bool, most_s: float
+    engine: Engine, workload: Workload, only: Execution | None, exact_only: bool, seconds: float
 ) -> tuple[dict[Execution, Any], list[Tried]]:
     """Models by execution, and what a clock says of each; exact first, unjudged."""
-    from deeprecsys.engine.executions import combined, made, measure, singles
+    from deeprecsys.engine.executions import singles, survey
 
-    exact: Any = engine.model
-
-    def timed(models: Mapping[Execution, Any], seconds: float) -> Any:
-        return measure(
-            models, engine.cores, budget_s=min(seconds, most_s), runtime=engine.runtime.name,
-            indices=workload.indices,
-        )  # fmt: skip
-
-    wanted = singles(exact)[1:] if only is None else [only]
-    models, refused = made(exact, [how for how in wanted if how.exact or not exact_only])
-    seen = [timed({EXACT: exact, **models}, TIMED_S[0])]
-    if only is None:
-        for how in combined(seen[0]):
-            # Of the tables that are there already.
-            able, why = made(models.get(Execution(rows=how.rows), exact), [how])
-            models, refused = models | able, refused | why
-        late = {how: model for how, model in models.items() if how not in seen[0].seconds}
-        late = {how: model for how, model in late.items() if how not in seen[0].failed}
-        if late:
-            seen.append(timed({EXACT: exact, **late}, TIMED_S[1]))
-    found: dict[Execution, Tried] = {}
-    for measured in seen:
+    model: Any = engine.model
+    every = singles(model) if only is None else [only]
+    wanted = [how for how in every if how.exact or not exact_only]
+    found = survey(
+        model, engine.cores, wanted=wanted, budget_s=seconds, runtime=engine.runtime.name,
+        indices=workload.indices,
+    )  # fmt: skip
+    tried: dict[Execution, Tried] = {}
+    for measured in found.seen:
         for how, by_size in measured.seconds.items():
-            seconds = {size: measured.median_s(how, size) for size in by_size}
-            found.setdefault(how, Tried(how, measured.ratio(how), seconds))
-        refused |= measured.failed
-    return models, [*found.values(), *(Tried(how, why=why) for how, why in refused.items())]
+            times = {size: measured.median_s(how, size) for size in by_size}
+            tried.setdefault(how, Tried(how, measured.ratio(how), times))
+    refused = [Tried(how, why=why) for how, why in found.refused.items()]
+    return dict(found.models), [*tried.values(), *refused]
 
 
 def _judged(

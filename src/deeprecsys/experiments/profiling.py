@@ -186,7 +186,7 @@ def profile(
             cast("Model", model), cores, batch_sizes or BATCH_SIZES, budget_s=budget_s,
             runtime=engine.runtime.name, indices=workload.indices, stop=stop,
             on_round=on_executions,
-        )  # fmt: skip
+        ).rows()  # fmt: skip
     roofs = (more or bool(ways)) and bool(model.work)
     return Profiling(
         origin=origin("profile"),
