@@ -1,15 +1,25 @@
-"""A machine in virtual time that obeys the pure dispatcher: truth for tests of what is above it."""
+"""A machine in virtual time, first come, first served: truth for tests of what is above it."""
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections.abc import Callable
 
 import numpy as np
 
-from deeprecsys.core import Facts, Policy, Records, Schedule, Status, System, Watch
-from deeprecsys.rules.dispatch import Dispatcher
+from deeprecsys.core import (
+    Facts,
+    FloatArray,
+    IntArray,
+    Policy,
+    Records,
+    Schedule,
+    Status,
+    System,
+    Watch,
+)
 from deeprecsys.tuning import Clock
 
 
@@ -48,62 +58,61 @@ class ToyMachine:
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
         rate = len(schedule) / schedule.duration_s if len(schedule) else 0.0
         self.runs.append((rate, policy))
-        slow = 1.0 / (1.0 - self.disturbance())
-        rng = np.random.default_rng(len(self.runs))
-        rules = Dispatcher()
-        n = len(schedule)
-        start, finish = np.full(n, math.nan), np.full(n, math.nan)
-        worker = np.full(n, -1)
-        events: list[tuple[float, int, int, int]] = []  # finish, worker, query, items
-        idle = list(range(self.workers))
-        arrivals = schedule.arrival_s.tolist()
-        sizes = schedule.size.tolist()
-        row, look_s, stopped_s, began_s = 0, 0.1, math.inf, self.now_s
+        start, finish, worker = self._serve(schedule, policy)
+        arrival, began_s = schedule.arrival_s, self.now_s
 
-        def records(rows: int, now: float) -> Records:
+        def records(now: float, unfinished: Status) -> Records:
+            rows = int(np.searchsorted(arrival, now, "right"))
             done = finish[:rows] <= now
             return Records.from_columns(
                 {
-                    "arrival_s": schedule.arrival_s[:rows],
-                    "start_s": start[:rows],
+                    "arrival_s": arrival[:rows],
+                    "start_s": np.where(start[:rows] <= now, start[:rows], math.nan),
                     "finish_s": np.where(done, finish[:rows], math.nan),
                     "size": schedule.size[:rows],
-                    "worker": worker[:rows],
-                    "status": np.where(done, Status.OK, Status.PENDING),
+                    "worker": np.where(done, worker[:rows], -1),
+                    "status": np.where(done, Status.OK, unfinished),
                 }
             )
 
-        while row < n or events:
-            arrives = arrivals[row] if row < n else math.inf
-            now = min(arrives, events[0][0] if events else math.inf)
-            if watch is not None and now >= look_s:
-                look_s = now + 0.1
-                self.now_s = began_s + now
-                if watch(records(row, now), now):
-                    stopped_s = now
-                    break
-            if arrives <= now:
-                rules.add(row, sizes[row], policy)
-                row += 1
-            else:
-                _, free, query, items = heapq.heappop(events)
-                idle.append(free)
-                if rules.finish(query, items):
-                    finish[query], worker[query] = now, free
-            while idle and (slices := rules.pull(idle[-1], now)):
-                free = idle.pop()
-                for query, lo, hi in slices:
-                    if lo == 0:
-                        start[query] = now
-                    seconds = slow * self.service_s(hi - lo)
-                    if self.noise:
-                        seconds *= rng.lognormal(0.0, self.noise)
-                    heapq.heappush(events, (now + seconds, free, query, hi - lo))
-        ended_s = float(np.nanmax(finish, initial=0.0)) if math.isinf(stopped_s) else stopped_s
-        self.now_s = began_s + ended_s
-        partial = records(row, stopped_s)
-        status = np.where(partial.status == Status.PENDING, Status.CANCELLED, partial.status)
-        columns = {name: getattr(partial, name) for name in ("arrival_s", "start_s", "finish_s")}
-        return Records.from_columns(
-            columns | {"size": partial.size, "worker": partial.worker, "status": status}
-        )
+        # A watch looks when something happens, at most every 0.1 s.
+        events = np.sort(np.concatenate([arrival, finish])) if watch is not None else arrival[:0]
+        look = np.searchsorted(events, 0.1)
+        while look < len(events):
+            now = float(events[look])
+            self.now_s = began_s + now
+            if watch is not None and watch(records(now, Status.PENDING), now):
+                return records(now, Status.CANCELLED)
+            look = np.searchsorted(events, now + 0.1)
+        self.now_s = began_s + finish.max(initial=0.0)
+        return records(math.inf, Status.CANCELLED)
+
+    def _serve(self, schedule: Schedule, policy: Policy) -> tuple[FloatArray, FloatArray, IntArray]:
+        """Start and finish of each query, and who finished it: first come, first served."""
+        assert not policy.adaptive
+        batch, size = policy.batch_size, schedule.size
+        counts = -(-size // batch)
+        items = np.full(counts.sum(), batch)
+        items[np.cumsum(counts) - 1] = size - (counts - 1) * batch
+        known, which = np.unique(items, return_inverse=True)
+        seconds = np.array([self.service_s(int(n)) for n in known])[which]
+        if self.noise:
+            seconds *= np.random.default_rng(len(self.runs)).lognormal(0.0, self.noise, len(items))
+        seconds /= 1.0 - self.disturbance()
+        start, finish = np.full(len(size), math.nan), np.zeros(len(size))
+        worker = np.full(len(size), -1)
+        free = [(0.0, who) for who in range(self.workers)]
+        requests = iter(seconds.tolist())
+        for row, (arrives, cuts) in enumerate(
+            zip(schedule.arrival_s.tolist(), counts.tolist(), strict=True)
+        ):
+            begins, ends, last = math.inf, 0.0, -1
+            for request_s in itertools.islice(requests, cuts):
+                idle_s, who = free[0]
+                now = max(arrives, idle_s)
+                begins = min(begins, now)
+                if now + request_s > ends:
+                    ends, last = now + request_s, who
+                heapq.heapreplace(free, (now + request_s, who))
+            start[row], finish[row], worker[row] = begins, ends, last
+        return start, finish, worker
