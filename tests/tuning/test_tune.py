@@ -134,6 +134,16 @@ def test_a_flat_curve_is_reported_as_no_significant_gain():
     assert hi > 0.97
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_policy_that_did_less_than_the_static_baseline_is_called_the_best(seed):
+    """Of a flat curve any size may be chosen; the rounds after that have the last word."""
+    flat = ToyMachine(lambda n: 1e-5 * n, noise=0.3)
+    found = tune(flat, Workload(seed=seed), SLA(0.2), clock=flat.clock(), budget_s=150.0)
+    over = {c.name: c for c in found.comparisons}
+    assert over["the static baseline"].ratio.ratio >= 1
+    assert found.best.policy == found.baseline.policy
+
+
 def test_no_run_is_spent_on_sizes_that_their_service_time_rules_out():
     """A third of the climb's time went to sizes 1 to 16, which could do a tenth of the best."""
     machine = ToyMachine(overhead)

@@ -55,7 +55,8 @@ _NO_CHANCE = 0.7
 _BELOW = 0.92
 # Simulation names the policies worth confirming: so many, at least this close to its best.
 _CONFIRMED, _CLOSE = 2, 0.97
-# What the best policy is held against where it offloads, or is not exact.
+# What the best policy is held against; of these, where it offloads or is not exact.
+_STATIC = "the static baseline"
 _ALONE, _EXACT = "the tuned cores alone", "the best in exact fp32"
 _NOT_MEASURED = Capacity(0.0, (0.0, math.inf), False)
 
@@ -176,10 +177,10 @@ def _by_knobs(trial: Trial) -> tuple[Any, ...]:
     return *how, knobs.batch_size, *(math.inf if knob is None else knob for knob in most)
 
 
-def _is_worth(one: Contestant, plainer: Contestant) -> bool:
-    """Surely more; or nobody knows."""
+def _is_worth(one: Contestant, plainer: Contestant, name: str) -> bool:
+    """More, and surely more where it costs an accelerator or exactness; or nobody knows."""
     ratio = ratio_of(one, plainer)
-    return ratio is None or (ratio.significant and ratio.ratio > 1.0)
+    return ratio is None or (ratio.ratio >= 1.0 and (ratio.significant or name == _STATIC))
 
 
 class _Tuning:
@@ -305,7 +306,7 @@ class _Tuning:
         """The best against both baselines, in rounds that chose nothing."""
         self.observer.on_phase("compare")
         others = {
-            "the static baseline": self.space.static,
+            _STATIC: self.space.static,
             "the paper's literal": self.space.literal,
         }
         alone = self._best_alone(entered if self.surrogate else [])
@@ -330,14 +331,15 @@ class _Tuning:
         ]
         self._rounds(finalists, _FINAL, self._until())
         winner = finalists[0]
-        # What costs something has to show that it is worth it, turn by turn.
-        for name in (_ALONE, _EXACT):
-            plainer = next((c for c in finalists if c.policy == others.get(name)), None)
-            if plainer is None or _is_worth(winner, plainer):
+        # What is less plain has to show that it is worth it, turn by turn.
+        for name in (_ALONE, _EXACT, _STATIC):
+            plainer = next((c for c in finalists if c.policy == others.get(name)), winner)
+            if plainer is winner or _is_worth(winner, plainer, name):
                 continue
-            del others[name]
             if name == _EXACT:
                 others["the fastest within the guard"] = winner.policy
+            if name != _STATIC:
+                del others[name]
             winner, self.chosen = plainer, plainer.policy
         ratios = {c.policy: ratio_of(winner, c) for c in finalists if c is not winner}
         ratios[winner.policy] = Ratio(1.0, (1.0, 1.0), 0)
@@ -363,7 +365,7 @@ class _Tuning:
         if exact is None or one is None or static is None:
             return None
         ratio = Ratio(1.0, (1.0, 1.0), 0) if one is static else ratio_of(one, static)
-        return Comparison("the static baseline", exact, ratio)
+        return Comparison(_STATIC, exact, ratio)
 
     def _rounds(self, entered: list[Contestant], turn: int, until: float) -> None:
         """Rounds; what they say of each policy takes the place of what was known."""
