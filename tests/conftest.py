@@ -24,3 +24,21 @@ def short_simulations(monkeypatch):
     """Searches on a simulated machine run no longer than on a live one: for tests that ask what a
     search does, and not how exactly."""
     monkeypatch.setattr("deeprecsys.tuning.capacity._VIRTUAL_MORE", 2)
+
+
+# Seconds of what an engine measures when it is opened, and how much memory it touches.
+BRIEFLY = {
+    "calibrate._SECONDS_A_SIZE": 0.01,
+    "devices.ONE_CORE_S": 0.1,
+    "limits._SECONDS": 0.02,
+    "limits._TABLE_ROWS": 40_000,
+}
+
+
+@pytest.fixture(autouse=True)
+def brief_calibration(request, monkeypatch):
+    """For tests that open an engine and ask nothing of how well it knows the machine."""
+    asked = request.node.get_closest_marker
+    if asked("engine") and not asked("measures"):
+        for name, brief in BRIEFLY.items():
+            monkeypatch.setattr(f"deeprecsys.engine.{name}", brief)
