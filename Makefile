@@ -8,12 +8,16 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # As many as there are cores; a core that is done takes over what another has before it.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
+# The native core is built anew when its sources change.
+NATIVE := $(VENV)/.native
+SOURCES := $(shell find src/native -name '*.cpp' -o -name '*.h') setup.py
+CXX ?= g++
+STRICT := -std=c++20 -O1 -g -Wall -Wextra -Werror -Isrc/native
 
-.PHONY: setup tune test check static kernels bench bench-serving bench-reliability bench-gpu \
-  bench-executions \
-  characterise validate results clean
+.PHONY: setup tune test check static kernels sanitize bench bench-serving bench-reliability \
+  bench-gpu bench-executions characterise validate results clean
 
-setup: $(READY)
+setup: $(READY) $(NATIVE)
 
 # torch first, by pip and by itself: so its CPU build comes, and nothing else. recbole last and alone:
 # its wheel holds the data of examples/your_model and is never imported, and it asks for much (ray,
@@ -21,8 +25,13 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) -e '.[all,dev]'
+	$(PIP) setuptools pybind11
+	$(PIP) --no-build-isolation -e '.[all,dev]'
 	$(PIP) --no-deps recbole
+	touch $@ $(NATIVE)
+
+$(NATIVE): $(SOURCES) | $(READY)
+	$(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 tune: setup
@@ -47,6 +56,16 @@ static: setup
 # Compiled once, before processes that run at the same time would each do it.
 kernels: setup
 	$(BIN)/python tests/compile_kernels.py
+
+# The core's own tests, under AddressSanitizer and ThreadSanitizer: no Python is needed.
+sanitize:
+	@mkdir -p build/sanitize
+	@for kind in address,undefined thread; do for test in src/native/tests/*_test.cpp; do \
+	  echo "$$(basename $$test .cpp), $$kind"; \
+	  $(CXX) $(STRICT) -fsanitize=$$kind -fno-sanitize-recover=all \
+	    $$test $(wildcard src/native/rules/*.cpp src/native/engine/*.cpp) \
+	    -pthread -o build/sanitize/test && build/sanitize/test || exit 1; \
+	done; done
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
@@ -81,4 +100,4 @@ bench-gpu: setup
 	$(BIN)/python benchmarks/gpu.py
 
 clean:
-	rm -rf .venv .venv-*
+	rm -rf .venv .venv-* build src/deeprecsys/*.so

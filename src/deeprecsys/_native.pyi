@@ -1,0 +1,59 @@
+"""The native core (src/native): what Python sees of it."""
+
+import math
+from collections.abc import Sequence
+
+from deeprecsys.core import Policy
+
+Slice = tuple[int, int, int]
+
+class Rules:
+    """As `rules.dispatch.Dispatcher`, which is its specification, but for `retire`."""
+
+    @property
+    def queued_items(self) -> int: ...
+    @property
+    def offloaded_items(self) -> list[int]: ...
+    @property
+    def has_deadlines(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def open_queries(self) -> list[int]: ...
+    def add(
+        self,
+        query: int,
+        size: int,
+        policy: Policy,
+        deadline_s: float = math.inf,
+        priority: int = 0,
+        cost: float = 0.0,
+        client: str = "",
+    ) -> int | None: ...
+    def pull(self, worker: int, now: float, idle: int = 1) -> list[Slice]: ...
+    def pull_offloaded(self, accelerator: int, now: float) -> list[Slice]: ...
+    def choice(self, size: int, policy: Policy) -> int | None: ...
+    def ahead(self, priority: int = 0, client: str = "", size: int = 1) -> float: ...
+    def ahead_offloaded(
+        self, accelerator: int, priority: int = 0, client: str = "", size: int = 1
+    ) -> float: ...
+    def offloaded(self, accelerator: int) -> list[tuple[int, int]]:
+        """The open queries that it has, and their sizes, as they came."""
+    def retire(self, accelerator: int, costs: Sequence[float]) -> None:
+        """costs: of each of `offloaded`, on the cores."""
+    def restore(self, accelerator: int) -> None: ...
+    def finish(self, query: int, items: int) -> bool: ...
+    def drop(self, query: int) -> bool: ...
+    def expire(self, now: float) -> list[int]: ...
+    def next_deadline_s(self) -> float: ...
+
+class Dispatcher:
+    """credit: items that a client may be behind (`rules.line`)."""
+
+    def __init__(
+        self,
+        max_queued_items: int | None = None,
+        accelerators: int = 0,
+        most_items: Sequence[int | None] = (),
+        credit: float = 20_000,
+    ) -> None: ...
+    @property
+    def rules(self) -> Rules: ...

@@ -1,0 +1,11 @@
+// `deeprecsys._native`: the core for Python. What each part is, its own header says.
+//
+// One unit of translation: pybind11's own headers take ten seconds to compile.
+#include <pybind11/pybind11.h>
+
+#include "bindings/dispatcher.h"
+
+PYBIND11_MODULE(_native, module) {
+  module.doc() = "The native core: dispatcher, workers, executors.";
+  deeprecsys::bindings::BindDispatcher(module);
+}
