@@ -23,15 +23,16 @@ settings.load_profile("suite")
 def short_simulations(monkeypatch):
     """Searches on a simulated machine run no longer than on a live one: for tests that ask what a
     search does, and not how exactly."""
-    monkeypatch.setattr("deeprecsys.tuning.capacity._VIRTUAL_MORE", 2)
+    monkeypatch.setattr("deeprecsys.tuning.capacity._VIRTUAL_MORE", 1)
 
 
-# Seconds of what an engine measures when it is opened, and how much memory it touches.
+# Seconds of what an engine or a server measures or repeats when it is opened, and what it touches.
 BRIEFLY = {
-    "calibrate._SECONDS_A_SIZE": 0.01,
-    "devices.ONE_CORE_S": 0.1,
-    "limits._SECONDS": 0.02,
-    "limits._TABLE_ROWS": 40_000,
+    "engine.calibrate._SECONDS_A_SIZE": 0.01,
+    "engine.devices.ONE_CORE_S": 0.1,
+    "engine.limits._SECONDS": 0.02,
+    "engine.limits._TABLE_ROWS": 40_000,
+    "serving.server._WARM_S": 0.0,
 }
 
 
@@ -41,4 +42,4 @@ def brief_calibration(request, monkeypatch):
     asked = request.node.get_closest_marker
     if asked("engine") and not asked("measures"):
         for name, brief in BRIEFLY.items():
-            monkeypatch.setattr(f"deeprecsys.engine.{name}", brief)
+            monkeypatch.setattr(f"deeprecsys.{name}", brief)

@@ -153,8 +153,10 @@ def test_words_go_to_an_artifact_that_takes_them(tmp_path):
     assert no.value.status() == "400"
 
 
-@pytest.mark.parametrize("bounds", ["starts", "offsets", "ends", "lengths"])
-@pytest.mark.parametrize("scheme", ["http", "grpc"])
+@pytest.mark.parametrize(
+    ("bounds", "scheme"),
+    [("starts", "http"), ("offsets", "grpc"), ("ends", "http"), ("lengths", "grpc")],
+)
 def test_load_knows_the_bags_of_our_server_by_every_convention(bounds, scheme, tmp_path):
     scripted(Bags(bounds), tmp_path / "model.pt")
     (tmp_path / "model.toml").write_text(BAGS.replace("BOUNDS", bounds))

@@ -9,7 +9,7 @@ from small import SMALL
 from deeprecsys.cli.main import call
 from deeprecsys.core import Records
 
-pytestmark = pytest.mark.measures
+pytestmark = pytest.mark.engine
 
 
 def test_bench_of_queries_that_hold_their_users_inputs_once(tmp_path):

@@ -10,7 +10,7 @@ import sys
 import pytest
 from small import SMALL
 
-pytestmark = pytest.mark.measures
+pytestmark = pytest.mark.engine
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGINT to a process is POSIX")

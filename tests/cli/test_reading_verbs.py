@@ -8,7 +8,7 @@ from deeprecsys.cli.main import call
 from deeprecsys.engine import doctor
 
 
-@pytest.mark.measures
+@pytest.mark.engine
 def test_report_rebuilds_the_report(bench_folder, capsys):
     target = bench_folder / "report.html"
     before = target.read_bytes()
@@ -17,7 +17,7 @@ def test_report_rebuilds_the_report(bench_folder, capsys):
     assert target.read_bytes() == before
 
 
-@pytest.mark.measures
+@pytest.mark.engine
 def test_a_run_compared_with_itself_is_not_significant(bench_folder, tune_folder, capsys):
     assert call(["compare", str(bench_folder), str(bench_folder)]) == 0
     assert "1.00×" in capsys.readouterr().out

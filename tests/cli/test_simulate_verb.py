@@ -42,7 +42,7 @@ def test_simulate_tunes_a_law(tmp_path, capsys):
     assert "no rate meets" in capsys.readouterr().out
 
 
-@pytest.mark.measures
+@pytest.mark.engine
 def test_simulate_profiles_a_model_and_takes_the_profile_again(tmp_path, capsys):
     arguments = ["simulate", "ncf", "--scale", "0.001", "--qps", "100", "--queries", "2000"]
     assert call([*arguments, "--profile-s", "2", "--out", "first"]) == 0
@@ -95,7 +95,7 @@ def test_an_overload_is_simulated_to_its_end_and_called_one(capsys):
 
 @pytest.mark.parametrize("name", ["quarter", "handful", "nosuch"])
 def test_a_result_of_the_paper(tmp_path, monkeypatch, capsys, name):
-    monkeypatch.setattr(paper, "_HANDFUL_QUERIES", 100_000)
+    monkeypatch.setattr(paper, "_HANDFUL_QUERIES", 20_000)
     profile = Profile({"model": "ncf", "variant": "paper", "scale": 1.0, "workers": 2})
     for batch in (1, 32, 1024):
         for busy in (1, 2):

@@ -36,7 +36,7 @@ def test_tune_writes_what_the_design_promises(tmp_path):
     assert (tmp_path / "report.html").is_file()
 
 
-@pytest.mark.measures
+@pytest.mark.engine
 def test_tune_answers_no_when_no_rate_meets_the_target(tmp_path, capsys):
     folder = tmp_path / "x"
     arguments = ["tune", "ncf", "--sla-ms", "0.01", "--budget-s", "4", "--method", "static"]
@@ -64,7 +64,7 @@ def test_bench_and_tune_live_with_an_emulated_accelerator(tmp_path, capsys):
     assert summary["usage"]["accelerators"][0]["emulated"] is True
     assert 0.1 < summary["usage"]["accelerators"][0]["share_of_items"] < 0.9
     assert "gtx-1080ti, emulated" in (tmp_path / "b" / "report.html").read_text()
-    tuned = ["tune", "ncf", "--method", "simulated", "--budget-s", "6", "--sla-ms", "200"]
+    tuned = ["tune", "ncf", "--method", "simulated", "--budget-s", "3", "--sla-ms", "200"]
     assert call([*tuned, *SMALL, *device, "--out", "t"]) in (0, 1)  # found in that time, or not
     summary = json.loads((tmp_path / "t" / "summary.json").read_text())
     assert summary["accelerator"]["emulated"] is True
@@ -74,7 +74,7 @@ def test_bench_and_tune_live_with_an_emulated_accelerator(tmp_path, capsys):
 @pytest.mark.engine
 @pytest.mark.usefixtures("short_simulations")
 def test_tune_by_simulation_ends_with_a_live_capacity(tmp_path, capsys):
-    arguments = ["tune", "ncf", "--method", "simulated", "--budget-s", "8", "--sla-ms", "200"]
+    arguments = ["tune", "ncf", "--method", "simulated", "--budget-s", "4", "--sla-ms", "200"]
     assert call([*arguments, *SMALL, "--out", "run"]) in (0, 1)
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert found["simulated"]["trials"]

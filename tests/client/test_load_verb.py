@@ -21,7 +21,7 @@ from deeprecsys.experiments.loading import load, load_capacity
 from deeprecsys.workload import Workload
 from stub_server import Act, HttpStub
 
-pytestmark = pytest.mark.measures
+pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(autouse=True)
@@ -207,6 +207,7 @@ def test_what_is_found_is_a_value_that_saves_itself(tmp_path):
     assert found.reached
 
 
+@pytest.mark.measures
 def test_a_capacity_is_found_and_reported(tmp_path, capsys):
     folder = tmp_path / "run"
     with HttpStub() as stub:

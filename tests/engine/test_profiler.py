@@ -30,7 +30,7 @@ def profiled(profile=None, **more):
 
 @pytest.mark.measures
 def test_a_profile_is_the_runtimes_law_at_every_point():
-    found = profiled()
+    found = profiled(budget_s=2.0)
     assert set(found.points) == set(GRID.points)
     for (batch, _), samples in found.points.items():
         assert samples.rounds == ROUNDS
