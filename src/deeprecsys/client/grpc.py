@@ -79,21 +79,27 @@ class GrpcLoad:
         self, rows: Rows, tally: Tally, under_way: dict[int, Any], row: int, call: Any
     ) -> None:
         """On a thread of the library's."""
-        now, code = clock(), call.code().name
+        now = clock()
         with self._lock:
-            del under_way[row]
-            if code == "OK":
-                rows.finish_s[row] = now
-            elif code == "CANCELLED" and rows.stopped():
-                return  # by `run`; it stays as it is
-            elif (reason := self._unanswered(call, code, now - rows.submit_s[row])) is not None:
-                tally.not_answered(reason, reached=not _not_connected(call))
-                rows.status[row] = Status.FAILED
-                return
-            else:
-                tally.example(code, str(call.details()))
-            tally.answered(code)
-            rows.status[row] = STATUS_OF.get(code, Status.FAILED)
+            try:
+                self._count(rows, tally, row, call, now)
+            finally:
+                del under_way[row]  # last: a run ends when nothing is under way
+
+    def _count(self, rows: Rows, tally: Tally, row: int, call: Any, now: float) -> None:
+        code = call.code().name
+        if code == "OK":
+            rows.finish_s[row] = now
+        elif code == "CANCELLED" and rows.stopped():
+            return  # by `run`; it stays as it is
+        elif (reason := self._unanswered(call, code, now - rows.submit_s[row])) is not None:
+            tally.not_answered(reason, reached=not _not_connected(call))
+            rows.status[row] = Status.FAILED
+            return
+        else:
+            tally.example(code, str(call.details()))
+        tally.answered(code)
+        rows.status[row] = STATUS_OF.get(code, Status.FAILED)
 
     def _unanswered(self, call: Any, code: str, waited_s: float) -> str | None:
         """Why the server said nothing; None if it did. The library's own deadline has the same
