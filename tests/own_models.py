@@ -1,7 +1,12 @@
 """Small models of users, and folders that hold them."""
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 import warnings
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -65,6 +70,27 @@ def scripted(module, path):
         torch.jit.script(module).save(str(path))
 
 
+@functools.cache
+def _kept():
+    """A folder of this process, for what takes seconds to make."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    return folder
+
+
+def made_once(make):
+    """The folder is made for the first who asks; the others get a copy."""
+
+    @functools.wraps(make)
+    def copied(folder):
+        whole = _kept() / make.__name__
+        if not whole.exists():
+            make(whole)
+        return Path(shutil.copytree(whole, folder))
+
+    return copied
+
+
 def torchscript_folder(folder, toml=TOML, module=None):
     """The ranker as TorchScript, with what TorchScript does not say."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,6 +103,7 @@ def torchscript_folder(folder, toml=TOML, module=None):
 FOLDERS = {"torchscript": torchscript_folder}
 
 
+@made_once
 def onnx_folder(folder):
     """The ranker as ONNX, by PyTorch's exporter; types and shapes are in it."""
     folder.mkdir(parents=True)
@@ -104,6 +131,7 @@ def _features(rows):
     return features, (features[:, 0] * features[:, 1] > 0).astype(np.float32)
 
 
+@made_once
 def lightgbm_folder(folder):
     import lightgbm
 
@@ -115,6 +143,7 @@ def lightgbm_folder(folder):
     return folder
 
 
+@made_once
 def xgboost_folder(folder):
     import xgboost
 
@@ -127,6 +156,7 @@ def xgboost_folder(folder):
     return folder
 
 
+@made_once
 def catboost_folder(folder):
     import catboost
 
@@ -140,6 +170,7 @@ def catboost_folder(folder):
     return folder
 
 
+@made_once
 def exported_folder(folder):
     """The ranker as a `torch.export` archive."""
     folder.mkdir(parents=True)

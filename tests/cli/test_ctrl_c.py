@@ -18,7 +18,7 @@ pytestmark = pytest.mark.engine
     "arguments",
     [
         ["bench", "ncf", "--qps", "100", "--duration-s", "60"],
-        ["tune", "ncf", "--budget-s", "60"],
+        ["tune", "ncf", "--budget-s", "60", "--execution", "exact"],
     ],
 )
 def test_ctrl_c_keeps_what_was_measured(tmp_path, arguments):

@@ -325,7 +325,7 @@ def three_ways(speed=2.0, packed=1.0):
 
 def test_a_faster_execution_is_found_and_both_factors_are_told():
     toys, together, clock = three_ways()
-    study = tune(together, Workload(), SLA(0.1), clock=clock, budget_s=3000.0)
+    study = tune(together, Workload(), SLA(0.1), clock=clock, budget_s=1500.0)
     assert study.best.policy.execution == NARROW
     over = {c.name: c for c in study.comparisons}
     assert over["the static baseline"].policy.execution == EXACT
@@ -343,7 +343,7 @@ def test_a_faster_execution_is_found_and_both_factors_are_told():
 
 def test_an_execution_that_gains_nothing_is_not_chosen():
     _, together, clock = three_ways(speed=0.5, packed=0.5)
-    study = tune(together, Workload(), SLA(0.1), clock=clock, budget_s=1500.0)
+    study = tune(together, Workload(), SLA(0.1), clock=clock, budget_s=600.0)
     assert study.best.policy.execution == EXACT
     assert study.exact is None
 
@@ -361,6 +361,7 @@ def test_an_execution_that_is_not_exact_has_to_show_that_it_is_worth_it():
     assert not over["the fastest within the guard"].ratio.significant
 
 
+@pytest.mark.usefixtures("short_simulations")
 def test_a_simulated_search_covers_executions():
     laws = {how: ServiceTime.linear(0.2e-3 / f, 16e-6 / f) for how, f in ((EXACT, 1), (NARROW, 2))}
     surrogate = Together({how: Simulator(law, 2) for how, law in laws.items()})
