@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # As many as there are cores; a core that is done takes over what another has before it.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
 # The native core is built anew when its sources change.
+TOOLS := $(VENV)/.tools
+LIBRARIES := $(VENV)/.libraries
 NATIVE := $(VENV)/.native
 SOURCES := $(shell find src/native -name '*.cpp' -o -name '*.h') setup.py
 CXX ?= g++
@@ -18,35 +20,46 @@ STRICT := -std=c++20 -O1 -g -Wall -Wextra -Werror -Isrc/native
 .PHONY: setup tune test check static kernels sanitize bench bench-serving bench-reliability \
   bench-gpu bench-executions characterise validate results clean
 
-setup: $(READY) $(NATIVE)
+setup:
+	@$(MAKE) --no-print-directory --jobs 2 $(READY)
+
+# What compiling asks for comes first, so that it goes on while all else is installed.
+$(TOOLS): constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools pybind11 numba scipy hypothesis
+	touch $@
 
 # torch first, by pip and by itself: so its CPU build comes, and nothing else. recbole last and alone:
 # its wheel holds the data of examples/your_model and is never imported, and it asks for much (ray,
 # tensorboard), and for another colorlog than constraints.txt has.
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+$(LIBRARIES): pyproject.toml $(TOOLS)
 	$(PIP) torch
-	$(PIP) setuptools pybind11
-	$(PIP) --no-build-isolation -e '.[all,dev]'
+	$(BIN)/python requirements.py | $(PIP) -r /dev/stdin
 	$(PIP) --no-deps recbole
-	touch $@ $(NATIVE)
+	touch $@
 
-$(NATIVE): $(SOURCES) | $(READY)
+$(NATIVE): $(SOURCES) $(TOOLS)
 	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+$(READY): $(LIBRARIES) $(NATIVE)
+	$(PIP) --no-build-isolation --no-deps -e .
 	touch $@
 
 tune: setup
 	$(BIN)/deeprecsys tune dlrm-rmc1
 
 # What is measured is measured alone, when all else is done.
-test: setup
-	$(MAKE) --no-print-directory --jobs 2 static kernels
+test:
+	@$(MAKE) --no-print-directory --jobs 2 kernels $(READY)
+	@$(MAKE) --no-print-directory static
 	$(BIN)/pytest -m "not measures" $(PARALLEL)
 	$(BIN)/pytest -m measures
 
 # Before each commit: what needs no engine.
-check: setup
-	$(MAKE) --no-print-directory --jobs 2 static kernels
+check:
+	@$(MAKE) --no-print-directory --jobs 2 kernels $(READY)
+	@$(MAKE) --no-print-directory static
 	$(BIN)/pytest -m "not measures and not engine" $(PARALLEL)
 
 static: setup
@@ -55,8 +68,8 @@ static: setup
 	$(BIN)/mypy
 
 # Compiled once, before processes that run at the same time would each do it.
-kernels: setup
-	$(BIN)/python tests/compile_kernels.py
+kernels: $(TOOLS)
+	PYTHONPATH=src $(BIN)/python tests/compile_kernels.py
 
 # The core's own tests, under AddressSanitizer and ThreadSanitizer: no Python is needed.
 sanitize:
