@@ -239,6 +239,15 @@ def test_whole_numbers_of_64_bits_are_recorded_exactly(tmp_path):
     assert model.reference(model.recorded[0]).ravel().tolist() == [i % 7 for i in ids]
 
 
+@pytest.mark.parametrize("line", ["x += 1", "x[0] = 0"])
+def test_a_model_that_writes_into_its_inputs_is_refused(tmp_path, line):
+    """They are the query's, and other slices read them."""
+    code = f"class Model:\n    def __call__(self, x):\n        {line}\n        return x[:, 0]"
+    (tmp_path / "model.toml").write_text('[inputs.x]\ndatatype = "FP32"\nshape = [1]\n')
+    (tmp_path / "model.py").write_text(code)
+    refused(tmp_path, "changes its input x in place")
+
+
 def test_missing_values_are_recorded_for_rankers_of_trees(tmp_path):
     folder = FOLDERS["lightgbm"](tmp_path / "own")
     (folder / "samples.jsonl").write_text(json.dumps({"features": [[1, 2, None, 4, 5]]}))

@@ -1,5 +1,6 @@
 """Users' own models behind the server: unmodified clients, and models that fail."""
 
+import math
 import runpy
 import warnings
 
@@ -237,6 +238,8 @@ class Model:
             return {"other": x[:, 0]}
         if first == 108:
             return np.full(len(x), 2**53 + 1)
+        if first == 109:
+            return np.full(len(x), -np.inf)
         return x[:, 0] * 2
 """
 
@@ -259,6 +262,10 @@ def test_a_query_that_fails_says_why_and_the_server_goes_on(tmp_path):
             status, said = client.infer({"x": np.full((3, 2), float(first))})
             assert status == 500
             assert line in said["error"]
+        infinite = {"x": np.full((3, 2), 109.0)}  # which JSON cannot say, and bytes can
+        status, said = client.infer(infinite)
+        assert (status, "ask for it as binary data" in said["error"]) == (500, True)
+        assert asked(server, model, infinite).tolist() == [-math.inf] * 3
         status, said = client.infer({"x": np.full((3, 2), 4.0)})
         assert (status, said["outputs"][0]["data"]) == (200, [8.0, 8.0, 8.0])
 

@@ -40,6 +40,10 @@ _TOLERANCE = {"FP16": 2e-2, "FP32": 2e-4, "FP64": 2e-4}
 Array = NDArray[Any]
 
 
+class _Writes(UserError):
+    """It changes what it is given, and may not be asked again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """An artifact and inputs to ask it with."""
@@ -57,7 +61,16 @@ class _Asked:
         return slice_inputs(self.specs, self.base, lo, hi)
 
     def run(self, inputs: Inputs) -> Mapping[str, Array]:
-        return self.form.run([inputs[spec.name] for spec in self.specs])
+        """_Writes where it writes into what it is given, which other slices read."""
+        given = [inputs[spec.name] for spec in self.specs]
+        before = [array.copy() for array in given]
+        answer = self.form.run(given)
+        for spec, array, copy in zip(self.specs, given, before, strict=True):
+            if not np.array_equal(array, copy, equal_nan=array.dtype.kind == "f"):
+                raise _Writes(
+                    f"{self.path} changes its input {spec.name} in place: let it change a copy"
+                )
+        return answer
 
     def low(self, n: int) -> dict[str, Array]:
         """The same with the first id of every range."""
@@ -68,6 +81,8 @@ class _Asked:
         """Why it does not take n candidates, each with its own rows."""
         try:
             self.run(self.some(0, n))
+        except _Writes:
+            raise
         except Exception as error:
             return error
         return None
@@ -147,6 +162,8 @@ def _users(asked: _Asked, users: list[InputSpec]) -> tuple[_Asked, frozenset[str
     for inputs in (shared, repeated):
         try:
             found.append(asked.run(inputs))
+        except _Writes:
+            raise
         except Exception as raised:
             error = error or raised
             found.append(None)

@@ -14,10 +14,11 @@ from functools import lru_cache
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from deeprecsys.protocol import long_json, tensors
 from deeprecsys.protocol.call import Call, refuse_unsupported
-from deeprecsys.protocol.reasons import invalid
+from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
 
 HEAD_LENGTH = b"inference-header-content-length"
@@ -164,7 +165,9 @@ def is_binary(call: Call, output: str) -> bool:
 def answer(
     call: Call, version: str, outputs: Mapping[str, Array]
 ) -> tuple[bytes, Sequence[Buffer]]:
-    """The JSON head of the answer, and the binary outputs behind it (the others are in it)."""
+    """The JSON head of the answer, and the binary outputs behind it (the others are in it).
+
+    Raises a Refusal where JSON cannot say an output."""
     said = b'{"model_name":%b,"model_version":%b,' % (_encode(call.model), _encode(version))
     if call.id:
         said += b'"id":%b,' % _encode(call.id)
@@ -177,6 +180,11 @@ def answer(
         if is_binary(call, name):
             data.append(tensors.to_bytes(array, datatype))
             item += b'"parameters":{"binary_data_size":%d}}' % len(data[-1])
+        elif array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise Refusal(
+                Reason.INTERNAL,
+                f"output {name} is infinite, which JSON cannot say: ask for it as binary data",
+            )
         else:
             item += b'"data":%b}' % _encode(tensors.to_json(array))
         items.append(item)

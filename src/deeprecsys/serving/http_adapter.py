@@ -410,7 +410,10 @@ class Connection(asyncio.BufferedProtocol):
         self.site.plane.threads.submit(make, call.client)
 
     def _scores(self, head: Head, call: Call, scores: Array) -> Answer:
-        text, data = wire.answer(call, VERSION, self.site.plane.named(call, scores))
+        try:
+            text, data = wire.answer(call, VERSION, self.site.plane.named(call, scores))
+        except Refusal as refusal:
+            return routes.refused(refusal, call.id)
         parts: Sequence[Buffer] = [text, *data]
         headers = [routes.JSON]
         if data:
