@@ -7,8 +7,7 @@ import pytest
 
 from deeprecsys.core import EXACT, Execution, UserError
 from deeprecsys.engine import executions
-from deeprecsys.engine.executions import Measured, choose_kept, combined, made, measure, singles
-from deeprecsys.executions import parts
+from deeprecsys.engine.executions import Measured, combined, made, measure, singles
 from deeprecsys.models import load_model
 
 CORES = [None, None]
@@ -129,19 +128,3 @@ def test_the_users_part_is_paid_once_a_query_as_it_is_live():
     executions.visit(Runtime(), ["q"], 4096, [None], 64, 0.001)
     assert calls[:6] == ["forget", *(("q", lo, lo + 64) for lo in range(0, 320, 64))]
     assert calls.count("forget") * 5 == len(calls) - calls.count("forget")
-
-
-def test_parts_that_are_faster_as_they_were_are_kept(model, monkeypatch):
-    names = [name for name, _ in parts(model.module)]
-    asked = []
-
-    def fake(models, cores, sizes, **_):
-        asked.extend(models)
-        kept = {e: [0.9, 0.91] if e.kept == ("top",) else [1.0, 1.01] for e in models}
-        return found({e: {64: s} for e, s in kept.items()})
-
-    monkeypatch.setattr(executions, "measure", fake)
-    assert choose_kept(model, INT8, 64, CORES) == Execution(layers="int8", kept=("top",))
-    assert {e.kept for e in asked} == {(), *((name,) for name in names)}
-    with pytest.raises(UserError, match="no layers nobody"):
-        choose_kept(model, Execution(layers="int8", kept=("nobody",)), 64, CORES)

@@ -20,7 +20,7 @@ from deeprecsys.core import DEFAULT_INDICES, EXACT, Answer, Execution, FloatArra
 from deeprecsys.engine import topology
 from deeprecsys.engine.calibrate import Cores, on_cores
 from deeprecsys.engine.pool import draw_pool
-from deeprecsys.executions import LAYERS, executed, parts
+from deeprecsys.executions import LAYERS, executed
 from deeprecsys.models import Model
 from deeprecsys.models.spec import Rows
 from deeprecsys.runtimes import Runtime, make_runtime, runtimes_of
@@ -253,33 +253,6 @@ def survey(
         now = [] if done else [how for how in combined(one) if how not in refused]
         done, share = share, 1 - share
     return Survey(models, refused, seen)
-
-
-def choose_kept(
-    model: Model,
-    execution: Execution,
-    batch_size: int,
-    cores: Cores,
-    *,
-    budget_s: float = BUDGET_S / 2,
-    runtime: str = "torchscript",
-) -> Execution:
-    """The same, but for the parts (`executions.parts`) without which requests of `batch_size` are
-    faster: small layers can lose more by casts than they gain.
-
-    model: an exact one, or one with these rows. Each part is left out in turn, and kept as it was
-    made where that is faster beyond the noise. UserError where it cannot be made.
-    """
-    names = [name for name, _ in parts(model.module)]
-    without = {replace(execution, kept=(*execution.kept, name)): name for name in names
-               if name not in execution.kept}  # fmt: skip
-    models, refused = made(model, [execution, *without])
-    if execution in refused:
-        raise UserError(refused[execution])
-    seen = measure(models, cores, [batch_size], budget_s=budget_s, runtime=runtime)
-    kept = [name for one, name in without.items()
-            if one in seen.seconds and seen.ratio(one, batch_size)[1] > 1]  # fmt: skip
-    return replace(execution, kept=(*execution.kept, *kept))
 
 
 def _able(
