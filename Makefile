@@ -18,7 +18,7 @@ CXX ?= g++
 STRICT := -std=c++20 -O1 -g -Wall -Wextra -Werror -Isrc/native
 
 .PHONY: setup tune test check static kernels sanitize bench bench-serving bench-reliability \
-  bench-gpu bench-executions characterise validate results clean
+  bench-gpu bench-executions bench-native characterise validate results clean
 
 setup:
 	@$(MAKE) --no-print-directory --jobs 2 $(READY)
@@ -38,8 +38,9 @@ $(LIBRARIES): pyproject.toml $(TOOLS)
 	$(PIP) --no-deps recbole
 	touch $@
 
+# What links torch is compiled once torch is there, with the package.
 $(NATIVE): $(SOURCES) $(TOOLS)
-	$(BIN)/python setup.py --quiet build_ext --inplace
+	DEEPRECSYS_CORE_ALONE=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	touch $@
 
 $(READY): $(LIBRARIES) $(NATIVE)
@@ -83,6 +84,10 @@ sanitize:
 
 bench: setup
 	$(BIN)/python benchmarks/run.py
+
+# What the native core costs, in two minutes: docs/decisions/0018-native-core.md.
+bench-native: setup
+	$(BIN)/python benchmarks/native.py
 
 # What serving costs over HTTP, in 20 minutes: docs/serving.md.
 bench-serving: setup

@@ -1,5 +1,6 @@
 """Builds `deeprecsys._native`, the core in C++ of src/native; all else is in pyproject.toml."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from pybind11.setup_helpers import ParallelCompile, Pybind11Extension
-from setuptools import setup
+from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
@@ -56,13 +57,36 @@ def sources() -> list[str]:
                   for path in (HERE / NATIVE / room).glob("*.cpp"))  # fmt: skip
 
 
-def headers() -> list[str]:
-    return sorted(str(path.relative_to(HERE)) for path in (HERE / NATIVE).rglob("*.h"))
+def depends() -> list[str]:
+    """What a change of which compiles anew."""
+    headers = (str(path.relative_to(HERE)) for path in (HERE / NATIVE).rglob("*.h"))
+    return ["setup.py", *sorted(headers)]
+
+
+def torchscript() -> list[Extension]:
+    """The executor that links libtorch, where torch is installed; without it Python executes what
+    torch does. Whoever imports it has imported torch, and so loaded its libraries. Of pybind11 it
+    takes the one that torch brings, and knows torch's classes by."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None or os.environ.get("DEEPRECSYS_CORE_ALONE"):
+        return []
+    folder = Path(torch.origin).parent
+    return [
+        Extension(
+            "deeprecsys._native_torch",
+            [str(NATIVE / "torchscript" / "module.cpp")],
+            include_dirs=[str(NATIVE)],
+            extra_compile_args=[*FLAGS, "-isystem", str(folder / "include")],
+            library_dirs=[str(folder / "lib")],
+            libraries=["torch_cpu", "c10"],
+            depends=depends(),
+        )
+    ]
 
 
 core = Pybind11Extension("deeprecsys._native", sources(), include_dirs=[str(NATIVE)],
-                         extra_compile_args=list(FLAGS), depends=headers())  # fmt: skip
+                         extra_compile_args=list(FLAGS), depends=depends())  # fmt: skip
 
 # As many compilers at a time as there are cores.
 ParallelCompile("DEEPRECSYS_BUILD_JOBS").install()
-setup(ext_modules=[core], cmdclass={"build_ext": Build})
+setup(ext_modules=[core, *torchscript()], cmdclass={"build_ext": Build})

@@ -11,7 +11,7 @@ import deeprecsys
 
 ROOT = Path(deeprecsys.__file__).parent
 LAYERS = {
-    "core": 0, "protocol": 0.5, "_native": 0.5,
+    "core": 0, "protocol": 0.5, "_native": 0.5, "_native_torch": 0.5,
     "models": 1, "workload": 1, "rules": 1, "machines": 1, "analysis": 1,
     "executions": 1.3,
     "artifacts": 1.5,

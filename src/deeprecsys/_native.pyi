@@ -1,7 +1,8 @@
 """The native core (src/native): what Python sees of it."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 from deeprecsys.core import Policy
 
@@ -57,3 +58,142 @@ class Dispatcher:
     ) -> None: ...
     @property
     def rules(self) -> Rules: ...
+
+class Sleepers:
+    """typical_s: of requests that Python executed lately. wanted: workers that are not parked."""
+
+    typical_s: float
+    @property
+    def wanted(self) -> int: ...
+
+class Seat:
+    """A worker's place. began_s: of what it executes natively; 0: nothing."""
+
+    def __init__(self, number: int) -> None: ...
+    @property
+    def began_s(self) -> float: ...
+
+class Executor:
+    """What executes requests natively (src/native/engine/executor.h); of a capsule."""
+
+    def __init__(self, capsule: Any) -> None: ...
+
+def no_op() -> Executor: ...
+def fixed_time(service_s: Sequence[float]) -> Executor:
+    """service_s: of a request by its items, from none on."""
+
+def execute(
+    executor: Executor,
+    pool: Sequence[tuple[int, int, int, int, bool]],
+    users: int,
+    windows: Sequence[tuple[int, int, Any]],
+    requests: Sequence[Sequence[tuple[int, int, int]]],
+) -> None:
+    """Requests, each of slices (window, lo, hi), as a worker would execute them.
+
+    pool, users: as of a `Run`. windows: (offset, size, scores), with room for the scores.
+    """
+
+class Core:
+    """One engine's lock, rules and workers. What is not said to take the lock is called under it:
+    `with core:`.
+
+    most_items [accelerators]. most_waking: workers that are woken at a time.
+    """
+
+    closing: bool
+    flying: int
+    def __init__(
+        self,
+        max_queued_items: int | None,
+        most_items: Sequence[int | None],
+        workers: int,
+        most_waking: int,
+    ) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *error: object) -> None: ...
+    @property
+    def rules(self) -> Rules: ...
+    @property
+    def sleepers(self) -> Sleepers: ...
+    @property
+    def executed(self) -> list[int]:
+        """Requests since the beginning, by worker; busy_s: seconds in them. They need no lock."""
+    @property
+    def busy_s(self) -> list[float]: ...
+    def add(
+        self,
+        size: int,
+        policy: Policy,
+        deadline_s: float,
+        priority: int,
+        cost: float,
+        client: str,
+    ) -> tuple[int, int | None]:
+        """As `Rules.add`: its id, and for which accelerator."""
+    def wake(self) -> int | None:
+        """Which worker to `open` once the lock is released."""
+    def take_watch(self) -> float:
+        """When to call `unstick`, where nobody was told yet; needs no lock."""
+    def open(self, worker: int) -> None:
+        """Needs no lock."""
+    def use(self, workers: int) -> None: ...
+    def count(self, worker: int, took_s: float) -> None:
+        """A request that Python executed took so long."""
+    def take_paces(self) -> list[tuple[int, int, float]]:
+        """Of the native requests since the last time, the latest: the most items that its policy's
+        hold, its items, and its seconds."""
+    def notify_quiet(self) -> None: ...
+    def drop_owned(self, status: int) -> None:
+        """Fails, or cancels, the open queries of runs."""
+    def wait_quiet(self, timeout_s: float | None = None) -> bool:
+        """Takes the lock: until no query is open and nobody executes; False on time-out."""
+    def unstick(self, now: float) -> float:
+        """Takes the lock."""
+    def end(self) -> None:
+        """Takes the lock: workers go home once nothing waits."""
+    def give_up(self, seat: Seat, began_s: float) -> bool:
+        """Takes the lock: the worker that executes natively since then lost its place, and its
+        queries failed; False: it has finished."""
+    def serve(
+        self,
+        seat: Seat,
+        execute: Callable[[list[Slice]], bool],
+        expired: Callable[[list[int]], None],
+        watch: Callable[[float], None],
+    ) -> bool:
+        """A worker's life; takes the lock. False: another has its place."""
+
+class Run:
+    """A schedule, played. It keeps what it is made of, and `kept`.
+
+    pool: of each column its address, bytes of a row, period, start, and whether all share a row.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        executor: Executor,
+        pool: Sequence[tuple[int, int, int, int, bool]],
+        users: int,
+        columns: Mapping[str, Any],
+        policy: Policy,
+        whole: bool,
+        traced: bool,
+        kept: object,
+    ) -> None: ...
+    def play(self, began_s: float) -> None: ...
+    def stop(self) -> None: ...
+    def cancel(self) -> None: ...
+    @property
+    def handed(self) -> int:
+        """Queries, so far."""
+    @property
+    def closed(self) -> bool:
+        """The engine was, meanwhile."""
+    @property
+    def abandoned(self) -> bool:
+        """A worker hangs in one of its requests."""
+    @property
+    def trace(self) -> list[tuple[int, int, int, int, float, float]]:
+        """(row, lo, hi, worker, start, finish) of every request."""

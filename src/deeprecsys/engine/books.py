@@ -1,41 +1,42 @@
 """What is open, under one lock: the rules, the queries they speak of, and what admission learns.
 
-The lock is a group's only one. Methods take it themselves where they say so; the others are
-called with it held, by `workers` and `lanes`, which do several things under it at a time.
+Rules and lock are the native core's (`_native.Core`), which knows queries as numbers; those that
+Python answers are here. Methods take the lock themselves where they say so; the others are called
+with it held, by `workers` and `lanes`, which do several things under it at a time.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 
+from deeprecsys._native import Core
 from deeprecsys.core import Policy, Status
-from deeprecsys.engine.answers import EngineClosed, TooLate, answer
+from deeprecsys.engine.answers import EngineClosed, TooLate, answer, answer_expired
 from deeprecsys.engine.ledger import Promise, Query, clock
 from deeprecsys.rules.admission import Admission
-from deeprecsys.rules.dispatch import Dispatcher, Slice
+from deeprecsys.rules.dispatch import Slice
 
 
 class Books:
-    """closing: no more is taken. is_quiet: whoever executes says whether it has nothing to do.
+    """lock: the core's.
 
     admission: of the cores, and of each accelerator; None: nothing is predicted.
     """
 
     def __init__(
         self,
-        rules: Dispatcher,
+        core: Core,
         admission: Admission | None,
         of_devices: Sequence[Admission] = (),
     ) -> None:
-        self.rules, self.admission, self._of_devices = rules, admission, of_devices
-        self.lock = threading.Lock()
+        self.core, self.rules, self.lock = core, core.rules, core
+        self.admission, self._of_devices = admission, of_devices
         self.queries: dict[int, Query] = {}
-        self.closing = False
-        self.is_quiet: Callable[[], bool] = lambda: True
-        self._next_id = 0
-        self._quiet = threading.Condition(self.lock)  # notified when no query is open
-        self._waiting_for_quiet = 0
+
+    @property
+    def closing(self) -> bool:
+        """No more is taken."""
+        return self.core.closing
 
     def admission_of(self, lane: int | None) -> Admission | None:
         """That of an accelerator; None: of the cores."""
@@ -60,11 +61,9 @@ class Books:
         """Its id, and for which accelerator. Raises QueueFull or EngineClosed."""
         if self.closing:
             raise EngineClosed("the engine is closed; open a new one")
-        id = self._next_id
         query.policy = policy
         cost = self.work_s(size, policy, self.rules.choice(size, policy))
-        lane = self.rules.add(id, size, policy, deadline_s, priority, cost, client)
-        self._next_id = id + 1
+        id, lane = self.core.add(size, policy, deadline_s, priority, cost, client)
         self.queries[id] = query
         return id, lane
 
@@ -77,6 +76,7 @@ class Books:
             admission = self.admission_of(lane)
             if admission is None:
                 return None
+            self.learn_paces()
             if lane is None:
                 ahead_s = self.rules.ahead(priority, client, size)
             else:
@@ -88,19 +88,19 @@ class Books:
             raise TooLate(predicted_s, deadline_s - now)
         return Promise(now, predicted_s, deadline_s - now, priority, lane)
 
-    def kept(self, pull: Callable[[], list[Slice]]) -> list[Slice]:
-        """The next slices; a query that its owner cancelled before it began is forgotten.
+    def begin(self, slices: Sequence[Slice]) -> list[tuple[Query, int, int]]:
+        """Those of which somebody still waits for an answer: a query that its owner cancelled
+        before it began is forgotten.
 
         Under the lock, so that a future which runs is one that nobody has answered.
         """
-        while slices := pull():
-            kept = [piece for piece in slices if self._begins(*piece)]
-            if kept:
-                return kept
-        return []
+        return [
+            (query, lo, hi)
+            for id, lo, hi in slices
+            if (query := self.queries.get(id)) is not None and self._begins(id, query, lo)
+        ]
 
-    def _begins(self, id: int, lo: int, hi: int) -> bool:
-        query = self.queries[id]
+    def _begins(self, id: int, query: Query, lo: int) -> bool:
         begun = lo or query.future.running()  # which an accelerator may have lost
         if begun or query.future.set_running_or_notify_cancel():
             return True
@@ -108,6 +108,18 @@ class Books:
         del self.queries[id]
         query.ledger.status[query.row] = Status.CANCELLED
         return False
+
+    def kept(self, pull: Callable[[], list[Slice]]) -> list[tuple[int, Query]]:
+        """Of the next slices, the queries that begin."""
+        while slices := pull():
+            kept = [
+                (id, query)
+                for id, lo, _ in slices
+                if self._begins(id, query := self.queries[id], lo)
+            ]
+            if kept:
+                return kept
+        return []
 
     def finish(self, slices: Sequence[Slice]) -> list[Query]:
         """The queries of which that was the last."""
@@ -122,19 +134,35 @@ class Books:
                 took_s = now - made.at_s
                 admission.finished(made.predicted_s, took_s, made.deadline_s, made.priority)
 
+    def learn_paces(self) -> None:
+        """How long requests took of which Python saw nothing."""
+        if self.admission is not None:
+            for most, items, took_s in self.core.take_paces():
+                self.admission.executed(self.admission.request_s(items, most), took_s)
+
     def retire(self, lane: int) -> None:
         """An accelerator is lost; what was promised for it teaches nothing."""
-        for id in self.rules.retire(lane, self.work_s):
+        had = self.rules.offloaded(lane)
+        costs = [self.work_s(size, self.queries[id].policy) for id, size in had]
+        self.rules.retire(lane, costs)
+        for id, _ in had:
             self.queries[id].promise = None
 
     def expire(self, now: float) -> list[Query]:
         """Forgets those whose deadline has passed; their answer is the caller's."""
-        if not self.rules.has_deadlines:
-            return []
-        expired = [self.queries.pop(id) for id in self.rules.expire(now)]
+        return self._expired(self.rules.expire(now), now) if self.rules.has_deadlines else []
+
+    def expired(self, ids: Sequence[int]) -> None:
+        """Of those that the core has dropped because their deadline has passed. Takes the lock."""
+        with self.lock:
+            expired = self._expired(ids, clock())
+        answer_expired(expired)
+
+    def _expired(self, ids: Sequence[int], now: float) -> list[Query]:
+        expired = [self.queries.pop(id) for id in ids]
         if expired:
             self.learn(expired, now)
-            self.notify_quiet()
+            self.core.notify_quiet()
         return expired
 
     def drop(self, ids: Sequence[int], status: Status, error: BaseException | None = None) -> None:
@@ -142,31 +170,22 @@ class Books:
         Takes the lock."""
         with self.lock:
             dropped = [self.queries.pop(id) for id in ids if self.rules.drop(id)]
-            self.notify_quiet()
+            self.core.notify_quiet()
         for query in dropped:
             answer(query, status, error)
 
     def drop_all(self, status: Status, error: BaseException | None = None) -> None:
+        """Takes the lock."""
+        with self.lock:
+            self.core.drop_owned(status)
         self.drop(list(self.queries), status, error)
 
     def fail(self, error: BaseException) -> None:
         """A fault of ours: nobody waits in vain, and no more is taken. Takes the lock."""
-        with self.lock:
-            self.closing = True
+        self.close()
         self.drop_all(Status.FAILED, error)
 
-    def wait_quiet(self, timeout_s: float | None) -> bool:
-        """Until no query is open and no request executes; False on time-out. Takes the lock."""
+    def close(self) -> None:
+        """Takes no more. Takes the lock."""
         with self.lock:
-            self._waiting_for_quiet += 1
-            try:
-                return self._quiet.wait_for(self._nothing, timeout_s)
-            finally:
-                self._waiting_for_quiet -= 1
-
-    def notify_quiet(self) -> None:
-        if self._waiting_for_quiet and self._nothing():
-            self._quiet.notify_all()
-
-    def _nothing(self) -> bool:
-        return not self.queries and self.is_quiet()
+            self.core.closing = True

@@ -15,12 +15,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
+from deeprecsys._native import Executor
 from deeprecsys.core import (
     DEFAULT_INDICES,
     EXACT,
     Answer,
     Execution,
     Facts,
+    FloatArray,
     Inputs,
     Policy,
     Records,
@@ -31,7 +35,7 @@ from deeprecsys.core import (
     UserError,
     Watch,
 )
-from deeprecsys.engine import calibrate, topology
+from deeprecsys.engine import calibrate, play, topology
 from deeprecsys.engine.answers import EngineClosed
 from deeprecsys.engine.devices import open_devices, probing
 from deeprecsys.engine.driver import drive, watching
@@ -40,7 +44,7 @@ from deeprecsys.engine.lanes import HANG_S
 from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
-from deeprecsys.engine.pool import Pool, draw_pool
+from deeprecsys.engine.pool import InputPool, Pool, draw_pool
 from deeprecsys.engine.power import Meter
 from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
@@ -48,7 +52,7 @@ from deeprecsys.machines.accelerators import Accelerator, check_names, cuda_numb
 from deeprecsys.machines.service_time import ABOUT_MODEL, Profile, ServiceTime
 from deeprecsys.rules.admission import Admission
 from deeprecsys.rules.dispatch import QueueFull
-from deeprecsys.runtimes import Device, Runtime, Scores
+from deeprecsys.runtimes import Device, Native, Runtime, Scores
 
 if TYPE_CHECKING:
     from deeprecsys.simulation import Simulator
@@ -313,7 +317,91 @@ class Engine:
     ) -> tuple[Records, float]:
         """The records, and when the run began on the engine's clock."""
         group, policy = self._open_group(), self._own(policy)
+        if policy.offload_threshold is not None and not self.devices:
+            raise UserError("this machine has no accelerator: leave the offload threshold out")
         pool = self._pool(schedule)
+        executor = self._executor(schedule, policy, pool)
+        group.wait_quiet()
+        group.use(policy.workers)
+        self._neighbours.start()
+        self._meter.start()
+        began_s = clock() + _LEAD_S
+        try:
+            if executor is None:
+                rows = self._drive(schedule, policy, watch, ledger, began_s)
+            else:
+                rows = self._play(executor, schedule, policy, watch, ledger, began_s)
+        finally:
+            group.wait_quiet()
+            group.use(None)
+        return ledger.records(schedule, began_s, rows), began_s
+
+    def _executor(self, schedule: Schedule, policy: Policy, pool: Pool) -> Executor | None:
+        """What executes the run natively; None: its queries are Python's."""
+        if not isinstance(pool, InputPool) or policy.offload_threshold is not None:
+            return None
+        most = policy.most_items if policy.adaptive else policy.batch_size
+        if self.model.whole:
+            most = max(most, int(schedule.size.max(initial=1)))
+        columns = [column.name for column in pool.columns]
+        return self.runtime.executor(columns, most) if isinstance(self.runtime, Native) else None
+
+    def _play(
+        self,
+        executor: Executor,
+        schedule: Schedule,
+        policy: Policy,
+        watch: Watch | None,
+        ledger: Ledger,
+        began_s: float,
+    ) -> int:
+        """Natively; how many queries were handed over."""
+        group, pool = self._open_group(), self._pool(schedule)
+        assert isinstance(pool, InputPool)
+        run = play.prepare(
+            group.books.core,
+            executor,
+            pool,
+            schedule,
+            ledger,
+            policy,
+            self._work_s(schedule, policy),
+            self.model.whole,
+        )
+
+        def stops() -> bool:
+            return watch is not None and watch(
+                ledger.records(schedule, began_s, run.handed), clock() - began_s
+            )
+
+        try:
+            with play.playing(run, began_s) as handed_over:
+                while not (handed_over() or stops()):
+                    pass
+            while not (group.wait_quiet(play.LOOK_EVERY_S) or stops()):
+                pass
+        finally:
+            self._disturbance = self._neighbours.share()
+            self._joules = self._meter.joules()
+            run.cancel()
+            group.wait_quiet()
+            ledger.keep(run.trace)
+            if run.abandoned:
+                group.workers.left.append(run)
+        if run.closed:
+            raise EngineClosed("the engine was closed during the run")
+        return run.handed
+
+    def _drive(
+        self,
+        schedule: Schedule,
+        policy: Policy,
+        watch: Watch | None,
+        ledger: Ledger,
+        began_s: float,
+    ) -> int:
+        """By Python; how many queries were handed over."""
+        group, pool = self._open_group(), self._pool(schedule)
         offsets = pool.offsets(schedule.size).tolist()
         sizes = schedule.size.tolist()
         ids: list[int] = []  # by row
@@ -332,13 +420,6 @@ class Engine:
                 ledger.records(schedule, began_s, len(ids)), clock() - began_s
             )
 
-        if policy.offload_threshold is not None and not self.devices:
-            raise UserError("this machine has no accelerator: leave the offload threshold out")
-        group.wait_quiet()
-        group.use(policy.workers)
-        self._neighbours.start()
-        self._meter.start()
-        began_s = clock() + _LEAD_S
         with watching(look) as stop:
             try:
                 with generator_priority():
@@ -349,9 +430,17 @@ class Engine:
                 self._disturbance = self._neighbours.share()
                 self._joules = self._meter.joules()
                 group.drop(ids, Status.CANCELLED)
-                group.wait_quiet()
-                group.use(None)
-        return ledger.records(schedule, began_s, len(ids)), began_s
+        return len(ids)
+
+    def _work_s(self, schedule: Schedule, policy: Policy) -> FloatArray:
+        """What each query adds to what is ahead of others, where anything is predicted."""
+        group, whole = self._open_group(), self.model.whole
+        sizes, rows = np.unique(schedule.size, return_inverse=True)
+        of_sizes = [
+            group.books.work_s(n, policy.uncut(n) if whole else policy) if n else 0.0
+            for n in sizes.tolist()
+        ]
+        return np.asarray(of_sizes, np.float64)[rows]
 
     def profile(
         self,

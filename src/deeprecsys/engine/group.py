@@ -11,15 +11,16 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 
+from deeprecsys._native import Core
 from deeprecsys.core import Policy, Status
 from deeprecsys.engine.answers import EngineClosed, answer, answer_expired
 from deeprecsys.engine.books import Books
 from deeprecsys.engine.lanes import HANG_S, Lanes
 from deeprecsys.engine.ledger import Promise, Query, clock
 from deeprecsys.engine.reaper import Reaper
-from deeprecsys.engine.workers import Workers
+from deeprecsys.engine.topology import usable_cores
+from deeprecsys.engine.workers import Gate, Workers
 from deeprecsys.rules.admission import Admission
-from deeprecsys.rules.dispatch import Dispatcher
 from deeprecsys.runtimes import Device, Runtime
 
 # Threads that have nothing left to do need no longer than this to end.
@@ -43,15 +44,15 @@ class Group:
         """of_devices: their admission. probe: executes a small request on a device. hang_s: of
         theirs, the least that counts as hanging."""
         most_items = [device.most_items for device in devices]
-        rules = Dispatcher(max_queued_items, len(devices), most_items)
-        self.books = Books(rules, admission, of_devices)
+        most_waking = max(2, len(usable_cores()) // 4)
+        core = Core(max_queued_items, most_items, len(cores), most_waking)
+        self.books = Books(core, admission, of_devices)
         self._reaper = Reaper(self._due)
         self._asked: int | None = None  # workers, by the latest policy
         self.workers = Workers(self.books, runtime, cores, self._reaper.watch)
         self.lanes = Lanes(
             self.books, devices, len(cores), self.workers.wake, self._reaper.watch, probe, hang_s
         )
-        self.books.is_quiet = self._is_quiet
         self.workers.start()
         self.lanes.start()
 
@@ -65,7 +66,7 @@ class Group:
 
     @property
     def open_queries(self) -> int:
-        return len(self.books.queries)
+        return len(self.books.rules)
 
     def submit(
         self,
@@ -80,7 +81,7 @@ class Group:
 
         `deadline_s` is on the engine's clock. Raises QueueFull or EngineClosed.
         """
-        woken: threading.Lock | threading.Semaphore | None
+        woken: Gate | threading.Semaphore | None
         with self.books.lock:
             if policy.workers != self._asked:
                 self._use(policy.workers)
@@ -88,6 +89,7 @@ class Group:
             woken = self.workers.wake() if lane is None else self.lanes.wake(lane)
         if woken is not None:
             woken.release()
+        self.workers.watch_doubts()
         if deadline_s < math.inf:
             self._reaper.watch(deadline_s)
         return id
@@ -134,7 +136,7 @@ class Group:
 
     def wait_quiet(self, timeout_s: float | None = None) -> bool:
         """Waits until no query is open and no request executes; False on time-out."""
-        return self.books.wait_quiet(timeout_s)
+        return self.books.core.wait_quiet(timeout_s)
 
     def use(self, workers: int | None) -> None:
         """Only so many of the workers take requests from now on (None: all), until a query comes
@@ -150,18 +152,12 @@ class Group:
         """Takes no more; finishes what it has, or fails it with EngineClosed, as it does with what
         is left after `within_s`; ends the threads. False: some hang, and were left."""
         until_s = clock() + within_s
-        with self.books.lock:
-            self.books.closing = True
+        self.books.close()
         if drain:
-            self.books.wait_quiet(within_s)
+            self.books.core.wait_quiet(within_s)
         self.books.drop_all(Status.CANCELLED, EngineClosed("the engine was closed"))
         until_s = max(until_s, clock() + _LEAVE_S)
         ended = self.lanes.end(until_s)
         ended &= self.workers.end(until_s)
         self._reaper.stop(until_s - clock())
         return ended
-
-    def _is_quiet(self) -> bool:
-        """Under the lock."""
-        resting = self.books.closing or self.workers.sleepers.everybody
-        return resting and self.lanes.are_quiet

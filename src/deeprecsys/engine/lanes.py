@@ -20,6 +20,7 @@ from deeprecsys.engine.answers import answer, answer_expired
 from deeprecsys.engine.books import Books
 from deeprecsys.engine.lane import Lane
 from deeprecsys.engine.ledger import Query, clock
+from deeprecsys.engine.workers import Gate
 from deeprecsys.rules.dispatch import offloads
 from deeprecsys.runtimes import Device, Scores
 
@@ -62,7 +63,7 @@ class Lanes:
         books: Books,
         devices: Sequence[Device],
         first_number: int,
-        wake_core: Callable[[], threading.Lock | None],
+        wake_core: Callable[[], Gate | None],
         watch: Callable[[float], None],
         probe: Callable[[Device], None],
         hang_s: float = HANG_S,
@@ -85,10 +86,6 @@ class Lanes:
             lane.end()
         return all([lane.join(until_s - clock()) for lane in self._lanes])
 
-    @property
-    def are_quiet(self) -> bool:
-        return not any(self._flying)
-
     def take(self, policy: Policy, size: int) -> bool:
         """May a query of so many items go to one of them?"""
         return offloads(policy, size) and any(record.lost is None for record in self.records)
@@ -106,11 +103,11 @@ class Lanes:
             if self.records[lane].lost is not None:
                 return None
             expired = books.expire(now)
-            slices = books.kept(lambda: books.rules.pull_offloaded(lane, now))
-            work = [(id, books.queries[id]) for id, _, _ in slices]
+            work = books.kept(lambda: books.rules.pull_offloaded(lane, now))
             flight = Flight(work, [np.empty_like(query.scores) for _, query in work])
             if work:
                 self._flying[lane].append(flight)
+                books.core.flying += 1
             self._sleeps[lane] = not work
             ends = books.closing and not work
         answer_expired(expired)
@@ -132,13 +129,14 @@ class Lanes:
             if not self._flying[lane] or self._flying[lane][0] is not flight:
                 return  # the cores have these queries now
             self._flying[lane].popleft()
+            books.core.flying -= 1
             for (_, query), scores in zip(work, flight.scores, strict=True):
                 query.scores[:] = scores
             self.records[lane].requests += 1
             self._learn(lane, flight, now)
             finished = books.finish([(id, 0, len(query.scores)) for id, query in work])
             books.learn(finished, now)
-            books.notify_quiet()
+            books.core.notify_quiet()
         for _, query in work:
             if query.ledger.trace is not None:
                 self._trace(lane, query, now)
@@ -155,10 +153,11 @@ class Lanes:
             record.failures += 1
             if record.lost is None:
                 record.lost = error
+                self._books.core.flying -= len(self._flying[lane])
                 self._flying[lane].clear()
                 self._books.retire(lane)
                 woken = self._wake_core()
-                self._books.notify_quiet()
+                self._books.core.notify_quiet()
         if woken is not None:
             woken.release()
 

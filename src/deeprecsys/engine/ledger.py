@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,11 @@ class Ledger:
         # (row, lo, hi, worker, start, finish); an append is atomic.
         self.trace: list[tuple[int, int, int, int, float, float]] | None = [] if traced else None
 
+    def keep(self, requests: Sequence[tuple[int, int, int, int, float, float]]) -> None:
+        """More of what `trace` holds."""
+        if self.trace is not None:
+            self.trace.extend(requests)
+
     def requests(self, began_s: float) -> Requests:
         """Every request executed until now, times counted from `began_s`; needs `traced`."""
         rows = np.array(self.trace or np.zeros((0, 6)), dtype=np.float64)
@@ -54,6 +59,8 @@ class Ledger:
         def times(column: array[float]) -> Any:
             return np.frombuffer(column, dtype=np.float64)[:rows] - began_s
 
+        # First: a query that it calls finished has its times by now.
+        status = np.frombuffer(self.status, dtype=np.int8)[:rows].copy()
         return Records(
             arrival_s=schedule.arrival_s[:rows],
             start_s=times(self.start_s),
@@ -61,7 +68,7 @@ class Ledger:
             size=schedule.size[:rows],
             device=np.frombuffer(self.device, dtype=np.int16)[:rows].copy(),
             worker=np.frombuffer(self.worker, dtype=np.int32)[:rows].copy(),
-            status=np.frombuffer(self.status, dtype=np.int8)[:rows].copy(),
+            status=status,
             submit_s=times(self.submit_s),
         )
 

@@ -9,10 +9,11 @@ in the conformance tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
+from deeprecsys._native import Executor
 from deeprecsys.core import Inputs, UserError
 from deeprecsys.machines.service_time import ServiceTime
 
@@ -42,6 +43,16 @@ class Runtime(Protocol):
 
     def forget(self, prepared: Any) -> None:
         """What earlier slices left for later ones of the same query: the next is like a first."""
+        ...
+
+
+@runtime_checkable
+class Native(Protocol):
+    """A runtime that needs no Python to execute queries that are windows of columns."""
+
+    def executor(self, columns: Sequence[str], most_items: int) -> Executor | None:
+        """For queries whose inputs are these, in this order, and requests of so many items at most;
+        None: this one does need Python."""
         ...
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from deeprecsys import _native
 from deeprecsys.core import Inputs
 from deeprecsys.runtimes import Scores
 
@@ -39,6 +40,9 @@ class NoOp:
     def execute_together(self, pieces: Sequence[tuple[Any, int, int]]) -> None:
         self.execute(None, 0, sum(hi - lo for _, lo, hi in pieces))
 
+    def executor(self, columns: Sequence[str], most_items: int) -> _native.Executor | None:
+        return _native.no_op() if type(self) is NoOp and self._prepare is None else None
+
 
 class FixedTime(NoOp):
     """Sleeps `service_s(items)` seconds: a worker that is busy without using a core."""
@@ -51,3 +55,9 @@ class FixedTime(NoOp):
 
     def execute(self, prepared: Any, lo: int, hi: int) -> None:
         time.sleep(float(self._service_s(np.array([float(hi - lo)]))[0]))
+
+    def executor(self, columns: Sequence[str], most_items: int) -> _native.Executor | None:
+        if type(self) is not FixedTime:
+            return None
+        seconds = self._service_s(np.arange(1.0, most_items + 1))
+        return _native.fixed_time([0.0, *np.broadcast_to(seconds, most_items).tolist()])

@@ -9,11 +9,13 @@ that C++ runs, so a worker holds the GIL for a few microseconds a request.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from deeprecsys._native import Executor
 from deeprecsys.core import repeat_inputs
 from deeprecsys.runtimes.eager import Eager, OneUser, Prepared
 
@@ -63,6 +65,8 @@ class TorchScript(Eager):
 
     def __init__(self, model: Any) -> None:
         super().__init__(model)
+        self._apart: Any = None
+        self._specs, self._tasks = {spec.name: spec for spec in model.inputs}, model.tasks
         inputs = model.example(_TRACED, np.random.default_rng(0))
         scores = np.empty((_TRACED, model.tasks), np.float32)
         tensors, *_ = self.prepare(repeat_inputs(model.inputs, inputs, _TRACED), scores)
@@ -75,8 +79,8 @@ class TorchScript(Eager):
             parts = _traced(user, users), _traced(candidates, shared, rows)
             self._one_user = _compiled(OneUser(*parts, block), model.table_bytes)
             if self._user is not None:
-                apart = _apart(parts, block, len(shared), model.table_bytes)
-                self._user, self._candidates = apart.of_user, apart.rest
+                self._apart = _apart(parts, block, len(shared), model.table_bytes)
+                self._user, self._candidates = self._apart.of_user, self._apart.rest
 
     def execute(self, prepared: Prepared, lo: int, hi: int) -> None:
         if prepared[1]:
@@ -84,6 +88,26 @@ class TorchScript(Eager):
             return
         tensors, _, scores, _ = prepared
         self._run(tensors, scores, lo, hi)
+
+    def executor(self, columns: Sequence[str], most_items: int) -> Executor | None:
+        """None where the extension that links libtorch was not built."""
+        if self._joined and self._of_query:  # of which no model has both
+            return None
+        try:
+            from deeprecsys import _native_torch
+        except ImportError:
+            return None
+        at = {name: column for column, name in enumerate(columns)}
+        inputs = [
+            (at[name], self._specs[name].datatype, self._specs[name].shape) for name in self._names
+        ]
+        joined = [at[name] for name in self._joined]
+        shared = self._one_user if self._of_query else None
+        return Executor(
+            _native_torch.executor(
+                inputs, joined, self._of_query, self._tasks, self._run, shared, self._apart
+            )
+        )
 
     def enter_thread(self) -> None:
         super().enter_thread()

@@ -3,9 +3,11 @@
 // One unit of translation: pybind11's own headers take ten seconds to compile.
 #include <pybind11/pybind11.h>
 
+#include "bindings/core.h"
 #include "bindings/dispatcher.h"
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The native core: dispatcher, workers, executors.";
   deeprecsys::bindings::BindDispatcher(module);
+  deeprecsys::bindings::BindCore(module);
 }

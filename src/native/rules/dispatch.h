@@ -57,6 +57,8 @@ class Dispatcher {
   Items queued_items() const { return queued_items_; }
   const std::vector<Items>& offloaded_items() const { return offloaded_items_; }
   std::vector<QueryId> OpenQueries() const;
+  // What was given with an open query.
+  void* OwnerOf(QueryId query) const { return open_.at(query)->owner; }
 
   // For which accelerator, kNone for the cores. Throws QueueFull, and then takes none of it.
   Items Add(const Arrival& arrival);

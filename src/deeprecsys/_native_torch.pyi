@@ -1,0 +1,20 @@
+"""TorchScript as an executor (src/native/torchscript), which links libtorch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+def executor(
+    inputs: Sequence[tuple[int, str, Sequence[int]]],
+    joined: Sequence[int],
+    of_query: Sequence[int],
+    tasks: int,
+    request: Any,
+    one_user: Any = None,
+    apart: Any = None,
+) -> Any:
+    """A capsule for `_native.Executor`; it keeps the modules.
+
+    inputs: of each that is a tensor of its own its column, datatype and row's shape. joined:
+    columns that are one tensor. of_query: positions, among inputs, of what candidates may share.
+    request, one_user: script modules; apart: one with methods `of_user` and `rest`.
+    """

@@ -1,0 +1,313 @@
+#include "engine/core.h"
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+#include <utility>
+
+#include "engine/clock.h"
+#include "engine/run.h"
+
+namespace deeprecsys::engine {
+
+namespace {
+
+// How long a worker that found nothing looks for something before it lies down: what comes
+// meanwhile it takes without being woken, which costs whoever hands it over a system call.
+constexpr double kHotS = 5e-6;
+// Of native requests, how many admission may learn of late: its pace has forgotten older ones.
+constexpr std::size_t kPaces = 512;
+
+using Guard = std::lock_guard<Lock>;
+
+}  // namespace
+
+struct Core::Bench {
+  std::vector<Slice> pulled;
+  std::vector<Slice> python;
+  std::vector<Slice> done;  // natively, to be forgotten
+  std::vector<Slice> together;
+  std::vector<Piece> pieces;
+  std::vector<QueryId> expired;
+  double finished_s = 0.0;
+  double watch_s = rules::kNever;
+  bool failed = false;
+};
+
+Core::Core(Items max_queued_items, std::vector<Items> most_items, int workers, int most_waking)
+    : executed(workers, 0),
+      busy_s(workers, 0.0),
+      rules_(max_queued_items, std::move(most_items)),
+      sleepers_(workers, most_waking) {
+  paces_.reserve(kPaces);
+}
+
+Items Core::Add(rules::Arrival arrival) {
+  const Items accelerator = rules_.Add(arrival);
+  next_id_ = std::max(next_id_, arrival.id + 1);
+  arrivals_.fetch_add(1, std::memory_order_release);
+  return accelerator;
+}
+
+QueryId Core::Reserve(QueryId count) {
+  const QueryId first = next_id_;
+  next_id_ += count;
+  return first;
+}
+
+int Core::Wake() {
+  if (rules_.queued_items() == 0 || !sleepers_.any_idle()) return kNobody;
+  const int worker = sleepers_.Wake();
+  // Who is hot or waking looks at once; who is busy with what is brief is only expected to.
+  if (worker == kNobody && sleepers_.hot == 0 && sleepers_.waking == 0) {
+    doubted_ = true;
+    if (look_s_ == rules::kNever) {
+      look_s_ = Now() + kStallS;
+      asked_ = false;
+    }
+  }
+  return worker;
+}
+
+double Core::TakeWatch() {
+  if (asked_) return rules::kNever;
+  asked_ = true;
+  return look_s_;
+}
+
+double Core::Unstick(double now) {
+  int worker = kNobody;
+  double look_s;
+  {
+    const Guard guard(lock_);
+    if (now < look_s_) return look_s_;
+    const bool waits = rules_.queued_items() != 0 && sleepers_.any_idle();
+    if (waits) worker = sleepers_.Wake(now - sleepers_.looked_s > kStallS / 2);
+    look_s = look_s_ = waits || doubted_ ? now + kStallS : rules::kNever;
+    doubted_ = false;
+    asked_ = true;
+  }
+  Open(worker);
+  return look_s;
+}
+
+bool Core::WaitQuiet(double timeout_s) {
+  std::unique_lock<Lock> lock(lock_);
+  ++waiting_for_quiet_;
+  const auto quiet = [this] { return nothing(); };
+  bool found = true;
+  if (timeout_s == rules::kNever) {
+    quiet_.wait(lock, quiet);
+  } else {
+    found = quiet_.wait_for(lock, std::chrono::duration<double>(timeout_s), quiet);
+  }
+  --waiting_for_quiet_;
+  return found;
+}
+
+void Core::NotifyQuiet() {
+  if (waiting_for_quiet_ != 0 && nothing()) quiet_.notify_all();
+}
+
+bool Core::Serve(Seat* seat, Host* host) {
+  PreciseTimers();
+  Bench bench;
+  State state = State::kBusy;
+  for (;;) {
+    const Then then = Next(seat, state, &bench, host);
+    for (const Slice& slice : bench.done) static_cast<Run*>(slice.owner)->Forget(slice.query);
+    bench.done.clear();
+    if (!bench.expired.empty()) host->Expired(bench.expired);
+    if (bench.watch_s < rules::kNever) host->Watch(bench.watch_s);
+    switch (then) {
+      case Then::kExecute:
+        state = State::kBusy;
+        if (!seat->executing.empty()) {
+          host->Rest();
+          ExecuteNative(seat, &bench);
+        }
+        if (!bench.python.empty() && !ExecutePython(seat, &bench, host)) return false;
+        break;
+      case Then::kLookAgain:
+        state = State::kHot;
+        host->Rest();
+        SpinBriefly();
+        break;
+      case Then::kSleep:
+        state = State::kWoken;
+        host->Rest();
+        sleepers_.gate(seat->number).Pass();
+        break;
+      case Then::kLeave:
+        return true;
+      case Then::kLost:
+        return false;
+    }
+  }
+}
+
+// A thread that has the lock may be waiting for what the host holds.
+void Core::LockBeside(Host* host) {
+  if (lock_.try_lock()) return;
+  host->Rest();
+  lock_.lock();
+}
+
+// One hold of the lock between two requests: what is done with the last, and the next.
+Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
+  int other = kNobody;
+  Then then = Then::kExecute;
+  LockBeside(host);
+  {
+    const Guard guard(lock_, std::adopt_lock);
+    if (seat->lost) return Then::kLost;
+    if (!seat->executing.empty()) Finish(seat, bench);
+    if (state == State::kHot) --sleepers_.hot;
+    if (state == State::kWoken) --sleepers_.waking;
+    const double now = Now();
+    bench->expired.clear();
+    if (rules_.DueS() <= now) rules_.Expire(now, &bench->expired);
+    bench->pulled.clear();
+    bench->python.clear();
+    if (seat->number < sleepers_.wanted) rules_.Pull(1 + sleepers_.free(), &bench->pulled);
+    sleepers_.looked_s = now;
+    if (!bench->pulled.empty()) {
+      for (const Slice& slice : bench->pulled) {
+        (slice.owner != nullptr ? seat->executing : bench->python).push_back(slice);
+      }
+      if (!seat->executing.empty()) seat->began_s.store(now, std::memory_order_relaxed);
+      other = Wake();
+    } else if (ending_) {
+      then = Then::kLeave;
+    } else if (state == State::kBusy) {
+      ++sleepers_.hot;
+      then = Then::kLookAgain;
+    } else {
+      sleepers_.LieDown(seat->number);
+      other = Wake();  // where it is parked, and was woken as one of the others
+      NotifyQuiet();
+      then = Then::kSleep;
+    }
+    bench->watch_s = TakeWatch();
+  }
+  Open(other);
+  return then;
+}
+
+// Where it was joined with native ones, those are finished first.
+bool Core::ExecutePython(Seat* seat, Bench* bench, Host* host) {
+  if (!seat->executing.empty()) {
+    const Guard guard(lock_);
+    if (seat->lost) return false;
+    Finish(seat, bench);
+  }
+  return host->Execute(bench->python);
+}
+
+// Slices of one run are one request; `Next` finishes it.
+void Core::ExecuteNative(Seat* seat, Bench* bench) {
+  const double began_s = seat->began_s.load(std::memory_order_relaxed);
+  const auto& slices = seat->executing;
+  bench->failed = false;
+  for (std::size_t at = 0; at < slices.size();) {
+    Run* run = static_cast<Run*>(slices[at].owner);
+    bench->together.clear();
+    for (; at < slices.size() && slices[at].owner == run; ++at) {
+      run->Begin(slices[at], began_s);
+      bench->together.push_back(slices[at]);
+    }
+    bench->failed |= run->Execute(bench->together, &bench->pieces) != 0;
+  }
+  bench->finished_s = Now();
+}
+
+void Core::Finish(Seat* seat, Bench* bench) {
+  const double began_s = seat->began_s.load(std::memory_order_relaxed);
+  const double now = bench->finished_s, took_s = now - began_s;
+  if (bench->failed) {
+    FailNative(seat->executing);
+  } else {
+    ++executed[seat->number];
+    busy_s[seat->number] += took_s;
+    Items items = 0;
+    for (const Slice& slice : seat->executing) {
+      Run* run = static_cast<Run*>(slice.owner);
+      items += slice.hi - slice.lo;
+      run->Trace(slice, seat->number, began_s, now);
+      if (rules_.Finish(slice.query, slice.hi - slice.lo)) {
+        run->Finish(slice.query, seat->number, now);
+        bench->done.push_back(slice);
+      }
+    }
+    const auto& policy = static_cast<Run*>(seat->executing.front().owner)->policy();
+    const Pace pace{policy.adaptive ? policy.most_items : policy.batch_size, items, took_s};
+    if (paces_.size() < kPaces) {
+      paces_.push_back(pace);
+    } else {
+      paces_[paces_at_++ % kPaces] = pace;
+    }
+  }
+  seat->executing.clear();
+  seat->began_s.store(0.0, std::memory_order_relaxed);
+}
+
+void Core::FailNative(const std::vector<Slice>& slices) {
+  for (const Slice& slice : slices) {
+    if (rules_.Drop(slice.query)) {
+      static_cast<Run*>(slice.owner)->Drop(slice.query, Status::kFailed);
+    }
+  }
+}
+
+std::vector<Pace> Core::TakePaces() {
+  std::vector<Pace> taken = std::exchange(paces_, {});
+  paces_.reserve(kPaces);
+  std::rotate(taken.begin(), taken.begin() + static_cast<std::ptrdiff_t>(paces_at_ % kPaces),
+              taken.end());
+  paces_at_ = 0;
+  return taken;
+}
+
+void Core::Count(int worker, double took_s) {
+  ++executed[worker];
+  busy_s[worker] += took_s;
+  sleepers_.typical_s = 0.8 * std::min(sleepers_.typical_s, 1.0) + 0.2 * took_s;
+}
+
+void Core::SpinBriefly() {
+  const std::uint64_t seen = arrivals_.load(std::memory_order_acquire);
+  const double until_s = Now() + kHotS;
+  while (arrivals_.load(std::memory_order_acquire) == seen && Now() < until_s) Pause();
+}
+
+void Core::End() {
+  std::vector<int> sleeping;
+  {
+    const Guard guard(lock_);
+    ending_ = true;
+    sleeping = sleepers_.EverybodyUp();
+  }
+  for (const int worker : sleeping) Open(worker);
+}
+
+bool Core::GiveUp(Seat* seat, double began_s) {
+  const Guard guard(lock_);
+  if (seat->lost || seat->executing.empty() || seat->began_s.load() != began_s) return false;
+  seat->lost = true;
+  FailNative(seat->executing);
+  for (const Slice& slice : seat->executing) static_cast<Run*>(slice.owner)->Abandon();
+  NotifyQuiet();
+  return true;
+}
+
+void Core::DropOwned(Status status) {
+  for (const QueryId query : rules_.OpenQueries()) {
+    if (void* owner = rules_.OwnerOf(query)) {
+      rules_.Drop(query);
+      static_cast<Run*>(owner)->Drop(query, status);
+    }
+  }
+  NotifyQuiet();
+}
+
+}  // namespace deeprecsys::engine
