@@ -44,6 +44,7 @@ def test_json_on_standard_output_is_all_that_is_there(capsys, tmp_path):
     }
 
 
+@pytest.mark.measures
 def test_bench_answers_no_when_the_target_asked_for_is_missed(tmp_path):
     arguments = ["bench", "ncf", "--qps", "300", "--duration-s", "0.5", "--sla-ms", "0.001", *SMALL]
     assert call([*arguments, "--out", str(tmp_path / "x")]) == 1

@@ -264,7 +264,8 @@ def test_settings_of_the_process_are_restored(runtime):
 
 
 def test_a_run_records_every_query_as_scheduled(engine):
-    schedule = Schedule(np.arange(200) / 2000, np.arange(200) % 17)
+    # Fewer items than the bound, however long the machine is held up.
+    schedule = Schedule(np.arange(200) / 2000, np.arange(200) % 9)
     records = engine.run(schedule, Policy(5))
     assert len(records) == 200
     np.testing.assert_array_equal(records.arrival_s, schedule.arrival_s)
