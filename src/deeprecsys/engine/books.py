@@ -97,12 +97,12 @@ class Books:
         return [
             (query, lo, hi)
             for id, lo, hi in slices
-            if (query := self.queries.get(id)) is not None and self._begins(id, query, lo)
+            if (query := self.queries.get(id)) is not None and self._begins(id, query)
         ]
 
-    def _begins(self, id: int, query: Query, lo: int) -> bool:
-        begun = lo or query.future.running()  # which an accelerator may have lost
-        if begun or query.future.set_running_or_notify_cancel():
+    def _begins(self, id: int, query: Query) -> bool:
+        # It runs already where another slice began, or an accelerator lost it.
+        if query.future.running() or query.future.set_running_or_notify_cancel():
             return True
         self.rules.drop(id)
         del self.queries[id]
@@ -113,9 +113,7 @@ class Books:
         """Of the next slices, the queries that begin."""
         while slices := pull():
             kept = [
-                (id, query)
-                for id, lo, _ in slices
-                if self._begins(id, query := self.queries[id], lo)
+                (id, query) for id, _, _ in slices if self._begins(id, query := self.queries[id])
             ]
             if kept:
                 return kept

@@ -13,13 +13,10 @@ inline double Now() {
   return static_cast<double>(at.tv_sec) + 1e-9 * static_cast<double>(at.tv_nsec);
 }
 
-// The last of a sleep is spent awake: a sleeper is woken some 50 us after it asked to be (a timer's
-// slack, which `PreciseTimers` takes away, and a context switch).
-inline constexpr double kAwakeS = 30e-6;
-
-// Until that time, and hardly later.
-inline void SleepUntil(double until_s) {
-  const double asleep_s = until_s - kAwakeS;
+// Until that time; the last `awake_s` of it are spent awake, for a sleeper is woken late: by a
+// timer's slack, which `PreciseTimers` takes away, and by what it takes to leave an idle state.
+inline void SleepUntil(double until_s, double awake_s) {
+  const double asleep_s = until_s - awake_s;
   if (asleep_s > Now()) {
     timespec at;
     at.tv_sec = static_cast<time_t>(std::floor(asleep_s));

@@ -12,6 +12,9 @@ namespace {
 
 // Long gaps are slept in pieces, so that a stop is noticed.
 constexpr double kNapS = 0.05;
+// Before each arrival the generator is awake for so long. Asleep until then it was late by a median
+// of 20 us; at 1,000 queries/s this is 1 % of two cores.
+constexpr double kAwakeS = 20e-6;
 
 // Who looks at the columns meanwhile sees each value whole, and a status only after its times.
 template <typename T>
@@ -73,7 +76,7 @@ void Run::Play(double began_s) {
 bool Run::WaitUntil(double at_s) const {
   for (double now = Now(); now < at_s; now = Now()) {
     if (stopped_.load(std::memory_order_relaxed)) return false;
-    SleepUntil(std::min(at_s, now + kNapS));
+    SleepUntil(std::min(at_s, now + kNapS), kAwakeS);
   }
   return !stopped_.load(std::memory_order_relaxed);
 }
