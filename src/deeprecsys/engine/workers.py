@@ -234,9 +234,11 @@ class Workers:
         return self._runtime.execute_together([(q.prepared, lo, hi) for q, lo, hi in work])
 
     def _done(self, worker: Worker, request: Request, slices: list[Slice], work: Pieces) -> bool:
-        now, number = clock(), worker.number
-        took_s = now - request.began_s
+        number = worker.number
         with self._books.lock:
+            # Under the lock, so that of a query's requests none is over after the last.
+            now = clock()
+            took_s = now - request.began_s
             if not self._holds(worker):
                 return False
             worker.request = None

@@ -29,7 +29,6 @@ struct Core::Bench {
   std::vector<Slice> together;
   std::vector<Piece> pieces;
   std::vector<QueryId> expired;
-  double finished_s = 0.0;
   double watch_s = rules::kNever;
   bool failed = false;
 };
@@ -161,10 +160,10 @@ Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
   {
     const Guard guard(lock_, std::adopt_lock);
     if (seat->lost) return Then::kLost;
-    if (!seat->executing.empty()) Finish(seat, bench);
+    const double now = Now();
+    if (!seat->executing.empty()) Finish(seat, bench, now);
     if (state == State::kHot) --sleepers_.hot;
     if (state == State::kWoken) --sleepers_.waking;
-    const double now = Now();
     bench->expired.clear();
     if (rules_.DueS() <= now) rules_.Expire(now, &bench->expired);
     bench->pulled.clear();
@@ -199,7 +198,7 @@ bool Core::ExecutePython(Seat* seat, Bench* bench, Host* host) {
   if (!seat->executing.empty()) {
     const Guard guard(lock_);
     if (seat->lost) return false;
-    Finish(seat, bench);
+    Finish(seat, bench, Now());
   }
   return host->Execute(bench->python);
 }
@@ -218,12 +217,12 @@ void Core::ExecuteNative(Seat* seat, Bench* bench) {
     }
     bench->failed |= run->Execute(bench->together, &bench->pieces) != 0;
   }
-  bench->finished_s = Now();
 }
 
-void Core::Finish(Seat* seat, Bench* bench) {
+// now: read under the lock, so that of a query's requests none is over after the last.
+void Core::Finish(Seat* seat, Bench* bench, double now) {
   const double began_s = seat->began_s.load(std::memory_order_relaxed);
-  const double now = bench->finished_s, took_s = now - began_s;
+  const double took_s = now - began_s;
   if (bench->failed) {
     FailNative(seat->executing);
   } else {

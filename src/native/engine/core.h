@@ -119,7 +119,7 @@ class Core {
   void LockBeside(Host* host);
   void ExecuteNative(Seat* seat, Bench* bench);
   bool ExecutePython(Seat* seat, Bench* bench, Host* host);
-  void Finish(Seat* seat, Bench* bench);
+  void Finish(Seat* seat, Bench* bench, double now);
   void FailNative(const std::vector<Slice>& slices);
   void SpinBriefly();
   bool nothing() const {
