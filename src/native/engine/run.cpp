@@ -14,7 +14,7 @@ namespace {
 constexpr double kNapS = 0.05;
 // Before each arrival the generator is awake for so long. Asleep until then it was late by a median
 // of 20 us; at 1,000 queries/s this is 1 % of two cores.
-constexpr double kAwakeS = 20e-6;
+constexpr double kAwakeS = 30e-6;
 
 // Who looks at the columns meanwhile sees each value whole, and a status only after its times.
 template <typename T>
