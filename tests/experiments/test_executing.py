@@ -89,10 +89,10 @@ def test_one_execution_alone_is_taken_or_refused_with_its_reason(engine, as_fast
         pass
 
 
-@pytest.mark.engine
+@pytest.mark.measures
 def test_a_tuning_tells_what_was_tried_and_saves_what_the_guard_saw(engine, as_fast_as):
     as_fast_as({NARROW: 1.5})
-    found = tune(engine, Workload(sizes="fixed:16"), SLA(0.2), budget_s=6, accuracy="99.9")
+    found = tune(engine, Workload(sizes="fixed:16"), SLA(0.2), budget_s=12, accuracy="99.9")
     summary = found.to_dict()
     by_name = {row["execution"]: row for row in summary["executions"]}
     assert summary["accuracy"] == "99.9"
