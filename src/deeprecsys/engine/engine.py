@@ -1,7 +1,7 @@
 """The live system: a model served by this machine's cores under a policy.
 
 `submit` answers one query; `run` plays a schedule through the same path and returns records.
-Composes the parts that decide nothing themselves: `group` (workers, accelerators), `driver`
+Composes the parts that decide nothing themselves: `group` (workers, accelerators), `play`
 (open-loop generator), `pool` (inputs), `limits` and `calibrate` (what the machine can do).
 """
 
@@ -15,8 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from deeprecsys._native import Executor
 from deeprecsys.core import (
     DEFAULT_INDICES,
@@ -24,7 +22,6 @@ from deeprecsys.core import (
     Answer,
     Execution,
     Facts,
-    FloatArray,
     Inputs,
     Policy,
     Records,
@@ -38,7 +35,6 @@ from deeprecsys.core import (
 from deeprecsys.engine import calibrate, play, topology
 from deeprecsys.engine.answers import EngineClosed
 from deeprecsys.engine.devices import open_devices, probing
-from deeprecsys.engine.driver import drive, watching
 from deeprecsys.engine.group import Group
 from deeprecsys.engine.lanes import HANG_S
 from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
@@ -46,12 +42,11 @@ from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.pool import InputPool, Pool, draw_pool
 from deeprecsys.engine.power import Meter
-from deeprecsys.engine.process import Neighbours, engine_settings, generator_priority
+from deeprecsys.engine.process import Neighbours, engine_settings
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
 from deeprecsys.machines.accelerators import Accelerator, check_names, cuda_number
 from deeprecsys.machines.service_time import ABOUT_MODEL, Profile, ServiceTime
 from deeprecsys.rules.admission import Admission
-from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.runtimes import Device, Native, Runtime, Scores
 
 if TYPE_CHECKING:
@@ -64,9 +59,6 @@ PROFILE_S = 60.0
 DRAIN_S = 60.0
 # Of that, for the runs that say what a request costs beside its execution.
 OVERHEAD_SHARE, OVERHEAD_S = 0.25, 6.0
-# A run begins a moment ahead, so that its first arrivals are not late for the set-up.
-_LEAD_S = 0.002
-_NOT_TAKEN = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,16 +313,26 @@ class Engine:
             raise UserError("this machine has no accelerator: leave the offload threshold out")
         pool = self._pool(schedule)
         executor = self._executor(schedule, policy, pool)
+
+        def submit(inputs: Inputs, row: int) -> int:
+            return self._submit(inputs, policy, math.inf, ledger, row)[1]
+
+        def begins() -> None:
+            self._neighbours.start()
+            self._meter.start()
+
+        def ended() -> None:
+            self._disturbance = self._neighbours.share()
+            self._joules = self._meter.joules()
+
         group.wait_quiet()
         group.use(policy.workers)
-        self._neighbours.start()
-        self._meter.start()
-        began_s = clock() + _LEAD_S
+        played = play.Play(group, pool, schedule, policy, watch, ledger, begins, ended)
         try:
             if executor is None:
-                rows = self._drive(schedule, policy, watch, ledger, began_s)
+                rows, began_s = play.by_python(played, submit)
             else:
-                rows = self._play(executor, schedule, policy, watch, ledger, began_s)
+                rows, began_s = play.natively(played, executor, self.model.whole)
         finally:
             group.wait_quiet()
             group.use(None)
@@ -345,102 +347,6 @@ class Engine:
             most = max(most, int(schedule.size.max(initial=1)))
         columns = [column.name for column in pool.columns]
         return self.runtime.executor(columns, most) if isinstance(self.runtime, Native) else None
-
-    def _play(
-        self,
-        executor: Executor,
-        schedule: Schedule,
-        policy: Policy,
-        watch: Watch | None,
-        ledger: Ledger,
-        began_s: float,
-    ) -> int:
-        """Natively; how many queries were handed over."""
-        group, pool = self._open_group(), self._pool(schedule)
-        assert isinstance(pool, InputPool)
-        run = play.prepare(
-            group.books.core,
-            executor,
-            pool,
-            schedule,
-            ledger,
-            policy,
-            self._work_s(schedule, policy),
-            self.model.whole,
-        )
-
-        def stops() -> bool:
-            return watch is not None and watch(
-                ledger.records(schedule, began_s, run.handed), clock() - began_s
-            )
-
-        try:
-            with play.playing(run, began_s) as handed_over:
-                while not (handed_over() or stops()):
-                    pass
-            while not (group.wait_quiet(play.LOOK_EVERY_S) or stops()):
-                pass
-        finally:
-            self._disturbance = self._neighbours.share()
-            self._joules = self._meter.joules()
-            run.cancel()
-            group.wait_quiet()
-            ledger.keep(run.trace)
-            if run.abandoned:
-                group.workers.left.append(run)
-        if run.closed:
-            raise EngineClosed("the engine was closed during the run")
-        return run.handed
-
-    def _drive(
-        self,
-        schedule: Schedule,
-        policy: Policy,
-        watch: Watch | None,
-        ledger: Ledger,
-        began_s: float,
-    ) -> int:
-        """By Python; how many queries were handed over."""
-        group, pool = self._open_group(), self._pool(schedule)
-        offsets = pool.offsets(schedule.size).tolist()
-        sizes = schedule.size.tolist()
-        ids: list[int] = []  # by row
-
-        def submit(row: int, now: float) -> None:
-            ledger.submit_s[row] = now
-            inputs = pool.window(offsets[row], sizes[row])
-            try:
-                ids.append(self._submit(inputs, policy, math.inf, ledger, row)[1])
-            except QueueFull:
-                ledger.status[row] = Status.REJECTED
-                ids.append(_NOT_TAKEN)
-
-        def look() -> bool:
-            return watch is not None and watch(
-                ledger.records(schedule, began_s, len(ids)), clock() - began_s
-            )
-
-        with watching(look) as stop:
-            try:
-                with generator_priority():
-                    drive(schedule.arrival_s, began_s, submit, stop.is_set)
-                while not stop.is_set() and not group.wait_quiet(0.05):
-                    pass
-            finally:
-                self._disturbance = self._neighbours.share()
-                self._joules = self._meter.joules()
-                group.drop(ids, Status.CANCELLED)
-        return len(ids)
-
-    def _work_s(self, schedule: Schedule, policy: Policy) -> FloatArray:
-        """What each query adds to what is ahead of others, where anything is predicted."""
-        group, whole = self._open_group(), self.model.whole
-        sizes, rows = np.unique(schedule.size, return_inverse=True)
-        of_sizes = [
-            group.books.work_s(n, policy.uncut(n) if whole else policy) if n else 0.0
-            for n in sizes.tolist()
-        ]
-        return np.asarray(of_sizes, np.float64)[rows]
 
     def profile(
         self,
