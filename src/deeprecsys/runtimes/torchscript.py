@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from deeprecsys._native import Executor
-from deeprecsys.core import repeat_inputs
+from deeprecsys.core import UserError, repeat_inputs
 from deeprecsys.runtimes.eager import Eager, OneUser, Prepared
 
 _TRACED = 7  # candidates: a size no model has
@@ -95,8 +95,11 @@ class TorchScript(Eager):
             return None
         try:
             from deeprecsys import _native_torch
-        except ImportError:
+        except ModuleNotFoundError:
             return None
+        except ImportError as error:  # of another libtorch
+            raise UserError(f"TorchScript's extension does not load: {error}; build it again: "
+                            "make setup") from error  # fmt: skip
         at = {name: column for column, name in enumerate(columns)}
         inputs = [
             (at[name], self._specs[name].datatype, self._specs[name].shape) for name in self._names
