@@ -20,10 +20,13 @@ def artifact_of(folder):
     return next(p for p in folder.glob("model.*") if p.suffix != ".toml")
 
 
-def refused(path, match=None):
-    with pytest.raises(UserError, match=match) as raised:
+def refusal(path):
+    """The one line that refuses it."""
+    with pytest.raises(UserError) as raised:
         open_model(path, trust=True)
-    assert "\n" not in str(raised.value)
+    line = str(raised.value)
+    assert "\n" not in line
+    return line
 
 
 def said_of(path):
@@ -41,10 +44,10 @@ def test_a_file_that_is_cut_off_or_damaged_is_refused_in_one_line_or_still_a_mod
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     for share in (0, 0.01, 0.3, 0.6):
         file.write_bytes(whole[: int(share * len(whole))])
-        refused(tmp_path / "own")
+        assert refusal(tmp_path / "own")
     for junk in (bytes(4096), rng.bytes(4096)):
         file.write_bytes(junk)
-        refused(file)
+        assert refusal(file)
     if form == "python":  # which is run, and would be whatever it says
         return
     for wrong in (1, 2, 2, 20, 20, 20):
@@ -59,12 +62,12 @@ def test_a_lightgbm_file_with_a_damaged_tree_does_not_end_the_process(tmp_path):
     file = artifact_of(FOLDERS["lightgbm"](tmp_path / "own"))
     text = file.read_text()
     file.write_text(text.replace("Tree=5", "Tre=5"))
-    refused(file, "it holds 9 of 10 trees")
+    assert "it holds 9 of 10 trees" in refusal(file)
     file.write_text(text.replace("num_leaves=", "num_leave=", 1))
-    refused(file, "no LightGBM model that can be read")
+    assert "no LightGBM model that can be read" in refusal(file)
     child = re.search("left_child=([0-9]+) ", text)
     file.write_text(text.replace(child[0], "left_child=0 ", 1))  # a node under itself
-    refused(file, "tree 0 is damaged")
+    assert "tree 0 is damaged" in refusal(file)
 
 
 def a_folder(folder):
@@ -98,7 +101,7 @@ def a_pipe(folder):
 )
 def test_what_is_no_file_is_no_model(tmp_path, make, line):
     make(torchscript_folder(tmp_path / "own"))
-    refused(tmp_path / "own", line)
+    assert line in refusal(tmp_path / "own")
 
 
 @pytest.mark.parametrize("form", FOLDERS)
@@ -138,7 +141,7 @@ def test_what_may_not_be_read_is_named(everybodys, what):
     (folder / "samples.jsonl").write_text(json.dumps(GOOD))
     (folder / what).chmod(0)
     with as_nobody():
-        refused(folder, "ermission denied")
+        assert "ermission denied" in refusal(folder)
     (folder / what).chmod(0o755)
 
 
@@ -176,7 +179,7 @@ USER, ITEM = "[inputs.user]\n", "[inputs.item]\n"
     ],
 )
 def test_a_contradiction_in_model_toml_names_its_place(tmp_path, old, new, line):
-    refused(torchscript_folder(tmp_path / "own", TOML.replace(old, new, 1)), line)
+    assert re.search(line, refusal(torchscript_folder(tmp_path / "own", TOML.replace(old, new, 1))))
 
 
 GOOD = {"user": [[3]], "item": [[1], [2]], "dense": [[1, 2, 3], [4, 5, 6]]}
@@ -205,7 +208,7 @@ INFER = {"name": "user", "datatype": "INT64", "shape": [1, 1]}
 def test_a_recorded_query_that_is_none_of_the_model_s_is_named(tmp_path, row, line):
     folder = torchscript_folder(tmp_path / "own")
     (folder / "samples.jsonl").write_text(f"{json.dumps(GOOD)}\n{json.dumps(GOOD | row)}")
-    refused(folder, line)
+    assert re.search(line, refusal(folder))
 
 
 @pytest.mark.parametrize(
@@ -223,7 +226,7 @@ def test_a_recorded_query_that_is_none_of_the_model_s_is_named(tmp_path, row, li
 def test_recorded_arrays_that_make_no_queries_are_refused(tmp_path, arrays, line):
     folder = torchscript_folder(tmp_path / "own")
     np.savez(folder / "samples.npz", **(GOOD | arrays))
-    refused(folder, line)
+    assert re.search(line, refusal(folder))
 
 
 def test_whole_numbers_of_64_bits_are_recorded_exactly(tmp_path):
@@ -245,7 +248,7 @@ def test_a_model_that_writes_into_its_inputs_is_refused(tmp_path, line):
     code = f"class Model:\n    def __call__(self, x):\n        {line}\n        return x[:, 0]"
     (tmp_path / "model.toml").write_text('[inputs.x]\ndatatype = "FP32"\nshape = [1]\n')
     (tmp_path / "model.py").write_text(code)
-    refused(tmp_path, "changes its input x in place")
+    assert "changes its input x in place" in refusal(tmp_path)
 
 
 def test_missing_values_are_recorded_for_rankers_of_trees(tmp_path):

@@ -145,7 +145,8 @@ def play(seed, steps, *, clients=3, levels=2, **of):
 )
 def test_each_step_is_the_specification_s(seed, steps, clients, levels, bound, most_items):
     of = {"bound": bound, "accelerators": len(most_items), "most_items": most_items}
-    play(seed, steps, clients=clients, levels=levels, **of)
+    seen = play(seed, steps, clients=clients, levels=levels, **of)
+    assert seen["pull"] > 0, "nothing was held against the specification"
 
 
 @pytest.mark.parametrize(
