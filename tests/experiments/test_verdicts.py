@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from deeprecsys.core import SLA, Policy
+from deeprecsys.core import SLA, Execution, Policy
 from deeprecsys.experiments import verdicts
 from deeprecsys.tuning import Capacity, Comparison, Study, Trial
+from deeprecsys.tuning.interleave import Ratio
 
 SLA_25 = SLA(0.025, 95)
 
@@ -38,3 +39,10 @@ def test_a_baseline_that_holds_at_no_rate_is_not_called_unmeasured(decided, said
     best, baseline = trial(512, 900.0), trial(25, 0.0, decided=decided)
     against = Comparison("the paper's literal", baseline.policy, None)
     assert said in verdicts.tuned(study(baseline, best, best=best, comparisons=[against]))
+
+
+def test_another_execution_is_named_beside_its_batch_size():
+    best, other = trial(1024, 250.0), Policy(512, execution=Execution(rows="fp16"))
+    against = Comparison("the fastest within the guard", other, Ratio(0.96, (0.79, 1.17), 9))
+    said = verdicts.tuned(study(best, best=best, comparisons=[against]))
+    assert "0.96× [0.79, 1.17] the fastest within the guard (rows=fp16) of 512, not signif" in said

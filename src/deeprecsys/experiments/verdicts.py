@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from deeprecsys.core import EXACT
 from deeprecsys.report import text
 from deeprecsys.tuning import Capacity, Comparison, Study, Trial
 
@@ -77,7 +78,9 @@ def _none_meets(study: Study) -> str:
 
 
 def _comparison(comparison: Comparison, study: Study) -> str:
-    name = f"{comparison.name} of {comparison.policy.batch_size}"
+    how = comparison.policy.execution
+    name = comparison.name if how == EXACT else f"{comparison.name} ({how})"
+    name = f"{name} of {comparison.policy.batch_size}"
     if study.best is not None and comparison.policy == study.best.policy:
         return f"it is {name}"
     ratio = comparison.ratio
