@@ -1,6 +1,7 @@
 """Users' own models behind the server: unmodified clients, and models that fail."""
 
 import math
+import re
 import runpy
 import warnings
 
@@ -266,6 +267,9 @@ def test_a_query_that_fails_says_why_and_the_server_goes_on(tmp_path):
         status, said = client.infer(infinite)
         assert (status, "ask for it as binary data" in said["error"]) == (500, True)
         assert asked(server, model, infinite).tolist() == [-math.inf] * 3
+        metrics = client.ask("GET", "/metrics")[2].decode()
+        failed = re.findall(r"request_failure{[^}]*INTERNAL[^}]*} (.*)", metrics)
+        assert failed == ["9.0"]
         status, said = client.infer({"x": np.full((3, 2), 4.0)})
         assert (status, said["outputs"][0]["data"]) == (200, [8.0, 8.0, 8.0])
 

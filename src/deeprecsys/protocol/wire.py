@@ -162,12 +162,19 @@ def is_binary(call: Call, output: str) -> bool:
     return wanted.get(output, wanted.get("", False))
 
 
+def unsayable(call: Call, outputs: Mapping[str, Array]) -> Refusal | None:
+    """JSON has no infinity: of outputs that were not asked for as binary data."""
+    for name, array in outputs.items():
+        if array.dtype.kind == "f" and not is_binary(call, name) and not np.isfinite(array).all():
+            line = f"output {name} is infinite, which JSON cannot say: ask for it as binary data"
+            return Refusal(Reason.INTERNAL, line)
+    return None
+
+
 def answer(
     call: Call, version: str, outputs: Mapping[str, Array]
 ) -> tuple[bytes, Sequence[Buffer]]:
-    """The JSON head of the answer, and the binary outputs behind it (the others are in it).
-
-    Raises a Refusal where JSON cannot say an output."""
+    """The JSON head of the answer, and the binary outputs behind it (the others are in it)."""
     said = b'{"model_name":%b,"model_version":%b,' % (_encode(call.model), _encode(version))
     if call.id:
         said += b'"id":%b,' % _encode(call.id)
@@ -180,11 +187,6 @@ def answer(
         if is_binary(call, name):
             data.append(tensors.to_bytes(array, datatype))
             item += b'"parameters":{"binary_data_size":%d}}' % len(data[-1])
-        elif array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise Refusal(
-                Reason.INTERNAL,
-                f"output {name} is infinite, which JSON cannot say: ask for it as binary data",
-            )
         else:
             item += b'"data":%b}' % _encode(tensors.to_json(array))
         items.append(item)

@@ -383,6 +383,8 @@ class Connection(asyncio.BufferedProtocol):
             self._early = call, outcome
             return
         ticket, self._ticket = self._ticket, None
+        if not isinstance(outcome, Refusal) and not np.isfinite(outcome).all():
+            outcome = wire.unsayable(call, self.site.plane.named(call, outcome)) or outcome
         if self._gone and isinstance(outcome, Refusal):
             outcome = Refusal(Reason.CANCELLED, "the client has gone")
         if self._gone:
@@ -410,10 +412,7 @@ class Connection(asyncio.BufferedProtocol):
         self.site.plane.threads.submit(make, call.client)
 
     def _scores(self, head: Head, call: Call, scores: Array) -> Answer:
-        try:
-            text, data = wire.answer(call, VERSION, self.site.plane.named(call, scores))
-        except Refusal as refusal:
-            return routes.refused(refusal, call.id)
+        text, data = wire.answer(call, VERSION, self.site.plane.named(call, scores))
         parts: Sequence[Buffer] = [text, *data]
         headers = [routes.JSON]
         if data:
