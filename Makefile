@@ -9,9 +9,9 @@ READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # As many as there are cores; a core that is done takes over what another has before it.
 PARALLEL := --numprocesses logical --maxprocesses 8 --dist worksteal
-# The native core is built anew when its sources change.
 TOOLS := $(VENV)/.tools
 LIBRARIES := $(VENV)/.libraries
+# The native core is built anew when its sources change.
 NATIVE := $(VENV)/.native
 SOURCES := $(shell find src/native -name '*.cpp' -o -name '*.h') setup.py
 CXX ?= g++
