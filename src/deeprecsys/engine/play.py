@@ -26,6 +26,8 @@ from deeprecsys.rules.dispatch import QueueFull
 # Between two looks of the watch: often enough to stop early, rarely enough to cost nothing.
 LOOK_EVERY_S = 0.1
 _QUIET_S = 0.05
+# An engine that is closed leaves workers behind that execute for longer.
+_LEAVE_S = 0.3
 # A run begins a moment ahead, so that its first arrivals are not late.
 _LEAD_S = 0.002
 # In place of the number of a query that was rejected.
@@ -78,7 +80,7 @@ def natively(play: Play, executor: Executor, whole: bool) -> tuple[int, float]:
         run.cancel()
         group.wait_quiet()
         play.ledger.keep(run.trace)
-        if run.abandoned:
+        if not run.wait_over(_LEAVE_S):
             group.workers.left.append(run)
     if run.closed:
         raise EngineClosed("the engine was closed during the run")

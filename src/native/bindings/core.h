@@ -287,6 +287,12 @@ inline void BindCore(py::module_& module) {
              return said;
            })
       .def("notify_quiet", [](PythonCore& self) { self.core.NotifyQuiet(); })
+      .def("expire",
+           [](PythonCore& self, double now) {
+             std::vector<QueryId> expired;
+             self.core.Expire(now, &expired);
+             return expired;
+           })
       .def("drop_owned",
            [](PythonCore& self, int status) {
              self.core.DropOwned(static_cast<engine::Status>(status));
@@ -318,7 +324,10 @@ inline void BindCore(py::module_& module) {
           "cancel", [](PythonRun& self) { self.run->Cancel(); }, Released())
       .def_property_readonly("handed", [](PythonRun& self) { return self.run->handed(); })
       .def_property_readonly("closed", [](PythonRun& self) { return self.run->closed(); })
-      .def_property_readonly("abandoned", [](PythonRun& self) { return self.run->abandoned(); })
+      .def(
+          "wait_over",
+          [](PythonRun& self, double timeout_s) { return self.run->WaitOver(timeout_s); },
+          "timeout_s"_a, Released())
       .def_property_readonly("trace", [](PythonRun& self) {
         py::list said;
         for (const auto& one : self.run->trace()) {

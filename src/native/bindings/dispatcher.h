@@ -92,9 +92,11 @@ inline py::list PullOffloaded(Rules& rules, Items accelerator, double) {
 }
 
 inline std::vector<QueryId> Expire(Rules& rules, double now) {
-  std::vector<QueryId> expired;
+  std::vector<rules::Expired> expired;
   rules->Expire(now, &expired);
-  return expired;
+  std::vector<QueryId> queries;
+  for (const auto& one : expired) queries.push_back(one.query);
+  return queries;
 }
 
 inline std::vector<std::pair<QueryId, Items>> Offloaded(Rules& rules, Items accelerator) {

@@ -6,11 +6,12 @@
 #include <utility>
 
 #include "engine/clock.h"
-#include "engine/run.h"
 
 namespace deeprecsys::engine {
 
 namespace {
+
+Owner* OwnerOf(const Slice& slice) { return static_cast<Owner*>(slice.owner); }
 
 // How long a worker that found nothing looks for something before it lies down: what comes
 // meanwhile it takes without being woken, which costs whoever hands it over a system call.
@@ -26,7 +27,6 @@ struct Core::Bench {
   std::vector<Slice> pulled;
   std::vector<Slice> python;
   std::vector<Slice> done;  // natively, to be forgotten
-  std::vector<Slice> together;
   std::vector<Piece> pieces;
   std::vector<QueryId> expired;
   double watch_s = rules::kNever;
@@ -114,7 +114,7 @@ bool Core::Serve(Seat* seat, Host* host) {
   State state = State::kBusy;
   for (;;) {
     const Then then = Next(seat, state, &bench, host);
-    for (const Slice& slice : bench.done) static_cast<Run*>(slice.owner)->Forget(slice.query);
+    for (const Slice& slice : bench.done) OwnerOf(slice)->Forget(slice.query);
     bench.done.clear();
     if (!bench.expired.empty()) host->Expired(bench.expired);
     if (bench.watch_s < rules::kNever) host->Watch(bench.watch_s);
@@ -159,13 +159,13 @@ Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
   LockBeside(host);
   {
     const Guard guard(lock_, std::adopt_lock);
-    if (seat->lost) return Then::kLost;
+    if (IsLost(seat)) return Then::kLost;
     const double now = Now();
     if (!seat->executing.empty()) Finish(seat, bench, now);
     if (state == State::kHot) --sleepers_.hot;
     if (state == State::kWoken) --sleepers_.waking;
     bench->expired.clear();
-    if (rules_.DueS() <= now) rules_.Expire(now, &bench->expired);
+    if (rules_.DueS() <= now) Expire(now, &bench->expired);
     bench->pulled.clear();
     bench->python.clear();
     if (seat->number < sleepers_.wanted) rules_.Pull(1 + sleepers_.free(), &bench->pulled);
@@ -193,29 +193,36 @@ Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
   return then;
 }
 
+// Has another this worker's place? Then what it executed is over, but nobody waits for it.
+bool Core::IsLost(Seat* seat) {
+  if (!seat->lost) return false;
+  for (const Slice& slice : seat->executing) OwnerOf(slice)->Late(slice);
+  return true;
+}
+
 // Where it was joined with native ones, those are finished first.
 bool Core::ExecutePython(Seat* seat, Bench* bench, Host* host) {
   if (!seat->executing.empty()) {
     const Guard guard(lock_);
-    if (seat->lost) return false;
+    if (IsLost(seat)) return false;
     Finish(seat, bench, Now());
   }
   return host->Execute(bench->python);
 }
 
-// Slices of one run are one request; `Next` finishes it.
+// Slices of one executor are one call; `Next` finishes them.
 void Core::ExecuteNative(Seat* seat, Bench* bench) {
   const double began_s = seat->began_s.load(std::memory_order_relaxed);
   const auto& slices = seat->executing;
   bench->failed = false;
   for (std::size_t at = 0; at < slices.size();) {
-    Run* run = static_cast<Run*>(slices[at].owner);
-    bench->together.clear();
-    for (; at < slices.size() && slices[at].owner == run; ++at) {
-      run->Begin(slices[at], began_s);
-      bench->together.push_back(slices[at]);
+    const Executor& executor = OwnerOf(slices[at])->executor();
+    bench->pieces.clear();
+    for (; at < slices.size() && OwnerOf(slices[at])->executor().self == executor.self; ++at) {
+      bench->pieces.push_back(OwnerOf(slices[at])->Begin(slices[at], began_s));
     }
-    bench->failed |= run->Execute(bench->together, &bench->pieces) != 0;
+    const auto& pieces = bench->pieces;
+    bench->failed |= executor.execute(executor.self, pieces.data(), pieces.size()) != 0;
   }
 }
 
@@ -224,21 +231,24 @@ void Core::Finish(Seat* seat, Bench* bench, double now) {
   const double began_s = seat->began_s.load(std::memory_order_relaxed);
   const double took_s = now - began_s;
   if (bench->failed) {
-    FailNative(seat->executing);
+    FailNative(seat->executing, Status::kFailed);
+    for (const Slice& slice : seat->executing) OwnerOf(slice)->Late(slice);
   } else {
     ++executed[seat->number];
     busy_s[seat->number] += took_s;
     Items items = 0;
     for (const Slice& slice : seat->executing) {
-      Run* run = static_cast<Run*>(slice.owner);
+      Owner* owner = OwnerOf(slice);
       items += slice.hi - slice.lo;
-      run->Trace(slice, seat->number, began_s, now);
+      owner->Trace(slice, seat->number, began_s, now);
       if (rules_.Finish(slice.query, slice.hi - slice.lo)) {
-        run->Finish(slice.query, seat->number, now);
+        owner->Finish(slice.query, seat->number, now);
         bench->done.push_back(slice);
+      } else if (!rules_.IsOpen(slice.query)) {
+        owner->Late(slice);
       }
     }
-    const auto& policy = static_cast<Run*>(seat->executing.front().owner)->policy();
+    const auto& policy = OwnerOf(seat->executing.front())->policy();
     const Pace pace{policy.adaptive ? policy.most_items : policy.batch_size, items, took_s};
     if (paces_.size() < kPaces) {
       paces_.push_back(pace);
@@ -250,12 +260,28 @@ void Core::Finish(Seat* seat, Bench* bench, double now) {
   seat->began_s.store(0.0, std::memory_order_relaxed);
 }
 
-void Core::FailNative(const std::vector<Slice>& slices) {
-  for (const Slice& slice : slices) {
-    if (rules_.Drop(slice.query)) {
-      static_cast<Run*>(slice.owner)->Drop(slice.query, Status::kFailed);
+void Core::FailNative(const std::vector<Slice>& slices, Status status) {
+  for (const Slice& slice : slices) DropNative(slice.query, OwnerOf(slice), status);
+}
+
+bool Core::DropNative(QueryId query, Owner* owner, Status status) {
+  const Items executing = rules_.Executing(query);
+  if (!rules_.Drop(query)) return false;
+  owner->Drop(query, status, executing);
+  return true;
+}
+
+void Core::Expire(double now, std::vector<QueryId>* expired) {
+  std::vector<rules::Expired> due;
+  rules_.Expire(now, &due, expired == nullptr);
+  for (const auto& [query, owner, executing] : due) {
+    if (owner == nullptr) {
+      expired->push_back(query);
+    } else {
+      static_cast<Owner*>(owner)->Drop(query, Status::kExpired, executing);
     }
   }
+  if (!due.empty()) NotifyQuiet();
 }
 
 std::vector<Pace> Core::TakePaces() {
@@ -293,8 +319,7 @@ bool Core::GiveUp(Seat* seat, double began_s) {
   const Guard guard(lock_);
   if (seat->lost || seat->executing.empty() || seat->began_s.load() != began_s) return false;
   seat->lost = true;
-  FailNative(seat->executing);
-  for (const Slice& slice : seat->executing) static_cast<Run*>(slice.owner)->Abandon();
+  FailNative(seat->executing, Status::kLost);
   NotifyQuiet();
   return true;
 }
@@ -302,8 +327,7 @@ bool Core::GiveUp(Seat* seat, double began_s) {
 void Core::DropOwned(Status status) {
   for (const QueryId query : rules_.OpenQueries()) {
     if (void* owner = rules_.OwnerOf(query)) {
-      rules_.Drop(query);
-      static_cast<Run*>(owner)->Drop(query, status);
+      DropNative(query, static_cast<Owner*>(owner), status);
     }
   }
   NotifyQuiet();

@@ -2,8 +2,8 @@
 // of its workers.
 //
 // It starts no threads: whoever does (`engine/workers.py`) hands each over by `Serve`, which comes
-// back when the engine ends. Queries are of two kinds. Those of a `Run` are native from beginning
-// to end; the others are Python's, which a `Host` executes and answers. No lock is held while
+// back when the engine ends. Queries are of two kinds. Those that have an `Owner` are native from
+// beginning to end; the others are Python's, which a `Host` executes and answers. No lock is held while
 // anything executes, and nobody takes the GIL while holding the lock.
 #pragma once
 
@@ -13,19 +13,11 @@
 #include <vector>
 
 #include "engine/lock.h"
+#include "engine/owner.h"
 #include "engine/sleepers.h"
 #include "rules/dispatch.h"
 
 namespace deeprecsys::engine {
-
-using rules::Items;
-using rules::QueryId;
-using rules::Slice;
-
-class Run;
-
-// `core.Status`.
-enum class Status : std::int8_t { kOk, kFailed, kExpired, kRejected, kCancelled, kPending };
 
 // Who executes and answers the queries that are Python's.
 class Host {
@@ -98,8 +90,12 @@ class Core {
   // Takes the lock: it is still at what it began then, so its place is another's, and its queries
   // failed. False: it has finished.
   bool GiveUp(Seat* seat, double began_s);
-  // Fails, or cancels, the open queries of runs.
+  // Ends a native query, unless it is over already; false then.
+  bool DropNative(QueryId query, Owner* owner, Status status);
+  // The same of all of them.
   void DropOwned(Status status);
+  // Ends what is due; of those that are Python's, appends which. Null: only what is native.
+  void Expire(double now, std::vector<QueryId>* expired);
 
   // A request that the host executed took so long.
   void Count(int worker, double took_s);
@@ -117,10 +113,11 @@ class Core {
 
   Then Next(Seat* seat, State state, Bench* bench, Host* host);
   void LockBeside(Host* host);
+  bool IsLost(Seat* seat);
   void ExecuteNative(Seat* seat, Bench* bench);
   bool ExecutePython(Seat* seat, Bench* bench, Host* host);
   void Finish(Seat* seat, Bench* bench, double now);
-  void FailNative(const std::vector<Slice>& slices);
+  void FailNative(const std::vector<Slice>& slices, Status status);
   void SpinBriefly();
   bool nothing() const {
     return rules_.size() == 0 && flying == 0 && (closing || sleepers_.everybody());

@@ -12,6 +12,7 @@ namespace {
 
 // Long gaps are slept in pieces, so that a stop is noticed.
 constexpr double kNapS = 0.05;
+constexpr double kPollS = 1e-3;
 // Before each arrival the generator is awake for so long. Asleep until then it was late by a median
 // of 20 us; at 1,000 queries/s this is 1 % of two cores.
 constexpr double kAwakeS = 30e-6;
@@ -56,7 +57,7 @@ Run::Run(Core* core, Executor executor, Pool pool, Columns columns, rules::Polic
 }
 
 Run::~Run() {
-  if (abandoned_) return;
+  if (late_ != 0) return;
   for (void* prepared : prepared_) {
     if (prepared != nullptr) executor_.forget(executor_.self, prepared);
   }
@@ -123,22 +124,15 @@ void Run::HandOver(std::int64_t row) {
 void Run::Cancel() {
   const std::lock_guard<Lock> guard(core_->lock());
   for (std::int64_t row = 0; row < handed(); ++row) {
-    const QueryId query = first_ + row;
-    if (core_->rules().Drop(query)) Drop(query, Status::kCancelled);
+    core_->DropNative(first_ + row, this, Status::kCancelled);
   }
   core_->NotifyQuiet();
 }
 
-void Run::Begin(const Slice& slice, double now) {
-  if (slice.lo == 0) Write(columns_.start_s, Row(slice.query), now);
-}
-
-int Run::Execute(const std::vector<Slice>& slices, std::vector<Piece>* pieces) const {
-  pieces->clear();
-  for (const Slice& slice : slices) {
-    pieces->push_back({prepared_[Row(slice.query)], slice.lo, slice.hi});
-  }
-  return executor_.execute(executor_.self, pieces->data(), pieces->size());
+Piece Run::Begin(const Slice& slice, double now) {
+  const std::int64_t row = Row(slice.query);
+  if (slice.lo == 0) Write(columns_.start_s, row, now);
+  return {prepared_[row], slice.lo, slice.hi};
 }
 
 void Run::Trace(const Slice& slice, int worker, double start_s, double finish_s) {
@@ -153,7 +147,21 @@ void Run::Finish(QueryId query, int worker, double now) {
   Write(columns_.status, row, static_cast<std::int8_t>(Status::kOk));
 }
 
-void Run::Drop(QueryId query, Status status) {
+bool Run::WaitOver(double timeout_s) {
+  const double until_s = Now() + timeout_s;
+  for (;;) {
+    {
+      const std::lock_guard<Lock> guard(core_->lock());
+      if (late_ == 0) return true;
+    }
+    if (Now() > until_s) return false;
+    SleepUntil(Now() + kPollS, 0.0);
+  }
+}
+
+void Run::Drop(QueryId query, Status status, Items executing) {
+  late_ += executing;
+  if (status == Status::kLost) status = Status::kFailed;
   Write(columns_.status, Row(query), static_cast<std::int8_t>(status));
 }
 

@@ -62,12 +62,12 @@ struct Traced {
   double start_s, finish_s;
 };
 
-class Run {
+class Run : public Owner {
  public:
   // whole: queries are not cut.
   Run(Core* core, Executor executor, Pool pool, Columns columns, rules::Policy policy, bool whole,
       bool traced);
-  ~Run();
+  ~Run() override;
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
@@ -81,22 +81,23 @@ class Run {
   // The engine was closed meanwhile.
   bool closed() const { return closed_.load(); }
   const std::vector<Traced>& trace() const { return trace_; }
-  const rules::Policy& policy() const { return policy_; }
-  // A worker hangs in a request of it, so what was prepared is never given back.
-  void Abandon() { abandoned_ = true; }
-  bool abandoned() const { return abandoned_; }
+  // Waits until no worker executes anything of it, at most so long; false: some do still, or hang,
+  // so it must outlive them, and gives nothing back.
+  bool WaitOver(double timeout_s);
 
-  // Of the core. The first two need no lock.
-  std::int64_t Row(QueryId query) const { return query - first_; }
-  void Begin(const Slice& slice, double now);
-  int Execute(const std::vector<Slice>& slices, std::vector<Piece>* pieces) const;
-  void Trace(const Slice& slice, int worker, double start_s, double finish_s);
-  void Finish(QueryId query, int worker, double now);
-  void Drop(QueryId query, Status status);
-  // After `Finish`, and without the lock: gives its inputs back.
-  void Forget(QueryId query);
+  const Executor& executor() const override { return executor_; }
+  const rules::Policy& policy() const override { return policy_; }
+  Piece Begin(const Slice& slice, double now) override;
+  void Trace(const Slice& slice, int worker, double start_s, double finish_s) override;
+  void Finish(QueryId query, int worker, double now) override;
+  // Gives its inputs back.
+  void Forget(QueryId query) override;
+  // What was prepared is given back at the end.
+  void Drop(QueryId query, Status status, Items executing) override;
+  void Late(const Slice& slice) override { late_ -= slice.hi - slice.lo; }
 
  private:
+  std::int64_t Row(QueryId query) const { return query - first_; }
   bool WaitUntil(double at_s) const;
   void HandOver(std::int64_t row);
 
@@ -107,7 +108,7 @@ class Run {
   rules::Policy policy_;
   bool whole_;
   bool traced_;
-  bool abandoned_ = false;
+  Items late_ = 0;  // items of dropped queries that are executed still
   QueryId first_ = 0;
   std::vector<void*> prepared_;  // by row
   std::vector<Traced> trace_;

@@ -277,12 +277,28 @@ bool Dispatcher::Drop(QueryId query) {
   return true;
 }
 
-void Dispatcher::Expire(double now, std::vector<QueryId>* expired) {
+Items Dispatcher::Executing(QueryId query) const {
+  const auto found = open_.find(query);
+  if (found == open_.end()) return 0;
+  const Entry& entry = *found->second;
+  return entry.next - (entry.size - entry.left);
+}
+
+void Dispatcher::Expire(double now, std::vector<Expired>* expired, bool owned) {
+  std::vector<std::pair<double, QueryId>> left;
   while (!deadlines_.empty() && deadlines_.front().first <= now) {
-    const QueryId query = deadlines_.front().second;
+    const auto due = deadlines_.front();
     deadlines_.Pop();
-    if (Drop(query)) expired->push_back(query);
+    if (!IsOpen(due.second)) continue;
+    void* owner = OwnerOf(due.second);
+    if (owned && owner == nullptr) {
+      left.push_back(due);
+      continue;
+    }
+    expired->push_back({due.second, owner, Executing(due.second)});
+    Drop(due.second);
   }
+  for (const auto& due : left) deadlines_.Push(due);
 }
 
 double Dispatcher::NextDeadlineS() {

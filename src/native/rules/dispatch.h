@@ -35,6 +35,13 @@ class QueueFull : public std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// A query whose deadline has passed, and what was given with it. executing: items of it that are.
+struct Expired {
+  QueryId query;
+  void* owner;
+  Items executing;
+};
+
 // A query as it comes. deadline_s: on the owner's clock. cost: what it adds to what is ahead.
 struct Arrival {
   QueryId id = 0;
@@ -57,6 +64,9 @@ class Dispatcher {
   Items queued_items() const { return queued_items_; }
   const std::vector<Items>& offloaded_items() const { return offloaded_items_; }
   std::vector<QueryId> OpenQueries() const;
+  bool IsOpen(QueryId query) const { return open_.contains(query); }
+  // Items of it that were taken and are not over; 0 if it is not open.
+  Items Executing(QueryId query) const;
   // What was given with an open query.
   void* OwnerOf(QueryId query) const { return open_.at(query)->owner; }
 
@@ -80,8 +90,9 @@ class Dispatcher {
   bool Finish(QueryId query, Items items);
   // Cancelled, failed or expired: forgets what nobody has started. False: not open.
   bool Drop(QueryId query);
-  // Drops and appends the open queries whose deadline is at or before `now`.
-  void Expire(double now, std::vector<QueryId>* expired);
+  // Drops and appends the open queries whose deadline is at or before `now`. owned: only those with
+  // which something was given.
+  void Expire(double now, std::vector<Expired>* expired, bool owned = false);
   bool has_deadlines() const { return !deadlines_.empty(); }
   // At or before the earliest deadline of an open query.
   double DueS() const { return deadlines_.empty() ? kNever : deadlines_.front().first; }

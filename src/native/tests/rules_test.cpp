@@ -58,9 +58,9 @@ void Storm(unsigned seed) {
       CHECK(rules.Drop(victim) == size.contains(victim));
       size.erase(victim);
     } else if (turn < 99) {
-      std::vector<QueryId> expired;
+      std::vector<Expired> expired;
       rules.Expire(now, &expired);
-      for (const QueryId query : expired) CHECK(size.erase(query) == 1);
+      for (const Expired& one : expired) CHECK(size.erase(one.query) == 1);
     } else {
       const Items lost = below(2);
       std::vector<double> costs;
