@@ -78,7 +78,7 @@ sanitize:
 	@for kind in address,undefined thread; do for test in src/native/tests/*_test.cpp; do \
 	  echo "$$(basename $$test .cpp), $$kind"; \
 	  $(CXX) $(STRICT) -fsanitize=$$kind -fno-sanitize-recover=all \
-	    $$test $(wildcard src/native/rules/*.cpp src/native/engine/*.cpp) \
+	    $$test $(wildcard src/native/rules/*.cpp src/native/engine/*.cpp src/native/http/*.cpp) \
 	    -pthread -o build/sanitize/test && build/sanitize/test || exit 1; \
 	done; done
 

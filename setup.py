@@ -15,7 +15,7 @@ from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
 NATIVE = Path("src/native")
-ROOMS = ("rules", "engine", "bindings")
+ROOMS = ("rules", "engine", "http", "bindings")
 FLAGS = (
     "-std=c++20", "-O2", "-g0", "-Wall", "-Wextra", "-Werror", "-fvisibility=hidden",
     "-ffp-contract=off",  # sums come out as Python's do

@@ -145,7 +145,9 @@ class Core:
         hold, its items, and its seconds."""
     def notify_quiet(self) -> None: ...
     def drop_owned(self, status: int) -> None:
-        """Fails, or cancels, the open queries of runs."""
+        """Fails, or cancels, the open queries that are native."""
+    def expire(self, now: float) -> list[int]:
+        """Ends what is due; of those that are Python's, which."""
     def wait_quiet(self, timeout_s: float | None = None) -> bool:
         """Takes the lock: until no query is open and nobody executes; False on time-out."""
     def unstick(self, now: float) -> float:
@@ -191,9 +193,50 @@ class Run:
     @property
     def closed(self) -> bool:
         """The engine was, meanwhile."""
-    @property
-    def abandoned(self) -> bool:
-        """A worker hangs in one of its requests."""
+    def wait_over(self, timeout_s: float) -> bool:
+        """Until no worker executes anything of it; False: it must outlive one that does."""
     @property
     def trace(self) -> list[tuple[int, int, int, int, float, float]]:
         """(row, lo, hi, worker, start, finish) of every request."""
+
+class Door:
+    """The way of a query over HTTP: `serving/native.py` says what for. `run` is the life of its one
+    thread; the other members are for any thread.
+
+    inputs: of each its name, datatype, shape of a row, rows of its table or 0, whether all
+    candidates may share a row, and whether it counts them. said: as src/native/http/door.h has it.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        executor: Executor,
+        inputs: Sequence[tuple[str, str, Sequence[int], int, bool, bool]],
+        policy: Policy,
+        **said: object,
+    ) -> None: ...
+    def run(self) -> None: ...
+    def stop(self) -> None: ...
+    def close(self) -> None: ...
+    def listen(self, file: int) -> None: ...
+    def adopt(self, file: int, client: str) -> None: ...
+    def drain(self) -> None: ...
+    def stop_listening(self) -> None: ...
+    def evict(self, least_s: float) -> bool: ...
+    def allow(self, connections: int) -> None: ...
+    def hold(self, bytes: int) -> None: ...
+    def learn(self, pace: float, workers: int, factors: Sequence[float]) -> None: ...
+    @property
+    def signal(self) -> int:
+        """A file that can be read when there are strays."""
+    def take_strays(self) -> list[tuple[int, bytes, bytes, bool]]:
+        """Connections that are Python's now: each one's descriptor, what was read of its request,
+        what is unsent of its answer, and whether it ends with that."""
+    def take_answered(self) -> bytes:
+        """Rows of `serving.native.ANSWERED`."""
+    @property
+    def connections(self) -> int: ...
+    @property
+    def held(self) -> int: ...
+    @property
+    def pending(self) -> int: ...

@@ -19,6 +19,7 @@ from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.server import Address
 from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel, StubRuntime
+from waiting import until
 
 pytestmark = pytest.mark.engine
 
@@ -115,6 +116,7 @@ def test_the_oldest_body_that_is_still_coming_makes_room():
     bounds = Bounds(body_bytes=1 << 20, waiting_bytes=100_000)
     with serving(StubModel(), NoOp(), bounds=bounds) as server, raw(server) as slow:
         slow.sendall(f"{INFER}Content-Length: 200000\r\n\r\n".encode() + bytes(99_990))
+        until(lambda: server.plane.waiting.held == 99_990)
         while not is_served(server):  # for its first second it is safe
             pass
         assert statuses(slow.recv(1000)) == [408]

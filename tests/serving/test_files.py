@@ -40,7 +40,7 @@ def test_without_descriptors_it_answers_503_and_logs_that_at_most_once_a_second(
             logged.set()
 
     with serving(StubModel(), NoOp(), log=log) as server:
-        limit = lowest_free() + 40
+        limit = lowest_free() + 48
         monkeypatch.setattr(files, "limit", lambda: limit)
         monkeypatch.setattr("deeprecsys.serving.site._SAFE_S", 1e9)  # nobody is idle for long
         with contextlib.ExitStack() as stack:

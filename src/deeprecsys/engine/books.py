@@ -7,7 +7,7 @@ with it held, by `workers` and `lanes`, which do several things under it at a ti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from deeprecsys._native import Core
 from deeprecsys.core import Policy, Status
@@ -132,6 +132,18 @@ class Books:
                 took_s = now - made.at_s
                 admission.finished(made.predicted_s, took_s, made.deadline_s, made.priority)
 
+    def learn_natively(
+        self, promises: Iterable[tuple[float, float, float, int]]
+    ) -> Admission | None:
+        """How long requests took, and what became of promises, of which Python saw nothing. Takes
+        the lock."""
+        with self.lock:
+            self.learn_paces()
+            if self.admission is not None:
+                for predicted_s, took_s, deadline_s, priority in promises:
+                    self.admission.finished(predicted_s, took_s, deadline_s, priority)
+        return self.admission
+
     def learn_paces(self) -> None:
         """How long requests took of which Python saw nothing."""
         if self.admission is not None:
@@ -148,7 +160,7 @@ class Books:
 
     def expire(self, now: float) -> list[Query]:
         """Forgets those whose deadline has passed; their answer is the caller's."""
-        return self._expired(self.rules.expire(now), now) if self.rules.has_deadlines else []
+        return self._expired(self.core.expire(now), now) if self.rules.has_deadlines else []
 
     def expired(self, ids: Sequence[int]) -> None:
         """Of those that the core has dropped because their deadline has passed. Takes the lock."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from deeprecsys._native import Executor
+from deeprecsys._native import Core, Executor
 from deeprecsys.core import (
     DEFAULT_INDICES,
     EXACT,
@@ -337,6 +337,36 @@ class Engine:
             group.wait_quiet()
             group.use(None)
         return ledger.records(schedule, began_s, rows), began_s
+
+    def native(self, policy: Policy) -> tuple[Core, Executor] | None:
+        """What executes queries under this policy without Python, their inputs in the model's
+        order, a place each; None: they need it."""
+        group, policy = self._open_group(), self._own(policy)
+        if policy.offload_threshold is not None or not isinstance(self.runtime, Native):
+            return None
+        most = policy.most_items if policy.adaptive or self.model.whole else policy.batch_size
+        executor = self.runtime.executor([spec.name for spec in self.model.inputs], most)
+        if executor is None:
+            return None
+        group.use(policy.workers)
+        return group.books.core, executor
+
+    def predicted(self, policy: Policy, most: int) -> tuple[list[float], list[float]]:
+        """Of queries of 0 .. `most` candidates what each adds to what is ahead of others, and the
+        least it takes itself, in seconds as measured beforehand; see `Admission`."""
+        admission = self._open_group().admission
+        if admission is None:
+            return [0.0] * (most + 1), [0.0] * (most + 1)
+        how = [policy.uncut(n) if self.model.whole and n else policy for n in range(most + 1)]
+        return (
+            [admission.work_s(n, policy) for n, policy in enumerate(how)],
+            [admission.own_s(n, policy) for n, policy in enumerate(how)],
+        )
+
+    def learn(self, promises: Iterable[tuple[float, float, float, int]]) -> Admission | None:
+        """What became of predictions that needed no Python: see `Admission.finished`. Answers what
+        is known now; None: nothing is predicted."""
+        return self._open_group().books.learn_natively(promises)
 
     def _executor(self, schedule: Schedule, policy: Policy, pool: Pool) -> Executor | None:
         """What executes the run natively; None: its queries are Python's."""

@@ -166,9 +166,12 @@ def unsayable(call: Call, outputs: Mapping[str, Array]) -> Refusal | None:
     """JSON has no infinity: of outputs that were not asked for as binary data."""
     for name, array in outputs.items():
         if array.dtype.kind == "f" and not is_binary(call, name) and not np.isfinite(array).all():
-            line = f"output {name} is infinite, which JSON cannot say: ask for it as binary data"
-            return Refusal(Reason.INTERNAL, line)
+            return Refusal(Reason.INTERNAL, unsayable_line(name))
     return None
+
+
+def unsayable_line(output: str) -> str:
+    return f"output {output} is infinite, which JSON cannot say: ask for it as binary data"
 
 
 def answer(

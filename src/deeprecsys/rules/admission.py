@@ -81,12 +81,16 @@ class Admission:
 
     def predict_s(self, ahead_s: float, size: int, policy: Policy, priority: int = 0) -> float:
         """Seconds until a query of `size` would finish, so much work being before it."""
-        own_s = self.work_s(size, policy)
-        if not self._whole:
-            batch = policy.most_items if policy.adaptive else policy.batch_size
-            one_s = self.request_s(min(size, batch), batch)
-            own_s = max(one_s, own_s / self.workers)
+        own_s = self.own_s(size, policy)
         return self.factor(priority) * self.pace * (ahead_s / self.workers + own_s)
+
+    def own_s(self, size: int, policy: Policy) -> float:
+        """The least that a query takes, as measured, with nothing before it."""
+        own_s = self.work_s(size, policy)
+        if self._whole:
+            return own_s
+        batch = policy.most_items if policy.adaptive else policy.batch_size
+        return max(self.request_s(min(size, batch), batch), own_s / self.workers)
 
     def executed(self, expected_s: float, seconds: float) -> None:
         """A request that was expected to take so long took `seconds`."""

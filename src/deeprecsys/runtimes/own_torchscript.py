@@ -12,13 +12,16 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
+from deeprecsys._native import Executor
 from deeprecsys.artifacts.form import reason
 from deeprecsys.artifacts.model import WHOLE, ModelFailed, OwnModel, pieces
-from deeprecsys.core import Inputs, OutputSpec, offsets
+from deeprecsys.core import Answer, Inputs, OutputSpec, offsets
 from deeprecsys.runtimes import Scores
 from deeprecsys.runtimes.eager import from_numpy
+from deeprecsys.runtimes.native_torch import DATATYPES, native_executor
 from deeprecsys.runtimes.own import Own
 
 # Of a parameter that stays an attribute: as constants of a graph they would never be freed.
@@ -45,6 +48,18 @@ class OwnTorchScript(Own):
         tensors = [from_numpy(fitted[spec.name]) for spec in self._specs]
         places = None if self._plain else self._places(fitted)
         return fitted, scores, tensors, places, from_numpy(scores)
+
+    def executor(self, columns: Sequence[str], most_items: int) -> Executor | None:
+        """None where a request needs more than slices of plain tensors."""
+        tried, alike = self._tried, np.dtype(Answer(self._model.outputs).dtype) == np.float32
+        if not (self._plain and alike and tried.least <= 1 and tried.most is None):
+            return None
+        if any(spec.datatype not in DATATYPES for spec in self._specs):
+            return None
+        at = {name: column for column, name in enumerate(columns)}
+        inputs = [(at[spec.name], spec.datatype, spec.shape) for spec in self._specs]
+        scores = sum(output.columns for output in self._model.outputs)
+        return native_executor(inputs, [], [], scores, self._run, None, None)
 
     def execute(self, prepared: Any, lo: int, hi: int) -> None:
         if len(prepared) == 2 or hi - lo < self._tried.least:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from deeprecsys._native import Executor
-from deeprecsys.core import UserError, repeat_inputs
+from deeprecsys.core import repeat_inputs
 from deeprecsys.runtimes.eager import Eager, OneUser, Prepared
+from deeprecsys.runtimes.native_torch import native_executor
 
 _TRACED = 7  # candidates: a size no model has
 _PARTS = ("user", "candidates", "block")
@@ -93,23 +94,14 @@ class TorchScript(Eager):
         """None where the extension that links libtorch was not built."""
         if self._joined and self._of_query:  # of which no model has both
             return None
-        try:
-            from deeprecsys import _native_torch
-        except ModuleNotFoundError:
-            return None
-        except ImportError as error:  # of another libtorch
-            raise UserError(f"TorchScript's extension does not load: {error}; build it again: "
-                            "make setup") from error  # fmt: skip
         at = {name: column for column, name in enumerate(columns)}
         inputs = [
             (at[name], self._specs[name].datatype, self._specs[name].shape) for name in self._names
         ]
         joined = [at[name] for name in self._joined]
         shared = self._one_user if self._of_query else None
-        return Executor(
-            _native_torch.executor(
-                inputs, joined, self._of_query, self._tasks, self._run, shared, self._apart
-            )
+        return native_executor(
+            inputs, joined, self._of_query, self._tasks, self._run, shared, self._apart
         )
 
     def enter_thread(self) -> None:

@@ -10,8 +10,12 @@ import ctypes
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from deeprecsys.protocol.reasons import Reason, Refusal
+
+if TYPE_CHECKING:
+    from deeprecsys.serving.native import NativeHttp
 
 _LONG_BYTES = 8 << 20
 
@@ -54,6 +58,7 @@ class Budget:
     def __init__(self, limit: int, option: str) -> None:
         self.limit, self._option = limit, option
         self.held = 0
+        self.native: NativeHttp | None = None  # which holds some, too
         self._owed = False
         self._lock = threading.Lock()
 
@@ -65,9 +70,18 @@ class Budget:
         owed, self._owed = self._owed, False
         return owed
 
+    @property
+    def elsewhere(self) -> int:
+        return self.native.held if self.native else 0
+
+    def take(self, count: int) -> None:
+        """Under the lock, as `release`."""
+        self.held += count
+        if self.native is not None:
+            self.native.hold(self.held)
+
     def release(self, count: int) -> None:
-        """Under the lock."""
-        self.held -= count
+        self.take(-count)
         self._owed = self._owed or count > _LONG_BYTES
 
     def refusal(self) -> Refusal:
@@ -92,9 +106,9 @@ class Hold:
         with self._lock:
             if self._released:
                 raise Refusal(Reason.CANCELLED, "the client has gone")
-            if budget.held + count > budget.limit:
+            if budget.held + budget.elsewhere + count > budget.limit:
                 raise budget.refusal()
-            budget.held += count
+            budget.take(count)
             self.bytes += count
 
     def release(self) -> None:

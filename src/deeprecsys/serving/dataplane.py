@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeprecsys.artifacts.model import ModelFailed
 from deeprecsys.core import SLA, Answer, InputSpec, Policy, UserError
@@ -34,9 +34,12 @@ from deeprecsys.serving.observed import Observed
 from deeprecsys.serving.rates import Rates
 from deeprecsys.serving.threads import Threads
 
+if TYPE_CHECKING:
+    from deeprecsys.serving.native import NativeHttp
+
 VERSION = "1"
 # The protocol's priorities: 1 goes first; 0, none given, stands in the middle.
-_PRIORITIES, _USUAL_PRIORITY = range(1, 10), 5
+LAST_PRIORITY, _USUAL_PRIORITY = 9, 5
 _LONGEST_US = 86_400_000_000  # a `timeout` beyond a day is one of a day
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
 
@@ -83,6 +86,7 @@ class DataPlane:
         self.infer_path = f"/v2/models/{served.name}/infer"
         self._lock = threading.Lock()
         self._taken = self._finished = 0  # queries
+        self.native: NativeHttp | None = None
 
     def open(self, engine: Engine) -> None:
         self.engine = engine
@@ -96,7 +100,13 @@ class DataPlane:
     @property
     def pending(self) -> int:
         """Queries taken and not answered."""
-        return self._taken - self._finished
+        return self._taken - self._finished + (self.native.pending if self.native else 0)
+
+    def seen(self) -> Observed:
+        """What was observed until now, also of what needed no Python."""
+        if self.native is not None:
+            self.native.collect()
+        return self.observed
 
     @property
     def live(self) -> bool:
@@ -178,6 +188,10 @@ class DataPlane:
             self.log("query", id="", status=refusal.reason.status, why=refusal.message)
         elif refusal.bound != "max-connections":  # which are logged once a second
             self._log_failure(refusal, "")
+
+    def failed_natively(self, reason: Reason) -> None:
+        """A query that needed no Python ended so. In the loop's thread."""
+        self._log_failure(Refusal(reason, reason.name.lower()), "")
 
     def bounded(self, option: str) -> None:
         """A connection was ended by this bound, without an answer. In the loop's thread."""
@@ -278,7 +292,7 @@ class DataPlane:
     def statistics(self) -> dict[str, Any]:
         executed = self.engine.load().requests if self.engine else 0
         about = {"name": self.served.name, "version": VERSION}
-        return {"model_stats": [about | self.observed.statistics(executed)]}
+        return {"model_stats": [about | self.seen().statistics(executed)]}
 
     def index(self) -> list[dict[str, str]]:
         state = "READY" if self.state == "ready" else "UNAVAILABLE"
@@ -333,7 +347,7 @@ def _priority(call: Call) -> int:
     priority = call.parameters.get("priority", 0)
     if priority == 0 and not isinstance(priority, bool):
         return _USUAL_PRIORITY
-    if not isinstance(priority, int) or priority not in _PRIORITIES:
+    if not isinstance(priority, int) or priority not in range(1, LAST_PRIORITY + 1):
         raise invalid("parameter priority must be 1 (first) to 9 (last), or 0 for none")
     return priority
 

@@ -31,6 +31,7 @@ from deeprecsys.serving.bounds import Hold, over
 from deeprecsys.serving.dataplane import VERSION, clock
 from deeprecsys.serving.http_head import Chunks, Head
 from deeprecsys.serving.http_routes import Answer
+from deeprecsys.serving.native import Handed, NativeHttp
 from deeprecsys.serving.site import Site
 
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
@@ -48,7 +49,8 @@ _TCP_INFO, _TCP_CLOSE = getattr(socket, "TCP_INFO", None), 7  # <netinet/tcp.h>
 class Connection(asyncio.BufferedProtocol):
     """What has come and is not used lies in `_scratch[:_filled]`; bodies of known length do not."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, handed: Handed | None = None) -> None:
+        """handed: what the native path has read and sent of it."""
         self.site, self.bounds = site, site.plane.bounds
         self.loop = asyncio.get_running_loop()
         self._buffer = bytearray(_HEAD_BYTES)
@@ -70,6 +72,7 @@ class Connection(asyncio.BufferedProtocol):
         self._written = 0
         self._mark: tuple[int, float] | None = None  # what must be sent by then
         self._no_more = False  # the client has shut its sending side
+        self._handed = handed
         self._ending = False  # answered for the last time; what still comes is thrown away
         self._gone = False
 
@@ -85,6 +88,29 @@ class Connection(asyncio.BufferedProtocol):
             self._refuse(refusal)
             if files.left(number) < files.spare() // 2:  # too few to wait for what it still sends
                 self.transport.close()
+            return
+        handed, self._handed = self._handed, None
+        if handed is not None:
+            self._take_over(handed)
+            self.loop.call_soon(self._pause_again)
+
+    def _take_over(self, handed: Handed) -> None:
+        if handed.unsent:
+            self._write([handed.unsent], ())
+        if handed.ends:
+            self._end()
+            return
+        read = memoryview(handed.read)
+        while read and (room := self.get_buffer(-1)):
+            count = min(len(room), len(read))
+            room[:count] = read[:count]
+            read = read[count:]
+            self.buffer_updated(count)
+
+    def _pause_again(self) -> None:
+        """The loop begins to read when `connection_made` is over, whatever was said in it."""
+        if self._paused and not self.transport.is_closing():
+            self.transport.pause_reading()
 
     @property
     def began_s(self) -> float:
@@ -458,9 +484,25 @@ class Connection(asyncio.BufferedProtocol):
         if not keep:
             self._end()
             return
+        native = site.plane.native
+        if native is not None and head is not None and routes.asked_model(head.path) is None:
+            self.loop.call_soon(self._give_back, native)  # queries that came here would come again
         site.waiting[self] = None
         self._began_s = self._arrived_s = clock()
         self._go_on()
+
+    def _give_back(self, native: NativeHttp) -> None:
+        """To the native path, for what comes next may be a query."""
+        transport = self.transport
+        idle = not (self._gone or self._ending or self._no_more or self._filled or self._busy)
+        if not (idle and native.taking and self._head is None) or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() or transport.get_extra_info("sslcontext"):
+            return
+        transport.pause_reading()
+        native.adopt(transport.get_extra_info("socket").fileno(), _client(transport))
+        self._gone = True
+        transport.abort()
 
     def _forget_request(self) -> None:
         self.site.receiving.pop(self, None)

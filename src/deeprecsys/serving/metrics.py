@@ -33,7 +33,7 @@ class _Collector:
         self._plane = plane
 
     def collect(self) -> Iterator[Metric]:
-        plane, seen = self._plane, self._plane.observed
+        plane, seen = self._plane, self._plane.seen()
         model = {"model": plane.served.name, "version": VERSION}
         load = plane.engine.load() if plane.engine else None
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.reasons import Reason, Refusal
@@ -47,6 +50,11 @@ class Histogram:
     def add(self, seconds: float) -> None:
         self.counts[bisect_left(EDGES_S, seconds)] += 1
         self.sum_s += seconds
+
+    def add_all(self, seconds: NDArray[Any]) -> None:
+        more = np.bincount(np.searchsorted(EDGES_S, seconds), minlength=len(self.counts))
+        self.counts = (self.counts + more).tolist()
+        self.sum_s += float(seconds.sum())
 
     @property
     def count(self) -> int:
@@ -97,6 +105,27 @@ class Observed:
         number = size_class(size)
         self.by_size[number].add(took_s)
         self._recent.add(took_s, number)
+
+    def finished_natively(self, rows: NDArray[Any], reasons: Mapping[int, Reason]) -> None:
+        """The same of many: `native.ANSWERED`, and what their statuses other than 200 stand for."""
+        good, bad = rows[rows["status"] == 200], rows[rows["status"] != 200]
+        for status in bad["status"].tolist():
+            self.failures[reasons[status]] += 1
+        self.fail_s += float((bad["answered_s"] - bad["arrived_s"]).sum())
+        if not len(good):
+            return
+        self.answered += len(good)
+        self.items += int(good["items"].sum())
+        self.last_inference_ms = int(time.time() * 1e3)
+        times = ("arrived_s", "parsed_s", "start_s", "finish_s", "answered_s")
+        for name, (since, until) in zip(STAGES, pairwise(times), strict=True):
+            self.stages[name].add_all(good[until] - good[since])
+        took_s = good["answered_s"] - good["arrived_s"]
+        numbers = np.searchsorted(SIZE_CLASSES, good["items"], side="right") - 1
+        for number in np.unique(numbers).tolist():
+            self.by_size[number].add_all(took_s[numbers == number])
+        for seconds, number in zip(took_s.tolist(), numbers.tolist(), strict=True):
+            self._recent.add(seconds, number)
 
     def refused(self, refusal: Refusal, *, query: bool) -> None:
         """query: it asked for inference; others are counted apart."""

@@ -33,6 +33,7 @@ from deeprecsys.serving.bounds import Bounds, give_back
 from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
 from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.http_routes import Page
+from deeprecsys.serving.native import Handed, open_natively
 from deeprecsys.serving.site import Site
 
 _encode = msgspec.json.Encoder().encode
@@ -80,6 +81,7 @@ class Server:
         self.started, self.ready = threading.Event(), threading.Event()
         self.failure: BaseException | None = None
         self._shown = -math.inf, b""  # the last `/live.json`, and when it was made
+        self._listener: asyncio.Server | None = None
         self.left_behind = False  # a thread that loads or computes did not end in time
         self._stop = self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,7 +113,7 @@ class Server:
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         _catch_signals(loop, self._asked_to_stop)
         site = self.site
-        listener = await self._listen(site)
+        listener = self._listener = await self._listen(site)
         try:
             grpc_server = await self._listen_grpc()
         except UserError:
@@ -135,9 +137,32 @@ class Server:
             _in_thread(engine.close, "ending")
             return
         self.plane.open(engine)
+        self._go_native()
         self.log("ready", model=self.served.name, policy=str(self.served.policy),
+                 http="native" if self.plane.native else "python",
                  **({"queries": "never cut"} if engine.model.whole else {}))  # fmt: skip
         self.ready.set()
+
+    def _go_native(self) -> None:
+        """From now on connections come to the core's door, where that knows what is served."""
+        site, listener, plane = self.site, self._listener, self.plane
+        if self.address.certificate is not None or listener is None:
+            return
+        native = plane.native = open_natively(plane, self.address.key, self._take)
+        if native is not None:
+            plane.waiting.native = native
+            native.hold(plane.waiting.held)
+            native.allow(plane.bounds.connections - len(site.connections))
+            native.listen(listener.sockets[0])
+            listener.close()
+
+    async def _take(self, connection: socket.socket, handed: Handed) -> None:
+        """One that the door hands over."""
+        make = partial(Connection, self.site, handed)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(make, connection)
+        except OSError:
+            connection.close()
 
     def _open(self) -> Engine:
         """Whatever takes long, the pages' first reading included: the loop would wait for it."""
@@ -207,7 +232,7 @@ class Server:
                     self.log("worker replaced", why=engine.load().lost_workers[-1])
                 load = engine.load()
                 self._say_failures(load)
-                self.plane.observed.tick(now_s, load.queued_items, load.busy_s)
+                self.plane.seen().tick(now_s, load.queued_items, load.busy_s)
 
     def _say_turned_away(self, site: Site) -> None:
         if count := site.turned_away:
@@ -229,18 +254,25 @@ class Server:
         plane, loading = self.plane, self.plane.state == "starting"
         plane.state = "draining"
         site.draining = True
+        native = plane.native
+        if native is not None:
+            native.drain()
         self.log("draining", pending=plane.pending)
         if not loading:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._hurry.wait(), plane.bounds.drain_s)
         plane.state = "finishing"
         listener.close()
+        if native is not None:
+            native.stop_listening()
         until = clock() + FINISH_S
         stopping = None
         if grpc_server is not None:
             stopping = asyncio.get_running_loop().create_task(grpc_server.stop(FINISH_S))
         site.close_idle()
-        while (site.connections or plane.pending) and clock() < until:
+        while (
+            site.connections or plane.pending or (native is not None and native.connections)
+        ) and clock() < until:
             await asyncio.sleep(0.01)
             site.close_idle()
             site.abort_deaf()
@@ -256,9 +288,11 @@ class Server:
             )
         else:
             self.left_behind = loading and self.failure is None
+        if native is not None:
+            native.close()
 
     def totals(self) -> dict[str, Any]:
-        seen = self.plane.observed
+        seen = self.plane.seen()
         reasons = {reason.name.lower(): n for reason, n in seen.failures.items() if n}
         return {"answered": seen.answered, "items": seen.items, **reasons}
 
@@ -267,7 +301,7 @@ class Server:
         plane, served = self.plane, self.served
         engine = plane.engine
         load = engine.load() if engine else None
-        said = plane.observed.live(clock())
+        said = plane.seen().live(clock())
         said["now"] |= {
             "queued_items": load.queued_items if load else 0,
             "queued_queries": load.open_queries if load else 0,

@@ -43,10 +43,14 @@ class Site:
     def enter(self, connection: Connection) -> None:
         """Refusal if there is no place for one more."""
         self.connections.add(connection)
-        if len(self.connections) <= self.plane.bounds.connections:
+        native, most = self.plane.native, self.plane.bounds.connections
+        self._allow()
+        if len(self.connections) + (native.connections if native else 0) <= most:
             self.waiting[connection] = None
         elif self.waiting:
             next(iter(self.waiting)).give_way()
+            self.waiting[connection] = None
+        elif native is not None and native.evict():
             self.waiting[connection] = None
         elif not self._evict():
             self.turned_away += 1
@@ -68,14 +72,20 @@ class Site:
         """Ends the connection that has said nothing longest; False if none has for long."""
         oldest = next(iter(self.waiting), None)
         if oldest is None or clock() - oldest.began_s <= _SAFE_S:
-            return False
+            return self.plane.native is not None and self.plane.native.evict(_SAFE_S)
         oldest.give_way()
         return True
 
     def leave(self, connection: Connection) -> None:
         self.connections.discard(connection)
+        self._allow()
         self.waiting.pop(connection, None)
         self.receiving.pop(connection, None)
+
+    def _allow(self) -> None:
+        """Says how many connections may need no Python."""
+        if self.plane.native is not None:
+            self.plane.native.allow(self.plane.bounds.connections - len(self.connections))
 
     def hold(self, hold: Hold, count: int) -> None:
         """As `hold.add`; the oldest bodies that are still coming make room where they must."""

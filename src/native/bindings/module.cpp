@@ -5,9 +5,11 @@
 
 #include "bindings/core.h"
 #include "bindings/dispatcher.h"
+#include "bindings/door.h"
 
 PYBIND11_MODULE(_native, module) {
-  module.doc() = "The native core: dispatcher, workers, executors.";
+  module.doc() = "The native core: dispatcher, workers, executors, and the way of a query over HTTP.";
   deeprecsys::bindings::BindDispatcher(module);
   deeprecsys::bindings::BindCore(module);
+  deeprecsys::bindings::BindDoor(module);
 }

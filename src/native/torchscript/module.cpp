@@ -37,6 +37,11 @@ std::optional<Module> UnwrapIfAny(const py::object& module) {
   return Unwrap(module);
 }
 
+at::ScalarType TypeOf(const std::string& datatype) {
+  if (datatype == "FP32") return at::kFloat;
+  return datatype == "INT64" ? at::kLong : at::kInt;
+}
+
 using Input = std::tuple<std::size_t, std::string, std::vector<std::int64_t>>;
 
 py::capsule MakeExecutor(const std::vector<Input>& inputs, std::vector<std::size_t> joined,
@@ -48,7 +53,7 @@ py::capsule MakeExecutor(const std::vector<Input>& inputs, std::vector<std::size
   layout.of_query = std::move(of_query);
   layout.tasks = tasks;
   for (const auto& [column, datatype, row] : inputs) {
-    layout.inputs.push_back({column, datatype == "FP32" ? at::kFloat : at::kInt, row});
+    layout.inputs.push_back({column, TypeOf(datatype), row});
   }
   auto held = std::make_unique<Held>(
       Plan(std::move(layout), Unwrap(request), UnwrapIfAny(one_user), UnwrapIfAny(apart)),

@@ -1,0 +1,224 @@
+// The door under real sockets and threads: every request that is answered is answered once and as
+// it was asked, whatever other clients do, and nothing is left behind.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/clock.h"
+#include "engine/core.h"
+#include "engine/stubs.h"
+#include "http/door.h"
+#include "tests/check.h"
+
+namespace deeprecsys::http {
+namespace {
+
+// All queries are native.
+class NoHost : public engine::Host {
+ public:
+  bool Execute(const std::vector<engine::Slice>&) override { std::abort(); }
+  void Expired(const std::vector<QueryId>&) override { std::abort(); }
+  void Watch(double) override {}
+};
+
+Service Served(double deadline_s) {
+  Service service;
+  service.usual.paths = {"/infer"};
+  service.inputs = {{"ids", "INT32", {2}, 100, false, true}};
+  service.output = "scores";
+  service.before = "{";
+  service.opening = "\"outputs\":[{\"shape\":[";
+  service.middle = ",1],";
+  service.policy.batch_size = 16;
+  service.deadline_s = deadline_s;
+  service.work_s.assign(1000, 1e-4);
+  service.own_s.assign(1000, 1e-4);
+  service.body_bytes = service.waiting_bytes = 1 << 24;
+  service.idle_s = 0.3;
+  service.last_file = 1 << 20;
+  return service;
+}
+
+std::string Asked(std::int64_t candidates) {
+  const auto bytes = std::to_string(8 * candidates);
+  const std::string json =
+      "{\"inputs\":[{\"name\":\"ids\",\"shape\":[" + std::to_string(candidates) +
+      ",2],\"datatype\":\"INT32\",\"parameters\":{\"binary_data_size\":" + bytes +
+      "}}],\"parameters\":{\"binary_data_output\":true}}";
+  const std::string body = json + std::string(static_cast<std::size_t>(8 * candidates), '\0');
+  return "POST /infer HTTP/1.1\r\nInference-Header-Content-Length: " +
+         std::to_string(json.size()) + "\r\nContent-Length: " + std::to_string(body.size()) +
+         "\r\n\r\n" + body;
+}
+
+class Client {
+ public:
+  explicit Client(const sockaddr_in& to) : file_(socket(AF_INET, SOCK_STREAM, 0)) {
+    const timeval patience{10, 0};
+    setsockopt(file_, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    CHECK(connect(file_, reinterpret_cast<const sockaddr*>(&to), sizeof to) == 0);
+  }
+  ~Client() { close(file_); }
+  void Send(const std::string& text) { send(file_, text.data(), text.size(), MSG_NOSIGNAL); }
+  // The status of one answer, and that nothing but it has come; 0: the connection has ended.
+  int Answer() {
+    std::string got;
+    std::size_t end = std::string::npos, length = 0;
+    char piece[4096];
+    while (end == std::string::npos || got.size() < end + 4 + length) {
+      const ssize_t more = recv(file_, piece, sizeof piece, 0);
+      if (more <= 0) return 0;
+      got.append(piece, static_cast<std::size_t>(more));
+      end = got.find("\r\n\r\n");
+      if (end == std::string::npos) continue;
+      const std::size_t at = got.find("\r\ncontent-length: ");
+      CHECK(at < end);
+      length = std::stoul(got.substr(at + 18));
+    }
+    CHECK(got.size() == end + 4 + length);
+    return std::stoi(got.substr(9, 3));
+  }
+
+ private:
+  int file_;
+};
+
+// A door with its threads, and somebody in Python's place, who ends what it hands over.
+class House {
+ public:
+  House(double request_s, double deadline_s)
+      : core_(rules::kNone, {}, 2, 2),
+        stub_(std::vector<double>(17, request_s)),
+        door_(&core_, stub_.executor(), Served(deadline_s)) {
+    const int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    address_.sin_family = AF_INET;
+    address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    CHECK(bind(listener, reinterpret_cast<sockaddr*>(&address_), sizeof address_) == 0);
+    socklen_t size = sizeof address_;
+    getsockname(listener, reinterpret_cast<sockaddr*>(&address_), &size);
+    CHECK(listen(listener, 64) == 0);
+    for (int number = 0; number < 2; ++number) {
+      seats_.push_back(std::make_unique<engine::Seat>(number));
+      threads_.emplace_back(
+          [this, seat = seats_.back().get()] { core_.Serve(seat, &host_); });
+    }
+    door_.allowed = 32;
+    door_.Listen(listener);
+    threads_.emplace_back([this] { door_.Run(); });
+    threads_.emplace_back([this] {
+      while (!over_.load()) {
+        door_.Learn(1.0, 2, std::vector<double>(10, 1.0));
+        for (const Stray& stray : door_.TakeStrays()) close(stray.file), ++strays;
+        for (const Answered& one : door_.TakeAnswered()) ++answered, good += one.status == 200;
+        std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      }
+    });
+  }
+  ~House() {
+    const double until_s = engine::Now() + 10.0;
+    while ((door_.pending() != 0 || door_.held() != 0) && engine::Now() < until_s) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    CHECK(door_.pending() == 0 && door_.held() == 0);
+    {
+      const std::lock_guard<engine::Lock> guard(core_.lock());
+      core_.closing = true;
+    }
+    door_.Stop();
+    core_.End();
+    over_.store(true);
+    for (std::thread& thread : threads_) thread.join();
+  }
+  const sockaddr_in& address() const { return address_; }
+  Door& door() { return door_; }
+  std::atomic<int> strays{0}, answered{0}, good{0};
+
+ private:
+  Core core_;
+  engine::FixedTime stub_;
+  NoHost host_;
+  Door door_;
+  sockaddr_in address_{};
+  std::vector<std::unique_ptr<engine::Seat>> seats_;
+  std::vector<std::thread> threads_;
+  std::atomic<bool> over_{false};
+};
+
+void QueriesAreAnsweredOnce() {
+  House house(1e-5, rules::kNever);
+  std::vector<std::thread> clients;
+  for (int number = 0; number < 6; ++number) {
+    clients.emplace_back([&, number] {
+      Client client(house.address());
+      for (int i = 0; i < 150; ++i) {
+        client.Send(Asked(1 + (i * 37 + number) % 200));
+        CHECK(client.Answer() == 200);
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  while (house.good.load() < 900) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  CHECK(house.answered == 900 && house.strays == 0);
+}
+
+// Of clients that go away, that send what is none, that are late, and that are too many.
+void WhateverClientsDo() {
+  House house(2e-3, 0.02);
+  std::vector<std::thread> clients;
+  std::atomic<int> good{0}, late{0};
+  for (int number = 0; number < 8; ++number) {
+    clients.emplace_back([&, number] {
+      std::mt19937 random(number);
+      for (int i = 0; i < 60; ++i) {
+        Client client(house.address());
+        const std::string asked = Asked(1 + random() % 160);
+        switch (random() % 5) {
+          case 0:
+            client.Send(asked.substr(0, random() % asked.size()));
+            break;
+          case 1:
+            client.Send(asked);  // and goes
+            break;
+          case 2:
+            client.Send("GET / HTTP/1.1\r\n\r\n");
+            CHECK(client.Answer() == 0);
+            break;
+          default:
+            client.Send(asked);
+            const int status = client.Answer();
+            CHECK(status == 200 || status == 429 || status == 504 || status == 0);
+            (status == 200 ? good : late) += 1;
+        }
+        if (random() % 16 == 0) house.door().Evict(0.0);
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  CHECK(good > 0 && late > 0);
+}
+
+void IdleOnesEnd() {
+  House house(1e-5, rules::kNever);
+  Client client(house.address());
+  CHECK(client.Answer() == 0);
+  CHECK(house.door().connections() == 0);
+}
+
+}  // namespace
+}  // namespace deeprecsys::http
+
+int main() {
+  deeprecsys::http::QueriesAreAnsweredOnce();
+  deeprecsys::http::WhateverClientsDo();
+  deeprecsys::http::IdleOnesEnd();
+  std::puts("door: sound");
+}

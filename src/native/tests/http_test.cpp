@@ -1,0 +1,144 @@
+// What is written by hand to read what clients send: a usual request is read as it is meant, and no
+// mutation of one reads beyond what was given, or is taken for what it does not say.
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+
+#include "http/head.h"
+#include "http/request.h"
+#include "tests/check.h"
+
+using namespace deeprecsys::http;
+
+namespace {
+
+const Usual kUsual{{"/v2/models/m/infer"}, ""};
+const std::string kHead =
+    "POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
+    "Inference-Header-Content-Length: 200\r\nContent-Length: 300\r\n\r\n";
+const std::string kJson =
+    "{\"id\": \"q1\", \"inputs\":[{\"name\":\"ids\",\"shape\":[3,1],\"datatype\":\"INT32\","
+    "\"parameters\":{\"binary_data_size\":12}},{\"name\":\"dense\",\"shape\":[3,2],"
+    "\"datatype\":\"FP32\",\"parameters\":{\"binary_data_size\":24}}],"
+    "\"parameters\":{\"timeout\":5000,\"priority\":2,\"binary_data_output\":true}}";
+const std::vector<Input> kInputs = {{"ids", "INT32", {1}, 50, false, true},
+                                    {"dense", "FP32", {2}, 0, false, false}};
+
+// A copy of its own size, so that a reader that goes beyond it is found out.
+struct Exact {
+  explicit Exact(const std::string& text) : size(text.size()), data(new char[size + !size]) {
+    std::memcpy(data.get(), text.data(), size);
+  }
+  std::string_view view() const { return {data.get(), size}; }
+  std::size_t size;
+  std::unique_ptr<char[]> data;
+};
+
+Found Read(const std::string& text, Head* head, const Usual& usual = kUsual) {
+  return ReadHead(Exact(text).view(), usual, head);
+}
+
+void UsualOnesAreRead() {
+  Head head;
+  CHECK(Read(kHead, &head) == Found::kUsual);
+  CHECK(head.bytes == kHead.size() && head.length == 300 && head.json == 200);
+  CHECK(Read(kHead.substr(0, kHead.size() - 1), &head) == Found::kMore);
+  Request request;
+  const Exact json(kJson);
+  CHECK(ReadRequest(json.view(), &request));
+  CHECK(request.id == "q1" && request.binary && request.timeout_us == 5000);
+  CHECK(request.priority == 2 && request.tensors.size() == 2);
+  std::vector<std::int32_t> data = {1, 2, 49, 0, 0, 0, 0, 0, 0};
+  const std::string_view body(reinterpret_cast<const char*>(data.data()), 36);
+  Inputs bound;
+  CHECK(Bind(request, kInputs, body, &bound) && bound.candidates == 3);
+  CHECK(AreValid(kInputs, bound));
+  for (const std::int32_t wrong : {50, -1}) {
+    data[2] = wrong;
+    CHECK(!AreValid(kInputs, bound));
+  }
+  data[2] = 1;
+  data[8] = 0x7F800000;  // infinity
+  CHECK(!AreValid(kInputs, bound));
+  CHECK(!Bind(request, kInputs, body.substr(0, 32), &bound));
+}
+
+void WhatIsUnusualIsAnothers() {
+  Head head;
+  const auto with = [](const std::string& line) {
+    return kHead.substr(0, kHead.size() - 2) + line + "\r\n\r\n";
+  };
+  for (const char* line :
+       {"Transfer-Encoding: chunked", "Content-Length: 300", "Content-Length: 301",
+        "Expect: 100-continue", "Connection: close", "Accept-Encoding: gzip", " folded",
+        "Bad Name: 1", "Content-Encoding: gzip", "No colon", "Host: y"}) {
+    CHECK(Read(with(line), &head) == Found::kOther);
+  }
+  CHECK(Read(with("X-Request-Id: 1"), &head) == Found::kUsual);
+  const Usual keyed{kUsual.paths, "secret"};
+  CHECK(Read(kHead, &head, keyed) == Found::kOther);
+  CHECK(Read(with("Authorization: Bearer secre"), &head, keyed) == Found::kOther);
+  CHECK(Read(with("Authorization: Bearer "), &head, keyed) == Found::kOther);
+  CHECK(Read(with("Authorization: Basic secret"), &head, keyed) == Found::kOther);
+  CHECK(Read(with("authorization: bearer secret"), &head, keyed) == Found::kUsual);
+  Request request;
+  for (const char* json :
+       {"", "{}", "[]", "{\"inputs\":[]}", "{\"inputs\":[{\"name\":\"a\\n\"}]}", "nul"}) {
+    const Exact text{std::string(json)};
+    CHECK(!ReadRequest(text.view(), &request));
+  }
+}
+
+std::string Mutated(const std::string& from, std::mt19937_64* random) {
+  std::string text = from;
+  for (std::uint64_t turns = 1 + (*random)() % 3; turns != 0; --turns) {
+    const std::size_t at = (*random)() % text.size();
+    switch ((*random)() % 4) {
+      case 0:
+        text[at] = static_cast<char>((*random)());
+        break;
+      case 1:
+        text.erase(at, 1 + (*random)() % 8);
+        break;
+      case 2:
+        text.insert(at, text.substr((*random)() % text.size(), (*random)() % 16));
+        break;
+      default:
+        text.resize(at + 1);
+    }
+    if (text.empty()) text = " ";
+  }
+  return text;
+}
+
+void MutationsAreReadWithoutHarm(int count) {
+  std::mt19937_64 random(1);
+  const std::string data(36, '\0');
+  int usual = 0;
+  for (int i = 0; i < count; ++i) {
+    Head head;
+    if (Read(Mutated(kHead, &random), &head) == Found::kUsual) {
+      CHECK(head.json > 0 && head.json <= head.length);
+      ++usual;
+    }
+    const Exact json(Mutated(kJson, &random));
+    const Exact body(i % 2 ? Mutated(data, &random) : data);
+    Request request;
+    Inputs bound;
+    if (!ReadRequest(json.view(), &request)) continue;
+    if (!Bind(request, kInputs, body.view(), &bound)) continue;
+    CHECK(bound.candidates == 3 && body.size == 36);
+    AreValid(kInputs, bound);
+    ++usual;
+  }
+  CHECK(usual > count / 100);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  UsualOnesAreRead();
+  WhatIsUnusualIsAnothers();
+  MutationsAreReadWithoutHarm(count > 1 ? std::atoi(arguments[1]) : 20'000);
+}
