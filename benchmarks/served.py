@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from deeprecsys.core import SLA, InputSpec, Policy
+from deeprecsys.core import SLA, InputSpec, OutputSpec, Policy
 from deeprecsys.engine import Engine
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models.check import InputCheck
@@ -41,6 +41,10 @@ class StubModel:
     """One input of ids; its scores are whatever was in memory."""
 
     name, tasks, joined, seed, scale = "stub", 1, (), 0, 1.0
+    outputs = (OutputSpec("scores", "FP32", (1,)),)
+    tables = ()
+    work = target = most_items = None
+    whole, memory_bytes = False, 0
 
     def __init__(self, ids: int) -> None:
         self.inputs = (InputSpec("ids", "INT32", (ids,), rows=ROWS),)
