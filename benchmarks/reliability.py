@@ -289,7 +289,7 @@ class Mortal:
     def __init__(self, runtime: Any) -> None:
         self._runtime, self.name = runtime, runtime.name
         self.enter_thread, self.prepare = runtime.enter_thread, runtime.prepare
-        self.execute_together = runtime.execute_together
+        self.execute_together, self.forget = runtime.execute_together, runtime.forget
         self.deadly = threading.Event()
 
     def execute(self, prepared: Any, lo: int, hi: int) -> None:

@@ -256,6 +256,9 @@ class _HungWorker:
             threading.Event().wait()
         self._runtime.execute(inner, lo, hi)
 
+    def forget(self, prepared: Any) -> None:
+        self._runtime.forget(prepared[0])
+
 
 def _hanging(which: str, scale: float, drain_s: float) -> None:
     from deeprecsys.models import load_model

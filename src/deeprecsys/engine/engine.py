@@ -349,6 +349,7 @@ class Engine:
         if executor is None:
             return None
         group.use(policy.workers)
+        group.workers.left.append(executor)  # a worker that hangs may still come back to it
         return group.books.core, executor
 
     def predicted(self, policy: Policy, most: int) -> tuple[list[float], list[float]]:

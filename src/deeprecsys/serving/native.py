@@ -33,7 +33,7 @@ from deeprecsys.serving.dataplane import LAST_PRIORITY, VERSION, DataPlane
 
 _COLLECT_S = 0.1
 # Larger queries are rare, and take so long that what Python adds does not count.
-_MOST_ITEMS = 4096
+_MOST_ITEMS, _MOST_BYTES = 4096, 8 << 20
 _DATATYPES = ("FP32", "INT32", "INT64")
 _TIMES = ("arrived_s", "parsed_s", "start_s", "finish_s", "answered_s", "expected_s", "left_s")
 ANSWERED = np.dtype([*((name, "f8") for name in _TIMES),
@@ -219,7 +219,7 @@ def _door(
         deadline_s=math.inf if served.deadline_s is None else served.deadline_s,
         work_s=work_s,
         own_s=own_s,
-        body_bytes=bounds.body_bytes,
+        body_bytes=min(bounds.body_bytes, _MOST_BYTES),
         waiting_bytes=bounds.waiting_bytes,
         idle_s=bounds.idle_s,
         last_file=files.limit() - 1 - files.spare(),

@@ -355,12 +355,24 @@ void Door::Accept() {
     socklen_t size = sizeof peer;
     const int file = accept4(listener_, reinterpret_cast<sockaddr*>(&peer), &size,
                              SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (file < 0) return;
+    if (file < 0) {
+      // Without a descriptor to be had it would be told again at once.
+      if (errno == EMFILE || errno == ENFILE) Hear(false);
+      return;
+    }
     const int one = 1;
     setsockopt(file, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     open_.fetch_add(1);
     Enter(file, NameOf(peer));
   }
+}
+
+// Is told of those that want to connect, from now on or not until the next sweep.
+void Door::Hear(bool hears) {
+  if (listener_ < 0 || hears == hears_) return;
+  hears_ = hears;
+  epoll_event event{.events = hears ? EPOLLIN : 0U, .data = {.fd = listener_}};
+  epoll_ctl(epoll_, EPOLL_CTL_MOD, listener_, &event);
 }
 
 void Door::Enter(int file, std::string client) {
@@ -731,6 +743,7 @@ void Door::Again(Query* query) {
 
 void Door::Sweep(double now) {
   swept_s_ = now;
+  Hear(true);
   for (const Shared& connection : All()) {
     const Guard guard(connection->mutex);
     Tend(connection, now);

@@ -113,6 +113,7 @@ class Door {
   void Look(int timeout_ms);
   void TakeIn();
   void Accept();
+  void Hear(bool hears);
   void Enter(int file, std::string client);
   void Event(const Shared& connection, std::uint32_t events);
   void Read(const Shared& connection);
@@ -159,6 +160,7 @@ class Door {
   // Of the thread.
   std::vector<Query*> lingering_;  // dropped and answered, while slices of them are executed
   std::vector<char> scratch_;
+  bool hears_ = true;
   double looked_s_ = 0.0;
   double came_s_ = 0.0;
   double swept_s_ = 0.0;
