@@ -17,8 +17,8 @@ SOURCES := $(shell find src/native -name '*.cpp' -o -name '*.h') setup.py
 CXX ?= g++
 STRICT := -std=c++20 -O1 -g -Wall -Wextra -Werror -Isrc/native
 
-.PHONY: setup tune test check static kernels sanitize fuzz bench bench-serving bench-reliability \
-  bench-gpu bench-executions bench-native characterise validate results clean
+.PHONY: setup tune test check static kernels sanitize fuzz bench bench-serving bench-peers \
+  bench-reliability bench-gpu bench-executions bench-native characterise validate results clean
 
 setup:
 	@$(MAKE) --no-print-directory --jobs 2 $(READY)
@@ -99,6 +99,10 @@ bench-native: setup
 # What serving costs over HTTP, in 20 minutes: docs/serving.md.
 bench-serving: setup
 	$(BIN)/python benchmarks/serving.py
+
+# One artifact in-process, over HTTP and under mosec, in 20 minutes, alone: docs/peers.md.
+bench-peers: setup
+	$(BIN)/python benchmarks/peers.py
 
 # Overload, drain, kill, mutated requests and half an hour's soak, in 50 minutes: docs/reliability.md.
 bench-reliability: setup

@@ -47,7 +47,7 @@ def zoo() -> Iterator[Row]:
         what = f"capacity, {name} as TorchScript by path / as the zoo's own, at {sla}"
         model = load_model(name)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-            own = _exported(model, Path(folder))
+            own = exported(model, Path(folder))
             systems = {
                 "own": stack.enter_context(Engine(own, WORKERS)),
                 "zoo": stack.enter_context(Engine(model, WORKERS, "torchscript")),
@@ -156,7 +156,7 @@ def warm() -> Iterator[Row]:
         (folder / "torchscript").mkdir()
         (folder / "onnx").mkdir()
         forms = {
-            "TorchScript `ncf`": _exported(load_model("ncf"), folder / "torchscript"),
+            "TorchScript `ncf`": exported(load_model("ncf"), folder / "torchscript"),
             "ONNX `wnd`": _onnx_of(load_model("wnd"), folder / "onnx"),
         }
         for what, model in forms.items():
@@ -254,7 +254,7 @@ def _compiled(folder: Path) -> OwnModel:
     return open_model(folder, trust=True)
 
 
-def _exported(model: Any, folder: Path) -> OwnModel:
+def exported(model: Any, folder: Path) -> OwnModel:
     """A model of the zoo as a user has hers: a traced file, and what TorchScript does not say."""
     given = model.example(7, np.random.default_rng(0))
     tensors = [torch.from_numpy(given[spec.name]) for spec in model.inputs]

@@ -78,7 +78,7 @@ def served(*arguments: str, wait_s: float = 300.0, wait: bool = True) -> Iterato
     ports = [free_port(), free_port()]
     command = [sys.executable, "-m", "deeprecsys", "serve", *arguments]
     command += ["--http-port", str(ports[0]), "--grpc-port", str(ports[1])]
-    with _running([*command, "--log-level", "warning"]) as process:
+    with running([*command, "--log-level", "warning"]) as process:
         until = time.monotonic() + wait_s
         while _answers(ports[0]) not in ((200,) if wait else (200, 503)):
             if process.poll() is not None or time.monotonic() > until:
@@ -91,14 +91,14 @@ def served(*arguments: str, wait_s: float = 300.0, wait: bool = True) -> Iterato
 def bare(kind: str, *arguments: str) -> Iterator[Host]:
     """This file's own servers, by their first argument."""
     command = [sys.executable, __file__, kind, *arguments]
-    with _running(command, stdout=subprocess.PIPE) as process:
+    with running(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         port = int(process.stdout.readline())
         yield Host(port, None, psutil.Process(process.pid))
 
 
 @contextmanager
-def _running(command: Sequence[str], **more: Any) -> Iterator[subprocess.Popen[bytes]]:
+def running(command: Sequence[str], **more: Any) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(command, **more)
     try:
         yield process

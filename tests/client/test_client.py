@@ -5,6 +5,7 @@ import signal
 import socket
 import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -66,6 +67,45 @@ def test_every_query_is_sent_once_and_answered(either):
     assert told["unanswered"] == 0
     assert told["cpu_s"] > 0
     assert told["bytes_sent"] > 50 * 5 * 28
+
+
+def test_bare_queries_are_their_tensors_alone():
+    heard = []
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            heard.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    values = {
+        "dense": {"datatype": "FP32", "shape": [4]},
+        "ids": {"datatype": "INT32", "shape": [3], "rows": 50},
+    }
+    sizes = [1, 7, 900]
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/score"
+        with Client(url, "", bare=True, values=values) as client:
+            records = client.run(schedule(3, 0.02, sizes))
+        server.shutdown()
+    assert set(statuses(records)) == {"OK"}
+    assert [path for path, _ in heard] == ["/score"] * 3
+    assert [len(body) for _, body in heard] == [28 * size for size in sizes]
+    ids = np.frombuffer(heard[2][1], np.int32, offset=16 * 900)
+    assert ids.min() >= 0
+    assert ids.max() < 50
+
+
+def test_bare_queries_need_http():
+    with pytest.raises(UserError, match="http://"):
+        Client("grpc://127.0.0.1:8001", "", bare=True)
 
 
 def test_what_is_sent_is_what_the_schedule_asks_for(either):

@@ -66,6 +66,8 @@ class Client:
     key: for a bearer token. headers: sent with every request, of gRPC as metadata. ca_file: PEM
     certificates to trust over https:// and grpcs:// instead of the system's.
     binary: tensors as bytes; False: as JSON, which is slow.
+    bare: for a server of no protocol, over HTTP: it is asked nothing, and a query is its tensors
+    alone, one after another, for the path of the URL; `values` must describe every input.
     timeout_s: the server's own deadline, sent with every request (None: none). patience_s: a
     query without an answer by then has failed.
     The policy of a run is the server's business. Entering asks the server and starts the
@@ -86,6 +88,7 @@ class Client:
         headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
         ca_file: str | None = None,
         binary: bool = True,
+        bare: bool = False,
         timeout_s: float | None = None,
         patience_s: float = _PATIENCE_S,
     ) -> None:
@@ -96,6 +99,8 @@ class Client:
         for name, seconds in (("timeout_s", timeout_s), ("patience_s", patience_s)):
             if seconds is not None and not 0 < seconds < math.inf:
                 raise UserError(f"{name} must be positive, not {seconds:g}")
+        if bare and not self.address.http:
+            raise UserError(f"bare queries are sent over http:// or https://, not {url}")
         self._access = Access.of(self.address.scheme, headers, key, ca_file)
         self._processes, self._connections = processes, connections
         self._values, self.queries, self._seed = values, queries, seed
@@ -103,7 +108,8 @@ class Client:
         self.columns: tuple[Column, ...] = ()
         # What had to be assumed of the inputs' values, one sentence each.
         self.assumptions: list[str] = []
-        self._binary, self._timeout_s, self._patience_s = binary, timeout_s, patience_s
+        self._binary, self._bare = binary, bare
+        self._timeout_s, self._patience_s = timeout_s, patience_s
         self._fd: int | None = None
         self._children: list[_Child] = []
         self._tally, self._wall_s = Tally(), 0.0
@@ -114,7 +120,11 @@ class Client:
     def __enter__(self) -> Self:
         if self._fd is not None:
             raise RuntimeError("the client is open already")
-        self.described: Description = describe(self.address, self.model, self._access)
+        self.described: Description = (
+            Description("", "", "", (), {})
+            if self._bare
+            else describe(self.address, self.model, self._access)
+        )
         self._choose_inputs()
         self._fd = new_file()
         try:
@@ -224,7 +234,7 @@ class Client:
         timeout_us = None if self._timeout_s is None else max(1, round(self._timeout_s * 1e6))
         return Setup(
             self.address, self.model, self.columns, number, self._processes, fd,
-            self._connections, self._access, self._seed, self._binary, timeout_us,
+            self._connections, self._access, self._seed, self._binary, self._bare, timeout_us,
             self._patience_s, self.described.peer, self.queries, *self._recorded_as,
         )  # fmt: skip
 

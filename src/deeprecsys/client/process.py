@@ -51,6 +51,7 @@ class Setup:
     access: Access
     seed: int
     binary: bool
+    bare: bool
     timeout_us: int | None
     patience_s: float
     peer: str | None
@@ -145,8 +146,11 @@ def _messages(
                 before(queries.layout(offset, size)), queries.window(offset, size)
             )
         )
+    path = f"{setup.address.path(setup.model)}/infer"
+    if setup.bare:
+        path = setup.address.prefix or "/"
     fields = [("Host", setup.access.host or setup.address.host_field), *setup.access.fields]
-    start = f"POST {setup.address.path(setup.model)}/infer HTTP/1.1\r\n"
+    start = f"POST {path} HTTP/1.1\r\n"
     start += "".join(f"{name}: {value}\r\n" for name, value in fields)
     head = binary_head(start, inputs, setup.timeout_us)
 
@@ -165,6 +169,17 @@ def _messages(
 
         return message
 
+    def bare(queries: Queries) -> Callable[[int, int], Any]:
+        def message(offset: int, size: int) -> tuple[list[Any], int]:
+            views = queries.window(offset, size)
+            length = sum(map(len, views))
+            first = f"{start}Content-Length: {length}\r\n\r\n".encode()
+            return [first, *views], len(first) + length
+
+        return message
+
+    if setup.bare:
+        return bare
     return binary if setup.binary else plain
 
 
