@@ -238,7 +238,7 @@ def test_a_full_queue_is_said():
 
 
 def test_a_client_that_goes_takes_its_query_with_it():
-    with serving(StubModel(), slow(0.2), workers=1, policy=Policy(100)) as server:
+    with serving(StubModel(), slow(1.0), workers=1, policy=Policy(100)) as server:
         head, data = wire.request(dense(7), parameters=BINARY)
         body = b"".join([head, *map(bytes, data)])
         raw = socket.create_connection(("127.0.0.1", server.http_port), WAIT_S)

@@ -3,8 +3,8 @@
 //
 // It starts no threads: whoever does (`engine/workers.py`) hands each over by `Serve`, which comes
 // back when the engine ends. Queries are of two kinds. Those that have an `Owner` are native from
-// beginning to end; the others are Python's, which a `Host` executes and answers. No lock is held while
-// anything executes, and nobody takes the GIL while holding the lock.
+// beginning to end; the others are Python's, which a `Host` executes and answers. No lock is held
+// while anything executes, and nobody takes the GIL while holding the lock.
 #pragma once
 
 #include <atomic>

@@ -29,8 +29,8 @@ class Owner {
   // All of the query is; then, by the same thread and without the lock, `Forget`.
   virtual void Finish(QueryId query, int worker, double now) = 0;
   virtual void Forget(QueryId query) = 0;
-  // It ends otherwise. executing: so many of its items still are, and the owner and what it prepared
-  // must outlive them; each slice is told by `Late` when it is over, if its worker ever is.
+  // It ends otherwise. executing: so many of its items still are, and the owner and what it
+  // prepared must outlive them; each slice is told by `Late` when it is over, if it ever is.
   virtual void Drop(QueryId query, Status status, Items executing) = 0;
   virtual void Late(const Slice& slice) = 0;
 };

@@ -26,11 +26,14 @@ using engine::Executor;
 using rules::Items;
 using rules::QueryId;
 
-// What is served and how. work_s, own_s [items]: of a query, what it adds to what is ahead of
-// others, and the least that it takes itself; of larger ones than these Python takes care. before,
-// opening, middle: an answer's JSON head, but for a query's id after the first, its candidates after
-// the second and its scores after the third. unsayable: why an answer is none that JSON has no words for. deadline_s: of a query that brings none; never: it has
-// none. admit: what would be late is turned away.
+// What is served and how.
+// work_s, own_s [items]: of a query, what it adds to what is ahead of others, and the least that it
+// takes itself; larger ones than these are Python's.
+// before, opening, middle: an answer's JSON head, but for a query's id after the first, its
+// candidates after the second and its scores after the third. unsayable: why an answer is none that
+// JSON has no words for.
+// deadline_s: of a query that brings none; never: it has none. admit: what would be late is turned
+// away. last_file: descriptors beyond it are kept to refuse connections with.
 struct Service {
   Usual usual;
   std::vector<Input> inputs;
@@ -49,7 +52,7 @@ struct Service {
   std::int64_t body_bytes = 0;
   std::int64_t waiting_bytes = 0;
   double idle_s = 75.0;
-  int last_file = 0;  // descriptors beyond it are kept to refuse connections with
+  int last_file = 0;
 };
 
 // A connection that is Python's from here on. read: of its request; unsent: of its answer.
@@ -67,6 +70,8 @@ struct Answered {
   double expected_s, left_s;
   std::int64_t items, priority, status;
 };
+
+inline constexpr std::size_t kHeadBytes = 16 << 10;  // as Python's
 
 class Door {
  public:
@@ -87,8 +92,8 @@ class Door {
   void Drain();
   // Accepts no more.
   void StopListening();
-  // Ends the one that has waited longest for its next head, to make room; false: none has waited for
-  // so long.
+  // Ends the one that has waited longest for its next head, to make room; false: none has waited
+  // for so long.
   bool Evict(double least_s);
   // So many connections may be its, and so many bytes of waiting bodies are Python's.
   std::atomic<std::int64_t> allowed{0};
