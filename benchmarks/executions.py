@@ -216,8 +216,8 @@ def page(found: list[dict[str, Any]]) -> str:
         *_table(["model", "fastest", "ratio [95 %]", "fastest of exact arithmetic", "ratio [95 %]"],
                 [_best(one) for one in found]), "",
         *_won(found), "",
-        "What could not be made here:", "",
-        *[f"- {why}" for why in _refused(found).values()], "",
+        *(["What could not be made here:", "", *[f"- {why}" for why in refused], ""]
+          if (refused := list(_refused(found).values())) else []),
         "## Every execution", "", EVERY, "",
         *_table(heads, [row for one in found for row in _rows(one)]), "",
         "## The user's inputs once, over the same repeated", "", REPEATED, "",
