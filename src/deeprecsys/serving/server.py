@@ -137,7 +137,12 @@ class Server:
             _in_thread(engine.close, "ending")
             return
         self.plane.open(engine)
-        self._go_native()
+        try:
+            self._go_native()
+        except UserError as error:
+            self.failure = error
+            self._asked_to_stop()
+            return
         self.log("ready", model=self.served.name, policy=str(self.served.policy),
                  http="native" if self.plane.native else "python",
                  **({"queries": "never cut"} if engine.model.whole else {}))  # fmt: skip
