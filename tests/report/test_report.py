@@ -217,6 +217,16 @@ def test_each_capacity_is_hollow_for_itself():
     assert curve["marker"]["symbol"] == ["circle-open", "circle"]
 
 
+def test_each_way_to_execute_a_request_has_a_curve_of_its_own():
+    summary = tune_summary()
+    for batch_size in (500, 256):
+        summary["trials"].append(trial(batch_size, 900.0, 880.0, 920.0))
+        summary["trials"][-1]["policy"]["execution"] = {"rows": "fp16"}
+    drawn = {trace["name"]: trace["x"] for trace in capacity.by_batch(summary)["data"]}
+    assert drawn["exact fp32"] == drawn["rows=fp16"] == [256, 500]
+    assert drawn["the static baseline"] == [500]
+
+
 def test_markup_in_the_name_of_a_kind_is_shown_as_it_stands():
     summary = {"time_s": [0.5], "busy": {"a<b>": [0.2]}, "devices_busy": {"a<b>": [0.1]}}
     names = [trace["name"] for trace in fleet.busy(summary)["data"]]

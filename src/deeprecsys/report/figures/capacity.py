@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import math
+from itertools import cycle
 from typing import Any
 
+from deeprecsys.report import text
 from deeprecsys.report.figures.axes import axis, batch_axis, from_zero
-from deeprecsys.report.figures.colours import BLUE, GREEN, GREY, ORANGE
+from deeprecsys.report.figures.colours import BLUE, CYCLE, GREEN, GREY, ORANGE
 from deeprecsys.report.figures.traces import Figure, column, figure, scatter, spread
 
 Trial = dict[str, Any]
+# Without those of baselines and of the best.
+_CURVES = [colour for colour in CYCLE if colour not in (ORANGE, GREEN)]
 
 
 def by_batch(summary: dict[str, Any]) -> Figure | None:
-    """Capacity against batch size, with brackets; baselines and the best are marked."""
+    """Capacity against batch size, with brackets, a curve for each way to execute a request;
+    baselines and the best are marked."""
     tried = [t for t in summary["trials"] if _threshold(t) is None]
     trials = [t for t in tried if _rate(t)]
     if not trials:
         return None
     data = [
-        _trace(trials, "capacity", BLUE, mode="lines+markers"),
+        *_curves(trials),
         *_hopeless(tried),
         *_simulated(summary),
         *_baselines(trials, summary),
         *_stars(trials, summary),
     ]
     return figure(data, batch_axis(), from_zero("capacity (queries/s)"))
+
+
+def _curves(trials: list[Trial]) -> list[Figure]:
+    """Of what differs in more than the batch size, one each."""
+    alike: dict[str, list[Trial]] = {}
+    for one in sorted(trials, key=_batch):
+        alike.setdefault(text.policy(one["policy"]).partition(", ")[2], []).append(one)
+    if len(alike) == 1:
+        return [_trace(trials, "capacity", BLUE, mode="lines+markers")]
+    return [
+        _trace(some, how or "exact fp32", colour, mode="lines+markers")
+        for (how, some), colour in zip(sorted(alike.items()), cycle(_CURVES), strict=False)
+    ]
 
 
 def _hopeless(trials: list[Trial]) -> list[Figure]:
@@ -44,11 +62,11 @@ def _simulated(summary: dict[str, Any]) -> list[Figure]:
 
 
 def _baselines(trials: list[Trial], summary: dict[str, Any]) -> list[Figure]:
-    names = {c["policy"]["batch_size"]: c["name"] for c in summary.get("comparisons", [])}
     return [
-        _trace([t], names[_batch(t)], ORANGE, symbol="diamond", size=12)
+        _trace([t], c["name"], ORANGE, symbol="diamond", size=12)
+        for c in summary.get("comparisons", [])
         for t in trials
-        if _batch(t) in names and not _is_best(t, summary)
+        if t["policy"] == c["policy"] and not _is_best(t, summary)
     ]
 
 
