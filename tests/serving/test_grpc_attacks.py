@@ -16,7 +16,7 @@ from deeprecsys.protocol.grpc_schema import HEALTH, SERVICE, message
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving import grpc_adapter
 from deeprecsys.serving.bounds import Bounds
-from deeprecsys.serving.doors import Doors
+from deeprecsys.serving.grpc_queue import GrpcQueue
 from deeprecsys.serving.server import Address
 from serving_fixture import WAIT_S, serving
 from stub_model import StubModel, StubRuntime
@@ -228,7 +228,7 @@ def until(holds):
 def test_a_call_that_is_answered_waits_at_no_door_though_its_client_does_not_read(monkeypatch):
     made = []
     monkeypatch.setattr(
-        grpc_adapter, "Doors", lambda *given: made.append(Doors(*given)) or made[-1]
+        grpc_adapter, "GrpcQueue", lambda *given: made.append(GrpcQueue(*given)) or made[-1]
     )
 
     def waiting():
@@ -272,21 +272,21 @@ class Late:
 @pytest.mark.parametrize("lost", [0, 1, 1000])
 def test_the_queue_is_told_from_calls_that_were_lost(lost):
     looks = Late()
-    doors = Doors(looks, lambda _: lost + looks.behind)
+    queue = GrpcQueue(looks, lambda _: lost + looks.behind)
     now_s = 0.0
     for _ in range(10):  # which a first burst does not tell
         now_s += 0.01
-        doors.enter(object(), None, now_s)
+        queue.enter(object(), None, now_s)
     looks.late, now_s = False, now_s + 10.0
     for _ in range(20):
         now_s += 0.01
-        assert doors.enter(object(), None, now_s) == now_s
+        assert queue.enter(object(), None, now_s) == now_s
         looks.late = True
     began_s = now_s = now_s + 0.01
     for looks.behind in reversed(range(8)):
-        assert doors.enter(object(), None, now_s) == began_s
+        assert queue.enter(object(), None, now_s) == began_s
         now_s += 0.006
-    assert doors.enter(object(), None, now_s) == now_s
+    assert queue.enter(object(), None, now_s) == now_s
 
 
 def test_answers_that_are_not_read_are_bounded_and_harm_no_other():

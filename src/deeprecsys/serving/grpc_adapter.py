@@ -31,8 +31,8 @@ from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
 from deeprecsys.serving.bounds import Bounds, Hold, over
 from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
-from deeprecsys.serving.doors import Doors, newest_server
 from deeprecsys.serving.gate import Gate
+from deeprecsys.serving.grpc_queue import GrpcQueue, newest_server
 from deeprecsys.serving.looks import Looks
 from deeprecsys.serving.unread import Unread
 
@@ -55,8 +55,8 @@ async def start(
 ) -> tuple[grpc.aio.Server, int]:
     """The server, started, and its port. Raises OSError where it cannot listen."""
     server = grpc.aio.server(options=_options(plane.bounds))
-    doors, unread = Doors(looks, newest_server()), Unread(plane.bounds.unsent_bytes)
-    calls, probes = Calls(plane, doors, unread), Calls(plane, doors, unread, places=2)
+    queue, unread = GrpcQueue(looks, newest_server()), Unread(plane.bounds.unsent_bytes)
+    calls, probes = Calls(plane, queue, unread), Calls(plane, queue, unread, places=2)
     methods = _Methods(plane, probes)
     handlers = {
         name: (probes if name in _KEYLESS else calls).handler(
@@ -119,10 +119,10 @@ class Calls:
     """Calls that are open, up to a bound; and how each is received and answered."""
 
     def __init__(
-        self, plane: DataPlane, doors: Doors, unread: Unread, places: int | None = None
+        self, plane: DataPlane, queue: GrpcQueue, unread: Unread, places: int | None = None
     ) -> None:
         self.plane, self._gate = plane, Gate(plane.bounds, places)
-        self._doors, self._unread = doors, unread
+        self._queue, self._unread = queue, unread
         self._loop = asyncio.get_running_loop()
         self._open = 0
 
@@ -157,11 +157,11 @@ class Calls:
 
     def taken(self, context: Context) -> float:
         """The earliest that a call can have come, which is open until `left`."""
-        context.add_done_callback(self._doors.ended)
-        return self._doors.enter(context, self._loop, clock())
+        context.add_done_callback(self._queue.ended)
+        return self._queue.enter(context, self._loop, clock())
 
     def left(self, context: Context) -> None:
-        self._doors.leave(context, clock())
+        self._queue.leave(context, clock())
 
     def _handed_over(self, context: Context, reply: Any) -> bytes:
         answer = _serialized(reply)
@@ -197,7 +197,7 @@ class Calls:
             body = await context.read()
             if isinstance(body, bytes):
                 self._gate.came(client, len(body))
-        self._doors.looked(self._loop, clock())
+        self._queue.looked(self._loop, clock())
         return body if isinstance(body, bytes) else None
 
 

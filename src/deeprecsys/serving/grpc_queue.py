@@ -24,7 +24,7 @@ _EASE_S = 0.02  # a loop at ease that took no call for so long finds none in the
 _READ_S = 0.2  # an answer that was not read by then will not be soon
 
 
-class Doors:
+class GrpcQueue:
     """waiting: how many calls were begun by clients and are neither taken nor ended, beside so many
     that are open. open: taken, and not answered. answered: by the time, not yet ended by gRPC."""
 
@@ -81,7 +81,7 @@ class Doors:
 
 
 def newest_server() -> Callable[[int], int]:
-    """`Doors.waiting` of the server that this process began last; none, where gRPC cannot tell."""
+    """`GrpcQueue.waiting` of the server that began last here; none, where gRPC cannot tell."""
     try:
         from grpc._cython import cygrpc  # what the package grpcio-channelz asks, too
 
@@ -103,4 +103,4 @@ def newest_server() -> Callable[[int], int]:
     return waiting
 
 
-__all__ = ["Doors", "newest_server"]
+__all__ = ["GrpcQueue", "newest_server"]
