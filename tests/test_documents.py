@@ -57,7 +57,8 @@ def test_every_command_of_a_document_parses(line):
     _, verb, *arguments = shlex.split(line, comments=True)
     command = VERBS.commands[verb]
     if arguments:  # else it is a verb's name
-        command.make_context(verb, arguments).close()
+        with command.make_context(verb, arguments) as context:  # raises for what it does not know
+            assert context.info_name == verb
 
 
 def test_many_commands_are_shown():
