@@ -193,6 +193,9 @@ class Run:
     @property
     def closed(self) -> bool:
         """The engine was, meanwhile."""
+    @property
+    def why(self) -> str:
+        """The first request that failed, if one did."""
     def wait_over(self, timeout_s: float) -> bool:
         """Until no worker executes anything of it; False: it must outlive one that does."""
     @property
@@ -234,6 +237,8 @@ class Door:
         what is unsent of its answer, and whether it ends with that."""
     def take_answered(self) -> bytes:
         """Rows of `serving.native.ANSWERED`."""
+    def take_failed(self) -> list[tuple[int, str, str]]:
+        """Of those of a status from 500 on: it, the query's id, and why."""
     @property
     def connections(self) -> int: ...
     @property

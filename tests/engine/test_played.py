@@ -2,9 +2,11 @@
 
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
+import torch
 
 from deeprecsys.core import Policy, Schedule, Status
 from deeprecsys.engine import Engine, EngineClosed
@@ -110,6 +112,23 @@ def test_a_worker_that_hangs_in_a_run_is_replaced_and_its_query_fails_alone():
         assert found.status[0] == Status.FAILED
         assert (found.status[1:] == Status.OK).all()
         assert len(engine.load().lost_workers) == 1
+
+
+class Fails(torch.nn.Module):
+    def forward(self, inputs: list[torch.Tensor], scores: torch.Tensor, lo: int, hi: int) -> None:
+        raise ValueError("out of luck")
+
+
+def test_why_a_run_s_requests_fail_is_said_once_in_one_line(caplog):
+    model = load_model("ncf", scale=1e-3)
+    with Engine(model, 2, TorchScript(model), largest=64) as engine:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is deprecated
+            engine.runtime._run = torch.jit.script(Fails())
+        records = engine.run(schedule(50), Policy(16))
+    assert (records.status[records.size > 0] == Status.FAILED).all()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == "a request failed: builtins.ValueError: out of luck"
 
 
 def test_a_model_s_runs_are_played_without_python():

@@ -4,18 +4,25 @@ import json
 import socket
 import threading
 import time
+import warnings
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
-from deeprecsys.core import Policy
+from deeprecsys.artifacts import open_model
+from deeprecsys.core import SLA, Policy
+from deeprecsys.engine import Engine
 from deeprecsys.machines.service_time import ServiceTime
 from deeprecsys.models import load_model
 from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import FixedTime, NoOp
 from deeprecsys.serving import http_adapter
+from deeprecsys.serving import native as native_http
 from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.server import Address, Server
 from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel
 from waiting import until
@@ -29,16 +36,24 @@ def dense(n, value=1.0):
     return {"dense": np.full((n, 4), value, np.float32)}
 
 
-def asked(server, inputs, path="", headers=(), **more):
-    """The bytes of the answer, its head but for the length of time among them."""
+def request_of(server, inputs, path="", headers=(), **more):
     head, data = wire.request(inputs, **more)
     body = b"".join([head, *map(bytes, data)])
     lines = [
         f"POST /v2/models/{server.served.name}{path}/infer HTTP/1.1", "Host: x",
         f"Inference-Header-Content-Length: {len(head)}", f"Content-Length: {len(body)}", *headers,
     ]  # fmt: skip
-    with socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) as raw:
-        raw.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def connected(server):
+    return socket.create_connection(("127.0.0.1", server.http_port), WAIT_S)
+
+
+def asked(server, inputs, path="", headers=(), **more):
+    """Head and body of the answer."""
+    with connected(server) as raw:
+        raw.sendall(request_of(server, inputs, path, headers, **more))
         return answer_of(raw)
 
 
@@ -227,9 +242,9 @@ def test_a_full_queue_is_said():
             threading.Thread(target=asked, args=(server, dense(7)), kwargs={"parameters": BINARY})
             for _ in range(3)
         ]
-        for thread in threads:
+        for number, thread in enumerate(threads):
             thread.start()
-            time.sleep(0.02)
+            until(lambda taken=number + 1: server.plane.pending == taken)
         head, body = asked(server, dense(7), parameters=BINARY)
         assert b" 429 " in head
         assert "14 items wait already" in json.loads(body)["error"]
@@ -239,14 +254,8 @@ def test_a_full_queue_is_said():
 
 def test_a_client_that_goes_takes_its_query_with_it():
     with serving(StubModel(), slow(1.0), workers=1, policy=Policy(100)) as server:
-        head, data = wire.request(dense(7), parameters=BINARY)
-        body = b"".join([head, *map(bytes, data)])
-        raw = socket.create_connection(("127.0.0.1", server.http_port), WAIT_S)
-        raw.sendall(
-            f"POST {server.plane.infer_path} HTTP/1.1\r\nInference-Header-Content-Length: "
-            f"{len(head)}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-            + body
-        )
+        raw = connected(server)
+        raw.sendall(request_of(server, dense(7), parameters=BINARY))
         until(lambda: server.plane.engine.load().executing)
         raw.close()
         until(lambda: server.plane.engine.load().open_queries == 0)
@@ -258,14 +267,8 @@ def test_a_client_that_goes_takes_its_query_with_it():
 
 def test_a_client_that_shuts_its_sending_side_is_answered():
     with serving(StubModel(), slow(0.4), workers=1, policy=Policy(100)) as server:
-        head, data = wire.request(dense(7), parameters=BINARY)
-        body = b"".join([head, *map(bytes, data)])
-        with socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) as raw:
-            raw.sendall(
-                f"POST {server.plane.infer_path} HTTP/1.1\r\nInference-Header-Content-Length: "
-                f"{len(head)}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-                + body
-            )
+        with connected(server) as raw:
+            raw.sendall(request_of(server, dense(7), parameters=BINARY))
             raw.shutdown(socket.SHUT_WR)
             got = b""
             while more := raw.recv(1 << 16):
@@ -276,16 +279,10 @@ def test_a_client_that_shuts_its_sending_side_is_answered():
 
 @pytest.mark.parametrize("pieces", [2, 7, 40])
 def test_a_request_may_come_in_any_pieces(both, model, pieces):
-    server = both[0]
-    inputs = model.example(200, np.random.default_rng(0))
-    head, data = wire.request(inputs, parameters=BINARY)
-    body = b"".join([head, *map(bytes, data)])
-    whole = (
-        f"POST {server.plane.infer_path} HTTP/1.1\r\nInference-Header-Content-Length: {len(head)}"
-        f"\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    server, inputs = both[0], model.example(200, np.random.default_rng(0))
+    whole = request_of(server, inputs, parameters=BINARY)
     cuts = np.linspace(0, len(whole), pieces + 1).astype(int)
-    with socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) as raw:
+    with connected(server) as raw:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for lo, hi in pairwise(cuts):
             raw.sendall(whole[lo:hi])
@@ -293,22 +290,16 @@ def test_a_request_may_come_in_any_pieces(both, model, pieces):
         assert answer_of(raw) == asked(server, inputs, parameters=BINARY)
 
 
-def test_a_client_that_is_slow_is_python_s_and_is_answered(both, model):
-    server = both[0]
-    inputs = model.example(200, np.random.default_rng(0))
-    head, data = wire.request(inputs, parameters=BINARY)
-    body = b"".join([head, *map(bytes, data)])
-    whole = (
-        f"POST {server.plane.infer_path} HTTP/1.1\r\nInference-Header-Content-Length: {len(head)}"
-        f"\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
-    for cut in (30, len(whole) - 100):
-        with socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) as raw:
-            raw.sendall(whole[:cut])
-            until(lambda: len(server.site.connections) == 1)
-            raw.sendall(whole[cut:])
-            assert answer_of(raw) == asked(server, inputs, parameters=BINARY)
-        until(lambda: not server.site.connections)
+@pytest.mark.parametrize("sent", [30, -100])
+def test_a_client_that_is_slow_is_python_s_and_is_answered(both, model, sent):
+    server, inputs = both[0], model.example(200, np.random.default_rng(0))
+    whole = request_of(server, inputs, parameters=BINARY)
+    with connected(server) as raw:
+        raw.sendall(whole[:sent])
+        until(lambda: len(server.site.connections) == 1)
+        raw.sendall(whole[sent:])
+        assert answer_of(raw) == asked(server, inputs, parameters=BINARY)
+    until(lambda: not server.site.connections)
 
 
 def test_many_connections_are_answered_beside_each_other(both, model):
@@ -332,7 +323,7 @@ def test_many_connections_are_answered_beside_each_other(both, model):
 def test_connections_beyond_the_bound_make_room_or_are_turned_away():
     bounds = Bounds(connections=4)
     with serving(StubModel(), NoOp(), bounds=bounds) as server:
-        idle = [socket.create_connection(("127.0.0.1", server.http_port), WAIT_S) for _ in range(4)]
+        idle = [connected(server) for _ in range(4)]
         until(lambda: server.plane.native.connections == 4)
         assert b" 200 " in asked(server, dense(4), parameters=BINARY)[0]
         assert idle[0].recv(1) == b""  # the one that had said nothing longest
@@ -342,8 +333,6 @@ def test_connections_beyond_the_bound_make_room_or_are_turned_away():
 
 
 def test_a_key_is_asked_for():
-    from deeprecsys.serving.server import Address
-
     address = Address("127.0.0.1", 0, None, key="secret")
     with serving(StubModel(), NoOp(), address=address) as server:
         assert server.plane.native is not None
@@ -370,7 +359,6 @@ def test_a_worker_that_hangs_costs_its_query_alone():
         assert "a worker hung" in json.loads(answers[0][1])["error"]
         assert b" 200 " in asked(server, dense(5), parameters=BINARY)[0]
         assert len(server.plane.engine.load().lost_workers) == 1
-        time.sleep(3.0)  # until it comes back
         until(lambda: server.plane.native.held == 0)
 
 
@@ -398,3 +386,76 @@ def test_without_a_native_executor_or_with_tls_python_serves():
     with serving(StubModel(), Other()) as server:
         assert server.plane.native is None
         assert b" 200 " in asked(server, dense(4), parameters=BINARY)[0]
+
+
+class Fails(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x > 100).any()):
+            raise ValueError("too large")
+        return x[:, :1] * 2
+
+
+def test_a_model_that_fails_says_why_as_by_python(tmp_path, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated
+        torch.jit.save(torch.jit.script(Fails()), tmp_path / "model.pt")
+    (tmp_path / "model.toml").write_text('[inputs.x]\ndatatype = "FP32"\nshape = [2]\n')
+    own = open_model(tmp_path)
+    lines = []
+    with (
+        serving(
+            own, policy=Policy(16), log=lambda event, **more: lines.append((event, more))
+        ) as native,
+        serving(own, policy=Policy(16), log_queries=True) as python,
+    ):
+        assert native.plane.native is not None
+        query = {"x": np.full((3, 2), 101, np.float32)}
+        answers = [asked(server, query, id="q", parameters=BINARY) for server in (native, python)]
+        assert answers[0] == answers[1]
+        assert b" 500 " in answers[0][0]
+        assert "too large" in json.loads(answers[0][1])["error"]
+        fine = {"x": np.ones((3, 2), np.float32)}
+        assert b" 200 " in asked(native, fine, parameters=BINARY)[0]
+        failures = {reason.name: n for reason, n in native.plane.seen().failures.items() if n}
+        assert failures == {"INTERNAL": 1}
+        assert not capfd.readouterr().err
+        assert ("failed", "q") in [(event, more.get("id")) for event, more in lines]
+
+
+def test_a_query_that_is_late_is_logged_with_its_id():
+    lines = []
+
+    def log(event, **more):
+        lines.append((event, more))
+
+    with serving(StubModel(), slow(0.2), policy=Policy(100), deadline_s=WAIT_S, log=log) as server:
+        late = asked(server, dense(7), id="q", parameters=BINARY | {"timeout": 20_000})
+        assert b" 504 " in late[0]
+        server.plane.seen()
+    (failed,) = [more for event, more in lines if event == "failed"]
+    why = "the deadline passed before the query was finished"
+    assert failed == {"id": "q", "status": 504, "why": why}
+
+
+def test_a_door_that_fails_ends_the_server_with_its_reason(monkeypatch):
+    class Broken:
+        def __init__(self, door):
+            self._door = door
+
+        def __getattr__(self, name):
+            return getattr(self._door, name)
+
+        def run(self):
+            raise MemoryError("no room")
+
+    made = native_http._door
+    monkeypatch.setattr(native_http, "_door", lambda *of: Broken(made(*of)))
+    model = StubModel()
+    server = Server(
+        Served(model.name, Policy(32), SLA(0.1), None, admit=False),
+        Engine(model, 2, NoOp(), largest=16).__enter__,
+        Address("127.0.0.1", 0, None),
+        Bounds(drain_s=0.0),
+    )
+    with pytest.raises(MemoryError, match="no room"):
+        server.run()

@@ -6,6 +6,7 @@ and records without Python, which looks ten times a second. Else by Python's gen
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from deeprecsys.engine.pool import InputPool, Pool
 from deeprecsys.engine.process import generator_priority
 from deeprecsys.rules.dispatch import QueueFull
 
+_log = logging.getLogger(__name__)
 # Between two looks of the watch: often enough to stop early, rarely enough to cost nothing.
 LOOK_EVERY_S = 0.1
 _QUIET_S = 0.05
@@ -30,6 +32,8 @@ _QUIET_S = 0.05
 _LEAVE_S = 0.3
 # A run begins a moment ahead, so that its first arrivals are not late.
 _LEAD_S = 0.002
+# Characters, of the last line of why a request failed: a library's last word stands there.
+_WHY = 300
 # In place of the number of a query that was rejected.
 _NOT_TAKEN = -1
 
@@ -82,6 +86,8 @@ def natively(play: Play, executor: Executor, whole: bool) -> tuple[int, float]:
         play.ledger.keep(run.trace)
         if not run.wait_over(_LEAVE_S):
             group.workers.left.append(run)
+    if run.why:
+        _log.warning("a request failed: %s", run.why.strip().rpartition("\n")[2][:_WHY])
     if run.closed:
         raise EngineClosed("the engine was closed during the run")
     return run.handed, began_s

@@ -189,9 +189,9 @@ class DataPlane:
         elif refusal.bound != "max-connections":  # which are logged once a second
             self._log_failure(refusal, "")
 
-    def failed_natively(self, reason: Reason) -> None:
+    def failed_natively(self, refusal: Refusal, id: str) -> None:
         """A query that needed no Python ended so. In the loop's thread."""
-        self._log_failure(Refusal(reason, reason.name.lower()), "")
+        self._log_failure(refusal, id)
 
     def bounded(self, option: str) -> None:
         """A connection was ended by this bound, without an answer. In the loop's thread."""

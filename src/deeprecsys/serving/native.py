@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from deeprecsys._native import Core, Door, Executor
 from deeprecsys.core import InputSpec, OutputSpec
 from deeprecsys.engine import Engine, EngineClosed
-from deeprecsys.protocol.reasons import Reason
+from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.wire import unsayable_line
 from deeprecsys.rules.admission import Admission
 from deeprecsys.serving import files
@@ -55,7 +55,8 @@ class Handed:
 class NativeHttp:
     """The door of one server. In the event loop's thread, but for the door's own.
 
-    take: makes a connection of the event loop of a socket that the door hands over.
+    take: makes a connection of the event loop of a socket that the door hands over. failed: told
+    if the door ends by a fault, for nobody answers then.
     """
 
     def __init__(
@@ -66,12 +67,14 @@ class NativeHttp:
         executor: Executor,
         key: str | None,
         take: Callable[[socket.socket, Handed], Any],
+        failed: Callable[[BaseException], None],
     ) -> None:
         self._plane, self._engine, self._take = plane, engine, take
         self._loop = asyncio.get_running_loop()
         self._door = _door(plane, engine, core, executor, key)
         self._tasks = set[asyncio.Task[Any]]()
-        self._thread = threading.Thread(target=self._door.run, name="door", daemon=True)
+        self._failed = failed
+        self._thread = threading.Thread(target=self._run, name="door", daemon=True)
         self._collecting: asyncio.TimerHandle | None = None
         self.taking = True  # what others give back
         self.collect()
@@ -146,14 +149,20 @@ class NativeHttp:
         rows = np.frombuffer(self._door.take_answered(), ANSWERED)
         if len(rows):
             self._plane.observed.finished_natively(rows, _REASONS)
-            for status in rows["status"][rows["status"] >= 500].tolist():
-                self._plane.failed_natively(_REASONS[status])
+        for status, id, why in self._door.take_failed():
+            self._plane.failed_natively(Refusal(_REASONS[status], why), id)
         return rows
 
     def _learn(self, admission: Admission | None) -> None:
         if admission is not None:
             factors = [admission.factor(priority) for priority in range(LAST_PRIORITY + 1)]
             self._door.learn(admission.pace, admission.workers, factors)
+
+    def _run(self) -> None:
+        try:
+            self._door.run()
+        except BaseException as error:
+            self._loop.call_soon_threadsafe(self._failed, error)
 
     def _collect_again(self) -> None:
         self.collect()
@@ -168,7 +177,10 @@ class NativeHttp:
 
 
 def open_natively(
-    plane: DataPlane, key: str | None, take: Callable[[socket.socket, Handed], Any]
+    plane: DataPlane,
+    key: str | None,
+    take: Callable[[socket.socket, Handed], Any],
+    failed: Callable[[BaseException], None],
 ) -> NativeHttp | None:
     """None: its queries need Python, or an option of the server does."""
     engine, served = plane.serving(), plane.served
@@ -178,7 +190,7 @@ def open_natively(
     if not all(map(_is_plain, model.inputs)) or not _is_scores(model.outputs):
         return None
     found = engine.native(served.policy)
-    return NativeHttp(plane, engine, *found, key, take) if found else None
+    return NativeHttp(plane, engine, *found, key, take, failed) if found else None
 
 
 def _is_plain(spec: InputSpec) -> bool:

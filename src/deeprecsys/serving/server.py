@@ -130,8 +130,7 @@ class Server:
 
     def _opened(self, engine: Engine | None, error: BaseException | None) -> None:
         if engine is None:
-            self.failure = error
-            self._asked_to_stop()
+            self._fail(error)
             return
         if self._stop.is_set():  # nobody waits for it any more
             _in_thread(engine.close, "ending")
@@ -140,20 +139,24 @@ class Server:
         try:
             self._go_native()
         except UserError as error:
-            self.failure = error
-            self._asked_to_stop()
+            self._fail(error)
             return
         self.log("ready", model=self.served.name, policy=str(self.served.policy),
                  http="native" if self.plane.native else "python",
                  **({"queries": "never cut"} if engine.model.whole else {}))  # fmt: skip
         self.ready.set()
 
+    def _fail(self, error: BaseException | None) -> None:
+        """Ends, and says why."""
+        self.failure = error
+        self._asked_to_stop()
+
     def _go_native(self) -> None:
         """From now on connections come to the core's door, where that knows what is served."""
         site, listener, plane = self.site, self._listener, self.plane
         if self.address.certificate is not None or listener is None:
             return
-        native = plane.native = open_natively(plane, self.address.key, self._take)
+        native = plane.native = open_natively(plane, self.address.key, self._take, self._fail)
         if native is not None:
             plane.waiting.native = native
             native.hold(plane.waiting.held)

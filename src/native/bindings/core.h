@@ -324,6 +324,7 @@ inline void BindCore(py::module_& module) {
           "cancel", [](PythonRun& self) { self.run->Cancel(); }, Released())
       .def_property_readonly("handed", [](PythonRun& self) { return self.run->handed(); })
       .def_property_readonly("closed", [](PythonRun& self) { return self.run->closed(); })
+      .def_property_readonly("why", [](PythonRun& self) { return self.run->why(); })
       .def(
           "wait_over",
           [](PythonRun& self, double timeout_s) { return self.run->WaitOver(timeout_s); },

@@ -100,6 +100,14 @@ inline void BindDoor(py::module_& module) {
       .def_property_readonly("signal", [](PythonDoor& self) { return self.door->signal(); })
       .def("take_strays", &TakeStrays)
       .def("take_answered", &TakeAnswered)
+      .def("take_failed",
+           [](PythonDoor& self) {
+             py::list said;
+             for (const http::Failed& one : self.door->TakeFailed()) {
+               said.append(py::make_tuple(one.status, one.id, one.why));
+             }
+             return said;
+           })
       .def_property_readonly("connections",
                              [](PythonDoor& self) { return self.door->connections(); })
       .def_property_readonly("held", [](PythonDoor& self) { return self.door->held(); })

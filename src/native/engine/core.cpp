@@ -222,7 +222,9 @@ void Core::ExecuteNative(Seat* seat, Bench* bench) {
       bench->pieces.push_back(OwnerOf(slices[at])->Begin(slices[at], began_s));
     }
     const auto& pieces = bench->pieces;
-    bench->failed |= executor.execute(executor.self, pieces.data(), pieces.size()) != 0;
+    if (executor.execute(executor.self, pieces.data(), pieces.size()) == 0) continue;
+    bench->failed = true;
+    if (executor.why != nullptr) OwnerOf(slices[at - 1])->Failed(executor.why(executor.self));
   }
 }
 

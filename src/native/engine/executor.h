@@ -32,6 +32,8 @@ struct deeprecsys_executor {
   int (*execute)(void* self, const deeprecsys_piece* pieces, std::size_t count);
   // The query is over.
   void (*forget)(void* self, void* prepared);
+  // Why this thread's last request failed, until its next does. Null: none ever fails.
+  const char* (*why)(void* self);
 };
 }
 

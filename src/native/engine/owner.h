@@ -15,7 +15,7 @@ using rules::Slice;
 // `core.Status`; and that of a query whose worker hangs, which failed.
 enum class Status : std::int8_t { kOk, kFailed, kExpired, kRejected, kCancelled, kPending, kLost };
 
-// What slices point to. All but `Begin` and `Forget` are called with the core's lock held.
+// What slices point to. All but `Begin`, `Failed` and `Forget` are called with the core's lock held.
 class Owner {
  public:
   virtual ~Owner() = default;
@@ -24,6 +24,8 @@ class Owner {
   virtual const rules::Policy& policy() const = 0;
   // A slice begins: what is to be executed.
   virtual Piece Begin(const Slice& slice, double now) = 0;
+  // The request with a slice of it failed; it is dropped in a moment.
+  virtual void Failed(const char* /*why*/) {}
   // A slice is over.
   virtual void Trace(const Slice&, int /*worker*/, double /*start_s*/, double /*finish_s*/) {}
   // All of the query is; then, by the same thread and without the lock, `Forget`.

@@ -135,6 +135,11 @@ Piece Run::Begin(const Slice& slice, double now) {
   return {prepared_[row], slice.lo, slice.hi};
 }
 
+void Run::Failed(const char* why) {
+  const std::lock_guard<Lock> guard(core_->lock());
+  if (why_.empty()) why_ = why;
+}
+
 void Run::Trace(const Slice& slice, int worker, double start_s, double finish_s) {
   if (!traced_) return;
   trace_.push_back({Row(slice.query), slice.lo, slice.hi, worker, start_s, finish_s});

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -81,6 +82,8 @@ class Run : public Owner {
   // The engine was closed meanwhile.
   bool closed() const { return closed_.load(); }
   const std::vector<Traced>& trace() const { return trace_; }
+  // Why the first request that failed did; empty: none has. When it is over.
+  const std::string& why() const { return why_; }
   // Waits until no worker executes anything of it, at most so long; false: some do still, or hang,
   // so it must outlive them, and gives nothing back.
   bool WaitOver(double timeout_s);
@@ -88,6 +91,7 @@ class Run : public Owner {
   const Executor& executor() const override { return executor_; }
   const rules::Policy& policy() const override { return policy_; }
   Piece Begin(const Slice& slice, double now) override;
+  void Failed(const char* why) override;
   void Trace(const Slice& slice, int worker, double start_s, double finish_s) override;
   void Finish(QueryId query, int worker, double now) override;
   // Gives its inputs back.
@@ -112,6 +116,7 @@ class Run : public Owner {
   QueryId first_ = 0;
   std::vector<void*> prepared_;  // by row
   std::vector<Traced> trace_;
+  std::string why_;
   std::atomic<std::int64_t> handed_{0};
   std::atomic<bool> stopped_{false};
   std::atomic<bool> closed_{false};

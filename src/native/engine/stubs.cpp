@@ -22,7 +22,7 @@ void Forget(void*, void* prepared) { delete static_cast<Inputs*>(prepared); }
 }  // namespace
 
 Executor NoOp::executor() {
-  return {this, &Prepare, [](void*, const Piece*, std::size_t) { return 0; }, &Forget};
+  return {this, &Prepare, [](void*, const Piece*, std::size_t) { return 0; }, &Forget, nullptr};
 }
 
 Executor FixedTime::executor() {
@@ -30,7 +30,7 @@ Executor FixedTime::executor() {
     static_cast<FixedTime*>(self)->Execute(pieces, count);
     return 0;
   };
-  return {this, &Prepare, execute, &Forget};
+  return {this, &Prepare, execute, &Forget, nullptr};
 }
 
 void FixedTime::Execute(const Piece* pieces, std::size_t count) const {

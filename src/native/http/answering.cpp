@@ -72,7 +72,7 @@ void Door::Answer(Query* raw) {
   head += "\r\ncontent-length: " + std::to_string(json.size() + bytes) + "\r\n";
   head += ends ? "connection: close\r\n\r\n" : "\r\n";
   json.insert(0, head);
-  Record(*query, query->connection->state == Connection::kAway ? 499 : 200, items);
+  Record(*query, 200, items);
   Say(query->connection, json.data(), json.size(), query->scores.get(), bytes, ends);
 }
 
@@ -88,6 +88,10 @@ void Door::Refuse(Query* query, int status, const std::string& why) {
   if (ends) text += "connection: close\r\n";
   text += "\r\n" + body;
   Record(*query, status, 0);
+  if (status >= 500) {
+    const Guard guard(mutex_);
+    failed_.push_back({status, query->id, why});
+  }
   Say(query->connection, text.data(), text.size(), nullptr, 0, ends);
 }
 

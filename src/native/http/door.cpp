@@ -153,6 +153,11 @@ std::vector<Answered> Door::TakeAnswered() {
   return std::exchange(answered_, {});
 }
 
+std::vector<Failed> Door::TakeFailed() {
+  const Guard guard(mutex_);
+  return std::exchange(failed_, {});
+}
+
 void Door::Run() {
   while (!stopping_.load()) {
     Look(Timeout(Now()));
@@ -250,16 +255,14 @@ void Door::Hear(bool hears) {
 
 void Door::Enter(int file, std::string client) {
   const auto connection = std::make_shared<Connection>(file, std::move(client));
+  const Guard guard(connection->mutex);  // it may be evicted as soon as it is known
   const bool room = open_.load() <= allowed.load() && file <= service_.last_file;
   epoll_event event{.events = EPOLLIN | EPOLLRDHUP, .data = {.fd = file}};
   {
-    const Guard guard(all_);
+    const Guard known(all_);
     connections_[file] = connection;
   }
-  if (!room || epoll_ctl(epoll_, EPOLL_CTL_ADD, file, &event) != 0) {
-    const Guard guard(connection->mutex);
-    Away(connection, "");
-  }
+  if (!room || epoll_ctl(epoll_, EPOLL_CTL_ADD, file, &event) != 0) Away(connection, "");
 }
 
 void Door::Sweep(double now) {

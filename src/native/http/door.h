@@ -71,6 +71,13 @@ struct Answered {
   std::int64_t items, priority, status;
 };
 
+// One that failed on this side, for the log.
+struct Failed {
+  int status;
+  std::string id;
+  std::string why;
+};
+
 inline constexpr std::size_t kHeadBytes = 16 << 10;  // as Python's
 
 class Door {
@@ -105,6 +112,7 @@ class Door {
   int signal() const { return signal_; }
   std::vector<Stray> TakeStrays();
   std::vector<Answered> TakeAnswered();
+  std::vector<Failed> TakeFailed();
   std::int64_t connections() const { return open_.load(std::memory_order_relaxed); }
   std::int64_t held() const { return held_.load(std::memory_order_relaxed); }
   std::int64_t pending() const { return pending_.load(std::memory_order_relaxed); }
@@ -175,6 +183,7 @@ class Door {
   std::vector<int> listeners_;
   std::vector<Stray> strays_;
   std::vector<Answered> answered_;
+  std::vector<Failed> failed_;
   std::vector<Query*> dropped_;
   double pace_ = 1.0;
   int workers_ = 1;

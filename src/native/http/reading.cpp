@@ -183,7 +183,7 @@ void Door::Offer(const Shared& connection, std::unique_ptr<Query> query) {
   query->policy_ = service_.whole ? rules::Uncut(service_.policy, items) : service_.policy;
   take();
   if (query->prepared == nullptr) {
-    Refuse(query.get(), 500, "the model failed");
+    Again(query.get());
     return;
   }
   rules::Arrival arrival;

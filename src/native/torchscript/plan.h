@@ -11,11 +11,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -112,6 +112,12 @@ inline Plan::Plan(Layout layout, Module request, std::optional<Module> one_user,
       of_user_(MethodOf(apart, "of_user")),
       rest_(MethodOf(apart, "rest")) {}
 
+// Of this thread's last request that failed.
+inline std::string& Why() {
+  thread_local std::string why;
+  return why;
+}
+
 inline engine::Executor Plan::executor() {
   return {this,
           [](void* self, const Window* window) -> void* {
@@ -126,11 +132,12 @@ inline engine::Executor Plan::executor() {
               static_cast<Plan*>(self)->Execute(pieces, count);
               return 0;
             } catch (const std::exception& error) {
-              std::fprintf(stderr, "a request failed: %s\n", error.what());
+              Why() = error.what();
               return 1;
             }
           },
-          [](void*, void* prepared) { delete static_cast<Prepared*>(prepared); }};
+          [](void*, void* prepared) { delete static_cast<Prepared*>(prepared); },
+          [](void*) { return Why().c_str(); }};
 }
 
 inline Plan::Prepared* Plan::Prepare(const Window& window) const {
