@@ -181,7 +181,8 @@ void FailuresAreTheQuerysOwn() {
                        [](void* self, const Piece*, std::size_t) {
                          return static_cast<int>(++*static_cast<std::atomic<int>*>(self) % 3 == 0);
                        },
-                       [](void*, void* prepared) { delete static_cast<int*>(prepared); }};
+                       [](void*, void* prepared) { delete static_cast<int*>(prepared); },
+                       [](void*) { return "out of luck"; }};
   Book book(3'000, 1e-6);
   for (std::int64_t& size : book.size) size = 1;
   Run run(&core, fails, Pool(), book.columns(), Of(8), false, false);
@@ -189,19 +190,20 @@ void FailuresAreTheQuerysOwn() {
   CHECK(core.WaitQuiet(60.0));
   CHECK(book.Counts()[static_cast<int>(Status::kFailed)] == 1'000);
   CHECK(book.Counts()[static_cast<int>(Status::kOk)] == 2'000);
+  CHECK(run.why() == "out of luck");
 }
 
 void AHungWorkerIsReplaced() {
   Core core(rules::kNone, {}, 1, 2);
   TestHost host(&core);
   std::atomic<bool> held{true};
-  static int prepared;  // what is abandoned is never given back
+  static int prepared;
   const Executor hangs{&held, [](void*, const Window*) -> void* { return &prepared; },
                        [](void* self, const Piece*, std::size_t) {
                          while (*static_cast<std::atomic<bool>*>(self)) std::this_thread::yield();
                          return 0;
                        },
-                       [](void*, void*) {}};
+                       [](void*, void*) {}, nullptr};
   Book book(2, 1e-3);
   book.size = {8, 8};
   Run run(&core, hangs, Pool(), book.columns(), Of(8), false, false);
@@ -215,12 +217,13 @@ void AHungWorkerIsReplaced() {
     CHECK(!core.GiveUp(threads.seat(0), began_s));
     std::thread successor([&] { core.Serve(&other, &host); });
     while (other.began_s == 0.0) std::this_thread::yield();
+    CHECK(!run.WaitOver(0.0));  // so it must outlive the one that hangs
     held = false;
     CHECK(core.WaitQuiet(60.0));
     core.End();
     successor.join();
   }
-  CHECK(run.abandoned());
+  CHECK(run.WaitOver(60.0));
   CHECK(book.status[0] == static_cast<int>(Status::kFailed));
   CHECK(book.status[1] == static_cast<int>(Status::kOk));
 }
