@@ -30,6 +30,7 @@ from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Records, Status
 from deeprecsys.models import Model, load_model
 from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
 from rows import Row, asked, measure
 from served import HANGING, Bare, Host, ask_it_to_hang, bare, posted, served
@@ -306,8 +307,12 @@ def kill() -> Iterator[Row]:
     model = load_model("dlrm-rmc1", scale=0.05)
     mortal = Mortal(make_runtime("torchscript", model))
     server = Server(
-        Served("dlrm-rmc1", Policy(128), SLA(0.1), 0.1),
-        drs.Engine(model, 2, mortal).__enter__,
+        [
+            Source.one(
+                Served("dlrm-rmc1", Policy(128), SLA(0.1), 0.1),
+                drs.Engine(model, 2, mortal).__enter__,
+            )
+        ],
         Address("127.0.0.1", 0, None),
     )
     thread = threading.Thread(target=server.run)

@@ -31,6 +31,7 @@ from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
 
 ROWS = 1_000_000
@@ -272,8 +273,12 @@ def _hanging(which: str, scale: float, drain_s: float) -> None:
         runtime = _HungWorker(runtime)
     port = free_port()
     server = Server(
-        Served("dlrm-rmc1", policy, SLA(0.1), 1.0),
-        Engine(model, 2, runtime, accelerators=devices, device_hang_s=60.0).__enter__,
+        [
+            Source.one(
+                Served("dlrm-rmc1", policy, SLA(0.1), 1.0),
+                Engine(model, 2, runtime, accelerators=devices, device_hang_s=60.0).__enter__,
+            )
+        ],
         Address("127.0.0.1", port, None),
         Bounds(drain_s=drain_s),
     )
@@ -309,8 +314,7 @@ def _stub(ids: int) -> None:
     engine = Engine(StubModel(ids), 2, NoOp(), largest=8)
     port = free_port()
     server = Server(
-        Served("stub", Policy(512), SLA(0.1), None, admit=False),
-        engine.__enter__,
+        [Source.one(Served("stub", Policy(512), SLA(0.1), None, admit=False), engine.__enter__)],
         Address("127.0.0.1", port, None),
     )
     print(port, flush=True)

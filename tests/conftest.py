@@ -32,7 +32,7 @@ BRIEFLY = {
     "engine.devices.ONE_CORE_S": 0.1,
     "engine.limits._SECONDS": 0.02,
     "engine.limits._TABLE_ROWS": 40_000,
-    "serving.server._WARM_S": 0.0,
+    "serving.warming._WARM_S": 0.0,
 }
 
 

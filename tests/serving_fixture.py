@@ -13,6 +13,7 @@ from deeprecsys.engine import Engine
 from deeprecsys.protocol import wire
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
 
 WAIT_S = 30
@@ -29,9 +30,8 @@ def serving(
         return Engine(model, workers, runtime, largest=16, **(engine or {})).__enter__()
 
     server = Server(
-        Served(model.name, policy or Policy(32), SLA(0.1), deadline_s,
-               admit=deadline_s is not None, **served),
-        open_engine,
+        [Source.one(Served(model.name, policy or Policy(32), SLA(0.1), deadline_s,
+                           admit=deadline_s is not None, **served), open_engine)],
         address or Address("127.0.0.1", 0, 0),
         replace(bounds or Bounds(body_bytes=1 << 20), drain_s=drain_s),
         log,

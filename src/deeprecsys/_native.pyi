@@ -28,11 +28,20 @@ class Rules:
         priority: int = 0,
         cost: float = 0.0,
         client: str = "",
+        model: int = 0,
     ) -> int | None: ...
+    def add_model(self, weight: float) -> int: ...
+    def remove_model(self, model: int) -> None: ...
+    def weigh(self, model: int, weight: float) -> None: ...
+    def items_of(self, model: int) -> int:
+        """Of it, that wait for the cores; open_of: its open queries."""
+    def open_of(self, model: int) -> int: ...
     def pull(self, worker: int, now: float, idle: int = 1) -> list[Slice]: ...
     def pull_offloaded(self, accelerator: int, now: float) -> list[Slice]: ...
     def choice(self, size: int, policy: Policy) -> int | None: ...
-    def ahead(self, priority: int = 0, client: str = "", size: int = 1) -> float: ...
+    def ahead(
+        self, priority: int = 0, client: str = "", size: int = 1, model: int = 0, cost: float = 0.0
+    ) -> float: ...
     def ahead_offloaded(
         self, accelerator: int, priority: int = 0, client: str = "", size: int = 1
     ) -> float: ...
@@ -129,6 +138,7 @@ class Core:
         priority: int,
         cost: float,
         client: str,
+        model: int = 0,
     ) -> tuple[int, int | None]:
         """As `Rules.add`: its id, and for which accelerator."""
     def wake(self) -> int | None:
@@ -140,16 +150,17 @@ class Core:
     def use(self, workers: int) -> None: ...
     def count(self, worker: int, took_s: float) -> None:
         """A request that Python executed took so long."""
-    def take_paces(self) -> list[tuple[int, int, float]]:
-        """Of the native requests since the last time, the latest: the most items that its policy's
-        hold, its items, and its seconds."""
+    def take_paces(self) -> list[tuple[int, int, int, float]]:
+        """Of the native requests since the last time, the latest: its model, the most items that
+        its policy's hold, its items, and its seconds."""
     def notify_quiet(self) -> None: ...
-    def drop_owned(self, status: int) -> None:
-        """Fails, or cancels, the open queries that are native."""
+    def drop_owned(self, status: int, model: int | None = None) -> None:
+        """Fails, or cancels, the open queries that are native, of a model or of all."""
     def expire(self, now: float) -> list[int]:
         """Ends what is due; of those that are Python's, which."""
-    def wait_quiet(self, timeout_s: float | None = None) -> bool:
-        """Takes the lock: until no query is open and nobody executes; False on time-out."""
+    def wait_quiet(self, timeout_s: float | None = None, model: int | None = None) -> bool:
+        """Takes the lock: until no query is open and nobody executes, of a model or of any; False
+        on time-out."""
     def unstick(self, now: float) -> float:
         """Takes the lock."""
     def end(self) -> None:
@@ -182,6 +193,7 @@ class Run:
         policy: Policy,
         whole: bool,
         traced: bool,
+        model: int,
         kept: object,
     ) -> None: ...
     def play(self, began_s: float) -> None: ...
@@ -202,9 +214,8 @@ class Run:
     def trace(self) -> list[tuple[int, int, int, int, float, float]]:
         """(row, lo, hi, worker, start, finish) of every request."""
 
-class Door:
-    """The way of a query over HTTP: `serving/native.py` says what for. `run` is the life of its one
-    thread; the other members are for any thread.
+class Service:
+    """A version of a model, as a door serves it.
 
     inputs: of each its name, datatype, shape of a row, rows of its table or 0, whether all
     candidates may share a row, and whether it counts them. said: as src/native/http/door.h has it.
@@ -218,6 +229,32 @@ class Door:
         policy: Policy,
         **said: object,
     ) -> None: ...
+    @property
+    def uses(self) -> int:
+        """By paths, connections and queries."""
+
+class Door:
+    """The way of a query over HTTP: `serving/native.py` says what for. `run` is the life of its one
+    thread; the other members are for any thread."""
+
+    def __init__(
+        self,
+        core: Core,
+        key: str,
+        body_bytes: int,
+        waiting_bytes: int,
+        idle_s: float,
+        last_file: int,
+    ) -> None: ...
+    def serve(
+        self, path: str, usual: Service | None, other: Service | None = None, share: float = 0.0
+    ) -> None:
+        """Queries that begin to come at this path from now on; usual None: they are Python's.
+        other: answers a share of them, by their ids."""
+    def sample_every(self, every_s: float) -> None:
+        """Keeps a query whole so often; infinity: none."""
+    def take_samples(self) -> list[tuple[int, float, int, bytes, bytes]]:
+        """Its service's number, when it came, bytes of its JSON head, its body, and its scores."""
     def run(self) -> None: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...
@@ -228,7 +265,9 @@ class Door:
     def evict(self, least_s: float) -> bool: ...
     def allow(self, connections: int) -> None: ...
     def hold(self, bytes: int) -> None: ...
-    def learn(self, pace: float, workers: int, factors: Sequence[float]) -> None: ...
+    def learn(
+        self, service: Service, pace: float, workers: int, factors: Sequence[float]
+    ) -> None: ...
     @property
     def signal(self) -> int:
         """A file that can be read when there are strays."""
@@ -237,8 +276,8 @@ class Door:
         what is unsent of its answer, and whether it ends with that."""
     def take_answered(self) -> bytes:
         """Rows of `serving.native.ANSWERED`."""
-    def take_failed(self) -> list[tuple[int, str, str]]:
-        """Of those of a status from 500 on: it, the query's id, and why."""
+    def take_failed(self) -> list[tuple[int, int, str, str]]:
+        """Of those of a status from 500 on: the service's number, it, the query's id, and why."""
     @property
     def connections(self) -> int: ...
     @property

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from deeprecsys.artifacts import open_model
+from deeprecsys.cli.hosting import Tuned
 from deeprecsys.cli.main import call
-from deeprecsys.cli.serve import Tuned
 from deeprecsys.core import Policy, Schedule, UserError
 from deeprecsys.engine import Engine
 from deeprecsys.fleet import file as fleet_file

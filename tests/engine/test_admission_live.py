@@ -68,7 +68,7 @@ def test_an_idle_accelerator_takes_what_comes_whatever_is_predicted(engine):
 def test_what_spills_to_the_cores_is_predicted_there(engine, device, runtime):
     """An accelerator with a backlog sends queries to cores that have enough to do."""
     policy = Policy(8, offload_threshold=10, most_items=20, offload_backlog=1)
-    group = engine._group
+    group = engine._part
     group.admission._service_s = lambda items: 0.05 + 0.0 * items
     group.admission._tables.clear()
     group.admission.pace = 1.0
@@ -84,7 +84,7 @@ def test_what_spills_to_the_cores_is_predicted_there(engine, device, runtime):
 
 
 def test_a_hog_s_backlog_is_not_before_another_client(engine, runtime):
-    group, plain = engine._group, Policy(8)
+    group, plain = engine._part, Policy(8)
     group.admission._service_s = lambda items: 0.05 + 0.0 * items
     group.admission._tables.clear()
     group.admission.pace = 1.0
@@ -100,4 +100,4 @@ def test_a_hog_s_backlog_is_not_before_another_client(engine, runtime):
 
 def test_the_target_s_percentile_is_aimed_at():
     with Engine(StubModel(), 1, StubRuntime(), largest=8, percentile=99.0) as engine:
-        assert engine._group.admission.in_time == pytest.approx(0.994)
+        assert engine._part.admission.in_time == pytest.approx(0.994)

@@ -104,7 +104,7 @@ def test_a_device_that_goes_on_failing_is_tried_ever_more_rarely(engine, device)
 
         set = ending.set
 
-    engine._group.lanes._lanes[0]._ending = Hurried()
+    engine._part.lanes._lanes[0]._ending = Hurried()
     device.fails_at = {"begin": 0}  # for ever
     assert ask(engine) == "cores"
     until(lambda: len(pauses) >= 6)

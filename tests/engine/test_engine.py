@@ -60,7 +60,7 @@ def test_an_adaptive_policy_joins_waiting_queries_and_each_gets_its_own_scores(e
     runtime.gate.clear()
     policy = Policy(4, adaptive=True, most_items=32)
     futures = [engine.submit(query(8, value), policy) for value in range(12)]
-    while engine._group.queued_items > 80:  # both workers hold what they could take at first
+    while engine._part.queued_items > 80:  # both workers hold what they could take at first
         time.sleep(0.001)
     runtime.gate.set()
     for value, future in enumerate(futures):
@@ -73,7 +73,7 @@ def test_a_failing_joined_request_fails_its_queries_and_no_other(engine, runtime
     runtime.gate.clear()
     policy = Policy(8, adaptive=True, most_items=16)
     before = [engine.submit(query(8), policy) for _ in range(2)]
-    while engine._group.queued_items:
+    while engine._part.queued_items:
         time.sleep(0.001)
     joined = [engine.submit(query(8, value), policy) for value in (1.0, 666.0)]
     after = engine.submit(query(16, 2.0), policy)
@@ -114,7 +114,7 @@ def test_a_deadline_is_answered_in_time_though_every_worker_is_busy(engine, runt
     assert time.monotonic() - began < WAIT_S / 2
     runtime.gate.set()
     assert all(f.result(WAIT_S).shape == (2, 1) for f in busy)
-    engine._group.wait_quiet()
+    engine._part.wait_quiet()
     assert sum(runtime.executed) == 4, "an expired query's items must not be executed"
 
 
@@ -125,7 +125,7 @@ def test_a_deadline_that_holds_changes_nothing(engine):
 def test_past_the_bound_submit_raises_and_takes_nothing(engine, runtime):
     runtime.gate.clear()
     taken = [engine.submit(query(100), Policy(100)) for _ in range(2)]
-    while engine._group.queued_items:  # both workers are held at the gate
+    while engine._part.queued_items:  # both workers are held at the gate
         time.sleep(0.001)
     taken += [engine.submit(query(500), Policy(100)) for _ in range(2)]
     with pytest.raises(QueueFull, match="1000 items wait already"):
@@ -143,7 +143,7 @@ def test_cancelling_a_waiting_query_frees_its_work(engine, runtime):
     assert [f.result(WAIT_S).shape for f in busy] == [(2, 1)] * 2
     with pytest.raises(CancelledError):
         gone.result(WAIT_S)
-    engine._group.wait_quiet()
+    engine._part.wait_quiet()
     assert sum(runtime.executed) == 4
 
 

@@ -58,7 +58,7 @@ def test_every_item_is_executed_once_by_requests_of_the_policy(runtime, policy):
 
 def test_requests_count_and_teach_admission_though_python_sees_none():
     with Engine(StubModel(), 1, FixedTime(ServiceTime.constant(1e-3)), largest=8) as engine:
-        before, admission = engine.load(), engine._group.admission
+        before, admission = engine.load(), engine._part.admission
         admission._service_s = lambda items: 5e-4 + 0.0 * items
         admission._tables.clear()
         admission.pace = 1.0

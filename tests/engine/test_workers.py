@@ -42,7 +42,7 @@ def begin(engine, value):
 def test_a_worker_that_comes_back_leaves_its_successor_s_record_alone(engine, runtime):
     first, second = runtime.hold(1.0), runtime.hold(2.0)
     hung = begin(engine, 1.0)
-    old = engine._group.workers._at[0].thread
+    old = engine._part.workers._at[0].thread
     executed = engine.requests_executed()
     assert engine.replace_hung(0.0) == 1
     with pytest.raises(WorkerLost):
@@ -129,8 +129,8 @@ def test_an_expired_query_whose_owner_asks_again_is_answered_in_time(engine, run
 def test_a_short_request_does_not_wait_behind_a_long_one_beside_an_idle_worker(runtime, begun):
     """Where requests are so short that nobody is woken while somebody is awake."""
     with Engine(StubModel(), 2, runtime, largest=8) as engine:
-        engine._group.wait_quiet()
-        engine._group.workers.sleepers.typical_s = 1e-6
+        engine._part.wait_quiet()
+        engine._part.workers.sleepers.typical_s = 1e-6
         gate = runtime.hold(1.0)
         long = engine.submit(query(1, 1.0))
         until(lambda: not begun or engine.load().executing)
@@ -147,7 +147,7 @@ def test_a_policy_s_workers_are_respected_by_queries_as_they_come(runtime):
             futures = [engine.submit(query(1), Policy(8, workers=workers)) for _ in range(9)]
             until(lambda n=expected: engine.load().executing == n)
             assert engine.load().queued_items == 9 - expected
-            assert engine._group.admission.workers == expected
+            assert engine._part.admission.workers == expected
             gate.set()
             for future in futures:
                 future.result(WAIT_S)

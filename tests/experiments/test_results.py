@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import deeprecsys as drs
+from deeprecsys.cli.hosting import Tuned
 from deeprecsys.cli.main import call
-from deeprecsys.cli.serve import Tuned
 from deeprecsys.experiments import verdicts
 from deeprecsys.experiments.benching import bench
 from deeprecsys.experiments.profiling import profile

@@ -222,8 +222,8 @@ def test_what_is_remembered_is_bounded_by_what_is_open(seed, clients, levels):
         assert len(rules._deadlines) <= 2 * len(rules) + 66
         while drops and open_:
             rules.drop(open_.pop())
-        remembered = sum(len(each) for each in rules._lines.values())
-        assert remembered <= 8 * len(rules) + 64 * 4 * len(rules._lines)
+        remembered = sum(len(each) for each in rules._shares[0].lines.values())
+        assert remembered <= 8 * len(rules) + 64 * 4 * len(rules._shares[0].lines)
         assert len(rules._held) <= len(rules)
     assert rules.next_deadline_s() == 1.0
 
@@ -234,7 +234,7 @@ def test_starved_queries_that_expire_leave_nothing_behind():
     for query in range(5000):
         rules.add(query, 3, POLICY, query + 0.5, priority=9)
         assert rules.expire(query + 1.0) == [query]
-    assert sum(len(each) for each in rules._lines.values()) < 300
+    assert sum(len(each) for each in rules._shares[0].lines.values()) < 300
     assert rules.next_deadline_s() == math.inf
 
 

@@ -26,12 +26,15 @@ POLICIES = [
 class Pair:
     """Both, and what was executed; each step is taken by both and said the same by both."""
 
-    def __init__(self, bound=None, accelerators=0, most_items=()):
+    def __init__(self, bound=None, accelerators=0, most_items=(), models=1):
         self.python = Dispatcher(bound, accelerators, most_items)
         self.native = _native.Dispatcher(bound, accelerators, most_items).rules
         self.begun, self.seen, self.added = [], Counter(), 0
         self.policy, self.inflow = POLICIES[0], 0.3
         self.accelerators, self.lost = accelerators, set()
+        self.models = [0]
+        while len(self.models) < models:
+            self.models.append(self.both("add_model", 0.5 * len(self.models)))
 
     def both(self, kind, *arguments, **more):
         said = []
@@ -64,10 +67,11 @@ class Pair:
         priority = random.randrange(levels)
         if random.random() < 0.06:  # often two alike in a row, that can be joined
             self.policy = random.choice(POLICIES)
-        policy = self.policy
+        policy, model = self.policy, random.choice(self.models)
         if turn < self.inflow:
             deadline_s = now + random.expovariate(1.0) if random.random() < 0.3 else math.inf
             more = {"priority": priority, "client": client, "cost": random.random() * size}
+            more["model"] = model
             said = self.both("add", self.added, size, policy, deadline_s, **more)
             self.seen["offloaded"] += isinstance(said, int)
             self.added += 1
@@ -86,12 +90,18 @@ class Pair:
         elif turn < 0.88:
             self.seen["expired"] += len(self.both("expire", now))
         else:
-            self.rarer(random, now, client, priority, size, policy)
+            self.rarer(random, now, client, priority, size, policy, model)
 
-    def rarer(self, random, now, client, priority, size, policy):
+    def rarer(self, random, now, client, priority, size, policy, model):
         turn, lane = random.random(), random.randrange(max(1, self.accelerators))
         if turn < 0.3 or not self.accelerators:
-            self.near("ahead", priority, client, size)
+            self.near("ahead", priority, client, size, model, random.random() * size)
+            if random.random() < 0.2:
+                self.both("weigh", model, random.choice([0.5, 1.0, 3.0]))
+            if model and not self.native.open_of(model):
+                self.both("remove_model", model)
+                assert self.both("add_model", 2.0) == model
+                self.seen["removed"] += 1
             assert self.both("open_queries") is not None
             self.both("next_deadline_s")
         elif turn < 0.4:
@@ -142,9 +152,11 @@ def play(seed, steps, *, clients=3, levels=2, **of):
     levels=st.integers(1, 9),
     bound=st.none() | st.integers(1, 2000),
     most_items=st.lists(st.none() | st.integers(20, 150), max_size=3),
+    models=st.integers(1, 3),
 )
-def test_each_step_is_the_specification_s(seed, steps, clients, levels, bound, most_items):
+def test_each_step_is_the_specification_s(seed, steps, clients, levels, bound, most_items, models):
     of = {"bound": bound, "accelerators": len(most_items), "most_items": most_items}
+    of["models"] = models
     seen = play(seed, steps, clients=clients, levels=levels, **of)
     assert seen["pull"] > 0, "nothing was held against the specification"
 
@@ -154,7 +166,7 @@ def test_each_step_is_the_specification_s(seed, steps, clients, levels, bound, m
     [(2, 2), (300, 3), (5, 200)],  # many of each, so that what is remembered is swept
 )
 def test_long_storms_meet_every_rule_and_both_forget_alike(clients, levels):
-    of = {"bound": 9000, "accelerators": 2, "most_items": [None, 90]}
+    of = {"bound": 9000, "accelerators": 2, "most_items": [None, 90], "models": 3}
     seen = play(clients, 12_000, clients=clients, levels=levels, **of)
     for kind in ("slices", "joined", "merged", "offloaded", "finished", "dropped", "expired",
                  "retired", "restore", "ahead", "ahead_offloaded", "choice"):  # fmt: skip

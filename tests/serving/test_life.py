@@ -19,6 +19,7 @@ from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
 from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel, StubRuntime
@@ -111,7 +112,7 @@ def test_what_would_be_late_is_429_at_once_and_the_rest_is_in_time():
 
 def test_a_prediction_gone_wrong_mends_itself():
     with serving(StubModel(), FixedTime(SLOW), deadline_s=0.4, policy=Policy(2048)) as server:
-        admission = server.plane.engine._group.admission
+        admission = server.plane.engine._part.admission
         admission.pace = 1000.0
         for _ in range(200):
             assert ask(server, query())[0] == 200
@@ -331,7 +332,7 @@ def test_it_ends_with_a_worker_that_hangs(runtime):
 def test_a_taken_port_is_one_line(runtime):
     with serving(StubModel(), runtime) as first:
         second = Server(
-            first.served, first.open_engine, Address("127.0.0.1", first.http_port, None)
+            [Source.one(first.served, lambda: None)], Address("127.0.0.1", first.http_port, None)
         )
         with pytest.raises(UserError, match="is taken; choose another --http-port"):
             second.run()
@@ -345,7 +346,7 @@ def test_the_true_reason_of_a_failed_bind_is_said(runtime):
             (Address("no.such.host.invalid", 0, None), "no.such.host.invalid"),
         ):
             with pytest.raises(UserError, match=said):
-                Server(first.served, first.open_engine, address).run()
+                Server([Source.one(first.served, lambda: None)], address).run()
 
 
 def has_ipv6():
@@ -368,7 +369,9 @@ def test_it_listens_at_ipv6(runtime, host, clients):
             with grpc.insecure_channel(f"{where}:{server.grpc_port}") as channel:
                 assert channel.unary_unary(f"/{SERVICE}/ServerReady")(b"") == b"\x08\x01"
     with serving(StubModel(), runtime, address=Address(host, 0, None)) as first:
-        second = Server(first.served, first.open_engine, Address(host, first.http_port, None))
+        second = Server(
+            [Source.one(first.served, lambda: None)], Address(host, first.http_port, None)
+        )
         with pytest.raises(UserError, match="it is taken"):
             second.run()
 
@@ -379,8 +382,12 @@ def test_a_model_that_cannot_be_opened_ends_the_server():
             raise UserError("no memory for it")
 
     server = Server(
-        Served("stub", Policy(), SLA(0.1), None),
-        lambda: Engine(Bad(), 1, StubRuntime(), largest=8).__enter__(),
+        [
+            Source.one(
+                Served("stub", Policy(), SLA(0.1), None),
+                lambda: Engine(Bad(), 1, StubRuntime(), largest=8).__enter__(),
+            )
+        ],
         Address("127.0.0.1", 0, None),
     )
     with pytest.raises(UserError, match="no memory for it"):

@@ -22,6 +22,7 @@ from deeprecsys.serving import http_adapter
 from deeprecsys.serving import native as native_http
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
+from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
 from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel
@@ -448,12 +449,16 @@ def test_a_door_that_fails_ends_the_server_with_its_reason(monkeypatch):
         def run(self):
             raise MemoryError("no room")
 
-    made = native_http._door
-    monkeypatch.setattr(native_http, "_door", lambda *of: Broken(made(*of)))
+    made = native_http.Door
+    monkeypatch.setattr(native_http, "Door", lambda *of, **more: Broken(made(*of, **more)))
     model = StubModel()
     server = Server(
-        Served(model.name, Policy(32), SLA(0.1), None, admit=False),
-        Engine(model, 2, NoOp(), largest=16).__enter__,
+        [
+            Source.one(
+                Served(model.name, Policy(32), SLA(0.1), None, admit=False),
+                Engine(model, 2, NoOp(), largest=16).__enter__,
+            )
+        ],
         Address("127.0.0.1", 0, None),
         Bounds(drain_s=0.0),
     )

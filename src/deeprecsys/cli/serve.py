@@ -7,36 +7,34 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
-from deeprecsys.cli.which import Own, Published, which
-from deeprecsys.core import SLA, Policy, Servable, UserError
+from deeprecsys.cli import serve_file
+from deeprecsys.cli.hosting import Entry
+from deeprecsys.core import UserError
 from deeprecsys.experiments.result import origin
 
 if TYPE_CHECKING:
-    from deeprecsys.engine import Engine
     from deeprecsys.serving.bounds import Bounds
     from deeprecsys.serving.server import Server
 
 NAME = "serve"
-# Not "auto": what is measured fastest alone may hold the GIL that reading requests needs.
-_RUNTIME = "torchscript"
 _POSITIVE = (
     "workers", "hang_s", "device_hang_s", "max_body_mb", "max_waiting_mb", "pipe_kb",
     "max_connections", "max_calls", "head_s", "max_candidates", "max_unsent_mb", "body_s", "send_s",
     "idle_s", "max_qps_per_client",
 )  # fmt: skip
-HELP = """Serve a model over KServe v2 (Open Inference Protocol), HTTP and gRPC, under a policy.
+HELP = """Serve models over KServe v2 (Open Inference Protocol), HTTP and gRPC, under a policy each.
 
 Queries that would miss the target are turned away at once (429), so that the others hold it; the
-live page is at /, metrics at /metrics. SIGTERM ends it once what it took is answered.
+live page is at /, metrics at /metrics. Several models have the workers in common, with shares by
+weight. SIGTERM ends it once what it took is answered.
 
 Example: deeprecsys serve dlrm-rmc1 --policy runs/20261121-tune-dlrm-rmc1/policy.json
 """
@@ -46,9 +44,23 @@ Example: deeprecsys serve dlrm-rmc1 --policy runs/20261121-tune-dlrm-rmc1/policy
 class Wanted:
     """What is served, under which rules, to whom, and within which bounds."""
 
-    model: opt.ModelName
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL | NAME=MODEL]...",
+            help="Of `deeprecsys models`, or paths to your own: a model, or a folder of versions.",
+        ),
+    ] = None
+    config: Annotated[
+        str | None,
+        typer.Option(help="serve.toml: models, each with its options, and the server's."),
+    ] = None
     policy: Annotated[
-        str | None, typer.Option(help="policy.json of a tuning.  [default: batch size 128]")
+        list[str] | None,
+        typer.Option(
+            help="policy.json of a tuning; NAME=FILE with several models.  "
+            "[default: batch size 128]"
+        ),
     ] = None
     batch_size: Annotated[int | None, typer.Option(help="Instead of a policy file.")] = None
     execution: opt.ExecutionText = None
@@ -116,39 +128,41 @@ class Wanted:
     key_file: Annotated[
         str | None, typer.Option(help="File with the bearer key that clients must bring.")
     ] = None
+    weight: Annotated[
+        float, typer.Option(help="Of each model's share of the workers, beside others.")
+    ] = 1.0
     seed: opt.Seed = 0
     log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info"
     log_queries: Annotated[bool, typer.Option(help="A line of the log for every query.")] = False
     json_file: opt.JsonFile = None
 
 
+# What the options say of every model, where several are served.
+_OF_MODELS = tuple(
+    f.name for f in fields(Entry) if f.name not in ("model", "name", "policy", "where", "weight",
+                                                   "slower", "keep", "version", "accelerator")
+)  # fmt: skip
+
+
 @opt.expanded
 def run(wanted: Wanted) -> int:
-    model = which(wanted.model, trust=wanted.trust, scale=wanted.scale, variant=wanted.variant,
-                  seed=wanted.seed)  # fmt: skip
-    model.check()
-    tuned = Tuned.read(wanted.policy, model.name, _made(model)) if wanted.policy else Tuned()
-    policy = _policy(tuned, wanted)
-    model = replace(model, execution=policy.execution)
-    if isinstance(model, Published):
-        model = replace(model, query_inputs=wanted.query_inputs and model.of_user)
-    model.check()
-    sla = opt.asked_target(tuned.sla or model.target, wanted.sla_ms, wanted.percentile)
-    if sla is None:
-        raise UserError(opt.NO_TARGET)
-    usual = _RUNTIME if isinstance(model, Published) else "auto"
-    tuned = replace(tuned, policy=policy, sla=sla,
-                    runtime=wanted.runtime or tuned.runtime or usual)  # fmt: skip
-    _check(wanted, tuned, model)
+    wanted, entries = _entries(wanted)
+    for entry in entries:
+        entry.check()
+    names = [entry.served_as for entry in entries]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two models are called {twice}: give one another name, NAME=MODEL")
+    _check(wanted)
     key = _key(wanted.key_file)
     _start_logging(wanted.log_level)
     try:
-        server = _server(wanted, tuned, sla, key, model)
+        server = _server(wanted, entries, key)
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
     server.run()
     if wanted.json_file:
-        said = {**origin(NAME), "model": model.name, **server.totals()}
+        said = {**origin(NAME), "model": names[0], "models": names, **server.totals()}
         files.write_json(json.dumps(said, indent=1), wanted.json_file)
     if server.left_behind:  # a thread in a library's code, which may not outlive the interpreter
         sys.stdout.flush()
@@ -157,53 +171,65 @@ def run(wanted: Wanted) -> int:
     return 0
 
 
-def _server(
-    wanted: Wanted, tuned: Tuned, sla: SLA, key: str | None, model: Published | Own
-) -> Server:
-    from deeprecsys.serving.dataplane import Served
+def _entries(wanted: Wanted) -> tuple[Wanted, list[Entry]]:
+    """The models that are asked for, and the options of the server, those of a file among them."""
+    if wanted.config is not None:
+        if wanted.models or wanted.policy:
+            raise UserError(f"{wanted.config} says which models: leave MODEL and --policy out")
+        return serve_file.read(wanted.config, wanted)
+    if not wanted.models:
+        raise UserError(
+            "which model? give MODEL, one of `deeprecsys models` or a path, or --config"
+        )
+    policies = _by_name("--policy", wanted.policy or [], len(wanted.models))
+    entries: list[Entry] = []
+    for text in wanted.models:
+        name, _, model = text.rpartition("=")
+        said = {field: getattr(wanted, field) for field in _OF_MODELS}
+        policy = policies.pop(name, None) or policies.pop("", None)
+        accelerator = tuple(wanted.accelerator or ()) if not entries else ()
+        entries.append(
+            Entry(
+                model, name or None, policy, accelerator=accelerator, weight=wanted.weight, **said
+            )
+        )
+    if policies:
+        raise UserError(f"--policy {next(iter(policies))}=…: no model is called so")
+    return wanted, entries
+
+
+def _by_name(option: str, texts: list[str], models: int) -> dict[str, str]:
+    """FILE, or NAME=FILE each."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.rpartition("=")
+        if name in found or (not name and models > 1):
+            raise UserError(f"with several models give {option} NAME=FILE, once for each")
+        found[name] = value
+    return found
+
+
+def _server(wanted: Wanted, entries: list[Entry], key: str | None) -> Server:
     from deeprecsys.serving.server import Address, Server, json_log
 
-    deadline_s = sla.latency_s if wanted.deadline_ms is None else wanted.deadline_ms / 1e3 or None
     grpc_port = None if wanted.grpc_port < 0 else wanted.grpc_port
-    return Server(
-        Served(
-            model.name, tuned.policy, sla, deadline_s, deadline_s is not None, wanted.hang_s,
-            wanted.log_queries,
+    first, *others = entries
+    sources = [
+        first.source(
+            workers=wanted.workers,
+            max_queued_items=wanted.max_queued_items,
+            accelerators=tuple(wanted.accelerator or ()),
+            pin=opt.pinned(wanted.pin),
+            device_hang_s=wanted.device_hang_s,
         ),
-        lambda: _engine(wanted, tuned, sla, model),
+        *(entry.source(max_queued_items=wanted.max_queued_items) for entry in others),
+    ]
+    return Server(
+        sources,
         Address(wanted.host, wanted.http_port, grpc_port, wanted.tls_cert, wanted.tls_key, key),
         _bounds(wanted),
         json_log(),
-    )  # fmt: skip
-
-
-def _engine(wanted: Wanted, tuned: Tuned, sla: SLA, model: Published | Own) -> Engine:
-    """Open, with the model loaded."""
-    from deeprecsys.engine import Engine
-
-    loaded = model.load()
-    _check_weights(wanted, tuned, loaded)
-    return Engine(
-        loaded,
-        wanted.workers,
-        tuned.runtime or "auto",
-        max_queued_items=wanted.max_queued_items,
-        accelerators=wanted.accelerator or (),
-        percentile=sla.percentile,
-        pin=opt.pinned(wanted.pin),
-        device_hang_s=wanted.device_hang_s,
-    ).__enter__()
-
-
-def _check_weights(wanted: Wanted, tuned: Tuned, model: Servable) -> None:
-    """UserError where they are not those that the policy was chosen for."""
-    from deeprecsys.artifacts.weights import weights_hash
-
-    if tuned.weights is not None and (found := weights_hash(model)) != tuned.weights:
-        raise UserError(
-            f"{wanted.policy} was chosen for weights {tuned.weights}, {model.name} here has "
-            f"{found}: tune again, or serve the model that it was chosen for"
-        )
+    )
 
 
 def _bounds(wanted: Wanted) -> Bounds:
@@ -226,41 +252,9 @@ def _bounds(wanted: Wanted) -> Bounds:
     )
 
 
-def _made(model: Published | Own) -> dict[str, Any]:
-    """What a published model's weights depend on."""
-    if isinstance(model, Own):
-        return {}
-    return {name: getattr(model, name) for name in ("variant", "scale", "seed")}
-
-
-def _policy(tuned: Tuned, wanted: Wanted) -> Policy:
-    """As its file says, or the options."""
-    if wanted.policy and wanted.batch_size is not None:
-        raise UserError("give either --policy or --batch-size")
-    asked, own = opt.asked_execution(wanted.execution), tuned.policy.execution
-    if wanted.policy:
-        if wanted.execution is not None and asked != own:
-            raise UserError(
-                f"{wanted.policy} was chosen for execution {own}: leave out --execution {asked}, "
-                "or tune again"
-            )
-        return tuned.policy
-    policy = Policy(execution=asked)
-    return policy if wanted.batch_size is None else replace(policy, batch_size=wanted.batch_size)
-
-
-def _check(wanted: Wanted, tuned: Tuned, model: Published | Own) -> None:
+def _check(wanted: Wanted) -> None:
     """UserError for what contradicts itself, before any work."""
-    if isinstance(model, Published):
-        opt.check_runtime(tuned.runtime or _RUNTIME)
-        if wanted.accelerator:
-            opt.check_cores_alone(model.execution)
-    elif wanted.accelerator:
-        raise UserError("a model of your own runs on the cores: leave out --accelerator")
-    _check_accelerators(wanted.accelerator or [], tuned.policy)
     opt.pinned(wanted.pin)
-    if wanted.deadline_ms is not None and wanted.deadline_ms < 0:
-        raise UserError("--deadline-ms must not be negative")
     if not 0 <= wanted.drain_s < math.inf:
         raise UserError("--drain-s must not be negative")
     for name in _POSITIVE:
@@ -268,57 +262,6 @@ def _check(wanted: Wanted, tuned: Tuned, model: Published | Own) -> None:
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
     files.check_target("--json", wanted.json_file)
-
-
-@dataclass(frozen=True, slots=True)
-class Tuned:
-    """What a policy.json says, as `tune` writes it; or a bare policy's."""
-
-    policy: Policy = field(default_factory=Policy)
-    sla: SLA | None = None
-    runtime: str | None = None
-    weights: str | None = None  # their hash
-
-    @classmethod
-    def read(cls, path: str, model: str, made: Mapping[str, Any] | None = None) -> Self:
-        """UserError where it cannot be read, or is of another model, or one made otherwise."""
-        try:
-            raw = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the policy {path}: {error}") from error
-        policy = raw.get("policy", raw) if isinstance(raw, dict) else None
-        if not isinstance(policy, dict):
-            raise UserError(f"{path} holds no policy: give a policy.json that `tune` wrote")
-        if policy is raw:
-            return cls(Policy.from_dict(raw))
-        about, sla = raw.get("model"), raw.get("sla")
-        about = about if isinstance(about, dict) else {"model": about}
-        if (of := about.get("model")) not in (None, model):
-            raise UserError(f"{path} is the policy of {of}, not of {model}")
-        for name, given in (made or {}).items():
-            if about.get(name) not in (None, given):
-                raise UserError(
-                    f"{path} was chosen for {name} {about[name]}, not {given}: "
-                    f"give --{name} {about[name]}, or tune again"
-                )
-        try:
-            target = SLA(sla["latency_s"], sla["percentile"]) if sla else None
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} has a damaged sla: {sla!r}; tune again") from error
-        return cls(
-            Policy.from_dict(policy),
-            target,
-            raw.get("runtime"),
-            about.get("weights"),
-        )
-
-
-def _check_accelerators(accelerators: Sequence[str], policy: Policy) -> None:
-    for text in accelerators:
-        if not text.startswith("cuda:"):
-            raise UserError(f"--accelerator {text} computes nothing: serve takes cuda:N only")
-    if policy.offload_threshold is not None and not accelerators:
-        raise UserError("this policy offloads: give the --accelerator, or another policy")
 
 
 def _start_logging(level: str) -> None:

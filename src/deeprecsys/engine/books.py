@@ -8,6 +8,7 @@ with it held, by `workers` and `lanes`, which do several things under it at a ti
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from deeprecsys._native import Core
 from deeprecsys.core import Policy, Status
@@ -16,21 +17,20 @@ from deeprecsys.engine.ledger import Promise, Query, clock
 from deeprecsys.rules.admission import Admission
 from deeprecsys.rules.dispatch import Slice
 
+if TYPE_CHECKING:
+    from deeprecsys.engine.part import Part
+
 
 class Books:
-    """lock: the core's.
+    """lock: the core's. parts: the models', by their numbers in the rules.
 
-    admission: of the cores, and of each accelerator; None: nothing is predicted.
+    of_devices: admission of each accelerator.
     """
 
-    def __init__(
-        self,
-        core: Core,
-        admission: Admission | None,
-        of_devices: Sequence[Admission] = (),
-    ) -> None:
+    def __init__(self, core: Core, of_devices: Sequence[Admission] = ()) -> None:
         self.core, self.rules, self.lock = core, core.rules, core
-        self.admission, self._of_devices = admission, of_devices
+        self._of_devices = of_devices
+        self.parts: dict[int, Part] = {}
         self.queries: dict[int, Query] = {}
 
     @property
@@ -38,15 +38,18 @@ class Books:
         """No more is taken."""
         return self.core.closing
 
-    def admission_of(self, lane: int | None) -> Admission | None:
-        """That of an accelerator; None: of the cores."""
+    def admission_of(self, part: Part, lane: int | None) -> Admission | None:
+        """That of an accelerator; None: a model's of the cores."""
         if lane is None:
-            return self.admission
+            return part.admission
+        return self.of_device(lane)
+
+    def of_device(self, lane: int) -> Admission | None:
         return self._of_devices[lane] if self._of_devices else None
 
-    def work_s(self, size: int, policy: Policy, lane: int | None = None) -> float:
+    def work_s(self, part: Part, size: int, policy: Policy, lane: int | None = None) -> float:
         """What such a query adds to what is ahead of others there."""
-        admission = self.admission_of(lane)
+        admission = self.admission_of(part, lane)
         return admission.work_s(size, policy) if admission else 0.0
 
     def take(
@@ -59,26 +62,28 @@ class Books:
         client: str,
     ) -> tuple[int, int | None]:
         """Its id, and for which accelerator. Raises QueueFull or EngineClosed."""
-        if self.closing:
+        part = query.part
+        if self.closing or part.closing:
             raise EngineClosed("the engine is closed; open a new one")
         query.policy = policy
-        cost = self.work_s(size, policy, self.rules.choice(size, policy))
-        id, lane = self.core.add(size, policy, deadline_s, priority, cost, client)
+        cost = self.work_s(part, size, policy, self.rules.choice(size, policy))
+        id, lane = self.core.add(size, policy, deadline_s, priority, cost, client, part.number)
         self.queries[id] = query
         return id, lane
 
     def promise(
-        self, size: int, policy: Policy, deadline_s: float, priority: int, client: str
+        self, part: Part, size: int, policy: Policy, deadline_s: float, priority: int, client: str
     ) -> Promise | None:
         """What can be promised to such a query; TooLate if that is not enough. Takes the lock."""
         with self.lock:
             now, lane = clock(), self.rules.choice(size, policy)
-            admission = self.admission_of(lane)
+            admission = self.admission_of(part, lane)
             if admission is None:
                 return None
             self.learn_paces()
             if lane is None:
-                ahead_s = self.rules.ahead(priority, client, size)
+                cost = admission.work_s(size, policy)
+                ahead_s = self.rules.ahead(priority, client, size, part.number, cost)
             else:
                 ahead_s = self.rules.ahead_offloaded(lane, priority, client, size)
             predicted_s = admission.predict_s(ahead_s, size, policy, priority)
@@ -128,32 +133,36 @@ class Books:
         """What became of those that were admitted by prediction."""
         for query in queries:
             made = query.promise
-            if made is not None and (admission := self.admission_of(made.place)) is not None:
+            if made is None:
+                continue
+            if (admission := self.admission_of(query.part, made.place)) is not None:
                 took_s = now - made.at_s
                 admission.finished(made.predicted_s, took_s, made.deadline_s, made.priority)
 
     def learn_natively(
-        self, promises: Iterable[tuple[float, float, float, int]]
+        self, part: Part, promises: Iterable[tuple[float, float, float, int]]
     ) -> Admission | None:
         """How long requests took, and what became of promises, of which Python saw nothing. Takes
         the lock."""
         with self.lock:
             self.learn_paces()
-            if self.admission is not None:
+            if part.admission is not None:
                 for predicted_s, took_s, deadline_s, priority in promises:
-                    self.admission.finished(predicted_s, took_s, deadline_s, priority)
-        return self.admission
+                    part.admission.finished(predicted_s, took_s, deadline_s, priority)
+        return part.admission
 
     def learn_paces(self) -> None:
-        """How long requests took of which Python saw nothing."""
-        if self.admission is not None:
-            for most, items, took_s in self.core.take_paces():
-                self.admission.executed(self.admission.request_s(items, most), took_s)
+        """How long requests took of which Python saw nothing. Under the lock."""
+        for model, most, items, took_s in self.core.take_paces():
+            part = self.parts.get(model)
+            if part is not None and (admission := part.admission) is not None:
+                admission.executed(admission.request_s(items, most), took_s)
 
     def retire(self, lane: int) -> None:
         """An accelerator is lost; what was promised for it teaches nothing."""
         had = self.rules.offloaded(lane)
-        costs = [self.work_s(size, self.queries[id].policy) for id, size in had]
+        queries = [(self.queries[id], size) for id, size in had]
+        costs = [self.work_s(query.part, size, query.policy) for query, size in queries]
         self.rules.retire(lane, costs)
         for id, _ in had:
             self.queries[id].promise = None
@@ -184,11 +193,14 @@ class Books:
         for query in dropped:
             answer(query, status, error)
 
-    def drop_all(self, status: Status, error: BaseException | None = None) -> None:
-        """Takes the lock."""
+    def drop_all(
+        self, status: Status, error: BaseException | None = None, of: Part | None = None
+    ) -> None:
+        """of: a part's; None: of all. Takes the lock."""
         with self.lock:
-            self.core.drop_owned(status)
-        self.drop(list(self.queries), status, error)
+            self.core.drop_owned(status, None if of is None else of.number)
+            ids = [id for id, query in self.queries.items() if of in (None, query.part)]
+        self.drop(ids, status, error)
 
     def fail(self, error: BaseException) -> None:
         """A fault of ours: nobody waits in vain, and no more is taken. Takes the lock."""

@@ -70,13 +70,21 @@ def _fastest(seconds: dict[str, dict[int, float]]) -> str:
     return next(name for name, mean in means.items() if mean <= best + _NOISE)
 
 
-def profile(runtime: Runtime, model: Any, cores: Cores, largest: int) -> Profile:
-    """A glance at requests of 1, 2, 4 .. `largest` items, all workers busy."""
+def profile(
+    runtime: Runtime, model: Any, cores: Cores, largest: int, *, beside: bool = False
+) -> Profile:
+    """A glance at requests of 1, 2, 4 .. `largest` items, all workers busy.
+
+    beside: those workers serve others; measured in one thread's processor time, which they do not
+    disturb, nor it them if it is of a low priority.
+    """
     sizes = [1 << k for k in range(largest.bit_length())]
     if sizes[-1] < largest:
         sizes.append(largest)
     found = Profile({"model": model.name, "workers": len(cores)})
-    for size, seconds in _request_seconds(runtime, model, cores, sizes).items():
+    clock = time.thread_time if beside else time.perf_counter
+    measured = _request_seconds(runtime, model, [None] if beside else cores, sizes, clock)
+    for size, seconds in measured.items():
         found = found.with_visit((size, len(cores)), seconds)
     return found
 
@@ -115,7 +123,11 @@ def on_cores(cores: Cores, enter: Enter, task: Callable[[int], Any]) -> list[Any
 
 
 def _request_seconds(
-    runtime: Runtime, model: Any, cores: Cores, sizes: Sequence[int]
+    runtime: Runtime,
+    model: Any,
+    cores: Cores,
+    sizes: Sequence[int],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, FloatArray]:
     """Seconds of requests on all cores by their items, in windows of one large example: of the
     turn in which their median is lower."""
@@ -125,7 +137,7 @@ def _request_seconds(
     def measure(worker: int) -> list[list[list[float]]]:
         offset = worker * items // len(cores)
         return [
-            [_timed(runtime, prepared, size, items, offset) for size in sizes]
+            [_timed(runtime, prepared, size, items, offset, clock) for size in sizes]
             for _ in range(_TURNS)
         ]
 
@@ -139,7 +151,12 @@ def _request_seconds(
 
 
 def _timed(
-    runtime: Runtime, prepared: Sequence[Any], size: int, items: int, offset: int
+    runtime: Runtime,
+    prepared: Sequence[Any],
+    size: int,
+    items: int,
+    offset: int,
+    clock: Callable[[], float],
 ) -> list[float]:
     """Seconds of requests of the next `size` of `items` candidates, and the next user's."""
     seconds: list[float] = []
@@ -152,7 +169,7 @@ def _timed(
         offset += size
         query = prepared[(offset // size) % len(prepared)]
         runtime.forget(query)
-        at = time.perf_counter()
+        at = clock()
         runtime.execute(query, lo, lo + size)
-        seconds.append(time.perf_counter() - at)
+        seconds.append(clock() - at)
     return seconds[_WARM_REPEATS:]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from deeprecsys._native import Core, Executor
@@ -40,13 +40,15 @@ from deeprecsys.engine.lanes import HANG_S
 from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
+from deeprecsys.engine.part import Part
 from deeprecsys.engine.pool import InputPool, Pool, draw_pool
 from deeprecsys.engine.power import Meter
-from deeprecsys.engine.process import Neighbours, engine_settings
+from deeprecsys.engine.process import Neighbours, engine_settings, enter_worker
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
 from deeprecsys.machines.accelerators import Accelerator, check_names, cuda_number
 from deeprecsys.machines.service_time import ABOUT_MODEL, Profile, ServiceTime
 from deeprecsys.rules.admission import Admission
+from deeprecsys.rules.dispatch import requests
 from deeprecsys.runtimes import Device, Native, Runtime, Scores
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ class Ticket:
 
     query: Query
     id: int
-    group: Group
+    part: Part
 
     @property
     def start_s(self) -> float:
@@ -80,7 +82,7 @@ class Ticket:
 
     def cancel(self) -> None:
         """Its owner has gone: forgets what nobody has begun."""
-        self.group.drop([self.id], Status.CANCELLED)
+        self.part.drop([self.id], Status.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ class Engine:
     accelerators: as for `--accelerator`, or any `Device`. percentile: of the queries admitted by
     prediction (`offer`), so many and a few more shall be in time. device_hang_s: an accelerator's
     request that takes longer, and ten times as long as such requests do, has its queries given to
-    the cores.
+    the cores. workers_of: another, open engine, with which it has them in common, and a share
+    of them by its weight while both have something to do.
     Entering starts the workers, sets process-wide settings, warms every request size up and
     measures the service time; leaving answers what was taken and restores the settings.
     """
@@ -147,7 +150,13 @@ class Engine:
         accelerators: Sequence[str | Device] = (),
         percentile: float = 95.0,
         device_hang_s: float = HANG_S,
+        workers_of: Engine | None = None,
+        weight: float = 1.0,
     ) -> None:
+        if workers_of is not None:
+            workers, pin = workers_of.workers, False
+            if accelerators:
+                raise UserError("accelerators execute the first of several models alone")
         cores = topology.usable_cores()
         if workers is None:
             workers = len(cores)
@@ -168,39 +177,51 @@ class Engine:
         self._facts: Facts | None = None
         self._neighbours, self._disturbance = Neighbours(len(cores)), 0.0
         self._meter, self._joules = Meter(), dict[str, float]()
-        self._stack = ExitStack()
-        self._group: Group | None = None
+        self._workers_of, self._weight = workers_of, weight
+        if workers_of is not None:
+            self._cores = workers_of.cores
+        self._part: Part | None = None
 
     def __enter__(self) -> Self:
-        if self._group is not None:
+        if self._part is not None:
             raise RuntimeError("the engine is open already")
+        group = None if self._workers_of is None else self._workers_of._open_part().group
         with ExitStack() as stack:
-            stack.enter_context(engine_settings())
+            if group is None:
+                stack.enter_context(engine_settings())
+            beside = group is not None
             self.runtime, self.runtime_choice = calibrate.choose(
-                self._wanted_runtime, self.model, self._cores
+                self._wanted_runtime, self.model, [None] if beside else self._cores
             )
-            self._seen = calibrate.profile(self.runtime, self.model, self._cores, self._largest)
+            self._seen = calibrate.profile(
+                self.runtime, self.model, self._cores, self._largest, beside=beside
+            )
             self._service = calibrate.service_time(self._seen)
             self.devices = open_devices(
                 self._wanted_devices, self.model, self.runtime, self._cores, self._largest
             )
             numbers = {device.name: cuda_number(device.name) for device in self.devices}
             self._meter = Meter([(name, k) for name, k in numbers.items() if k is not None])
-            self._group = Group(
-                self.runtime,
-                self._cores,
-                self._max_queued_items,
-                self.devices,
-                Admission(self.workers, self._service, self._percentile),
-                [
-                    Admission(1, device.service_s, self._percentile, whole=True)
-                    for device in self.devices
-                ],
-                probing(self.model),
-                self._device_hang_s,
-            )
-            self._stack = stack.pop_all()
+            if group is None:
+                group = self._group()
+                group.settings = stack.pop_all()
+            admission = Admission(self.workers, self._service, self._percentile)
+            self._part = group.join(self.runtime, admission, self._weight)
         return self
+
+    def _group(self) -> Group:
+        """Of workers and accelerators of its own."""
+        return Group(
+            self._cores,
+            self._max_queued_items,
+            self.devices,
+            [
+                Admission(1, device.service_s, self._percentile, whole=True)
+                for device in self.devices
+            ],
+            probing(self.model),
+            self._device_hang_s,
+        )
 
     def __exit__(self, *exc: object) -> None:
         self.close(drain=exc[0] is None)
@@ -211,11 +232,12 @@ class Engine:
         What is not answered within so long fails with EngineClosed, and threads that hang in a
         model or a device are left behind: then it answers False.
         """
-        group, self._group = self._group, None
-        ended = group is None or group.close(drain, within_s)
-        if group is not None:
-            self._stack.close()
-        return ended
+        part, self._part = self._part, None
+        return part is None or part.close(drain, within_s)
+
+    def weigh(self, weight: float) -> None:
+        """Its share of the workers that it has in common with others."""
+        self._open_part().weigh(weight)
 
     def beside(self, model: Servable) -> Engine:
         """Another engine, not yet entered, on the same cores: of the same model otherwise executed.
@@ -278,19 +300,19 @@ class Engine:
         TooLate, and takes nothing, if the deadline would most likely pass. done: called with the
         answer, from any thread and perhaps before this returns, in place of a future.
         """
-        group = self._open_group()
+        part = self._open_part()
         policy = self._own(policy or Policy(execution=self.execution))
         deadline = math.inf if deadline_s is None else clock() + deadline_s
         promise = None
         if admit:  # before anything is spent on it
             n = self._items(inputs)
             how = policy.uncut(n) if self.model.whole else policy
-            promise = group.admit(n, how, deadline, priority, client)
+            promise = part.admit(n, how, deadline, priority, client)
         reply = Reply(done) if done else None
         query, id = self._submit(
             inputs, policy, deadline, Row(), 0, reply, priority, client, promise
         )
-        return Ticket(query, id, group)
+        return Ticket(query, id, part)
 
     def run(self, schedule: Schedule, policy: Policy, *, watch: Watch | None = None) -> Records:
         """Plays the schedule, open loop; see `core.System`. Times count from its beginning."""
@@ -308,9 +330,10 @@ class Engine:
         self, schedule: Schedule, policy: Policy, watch: Watch | None, ledger: Ledger
     ) -> tuple[Records, float]:
         """The records, and when the run began on the engine's clock."""
-        group, policy = self._open_group(), self._own(policy)
+        part = self._open_part()
         if policy.offload_threshold is not None and not self.devices:
             raise UserError("this machine has no accelerator: leave the offload threshold out")
+        policy = self._own(policy)
         pool = self._pool(schedule)
         executor = self._executor(schedule, policy, pool)
 
@@ -325,37 +348,47 @@ class Engine:
             self._disturbance = self._neighbours.share()
             self._joules = self._meter.joules()
 
-        group.wait_quiet()
-        group.use(policy.workers)
-        played = play.Play(group, pool, schedule, policy, watch, ledger, begins, ended)
+        part.wait_quiet()
+        part.use(policy.workers)
+        played = play.Play(part, pool, schedule, policy, watch, ledger, begins, ended)
         try:
             if executor is None:
                 rows, began_s = play.by_python(played, submit)
             else:
                 rows, began_s = play.natively(played, executor, self.model.whole)
         finally:
-            group.wait_quiet()
-            group.use(None)
+            part.wait_quiet()
+            part.use(None)
         return ledger.records(schedule, began_s, rows), began_s
 
     def native(self, policy: Policy) -> tuple[Core, Executor] | None:
         """What executes queries under this policy without Python, their inputs in the model's
         order, a place each; None: they need it."""
-        group, policy = self._open_group(), self._own(policy)
+        part, policy = self._open_part(), self._own(policy)
         if policy.offload_threshold is not None or not isinstance(self.runtime, Native):
             return None
         most = policy.most_items if policy.adaptive or self.model.whole else policy.batch_size
         executor = self.runtime.executor([spec.name for spec in self.model.inputs], most)
         if executor is None:
             return None
-        group.use(policy.workers)
-        group.workers.left.append(executor)  # a worker that hangs may still come back to it
-        return group.books.core, executor
+        part.use(policy.workers)
+        part.left.append(executor)  # a worker that hangs may still come back to it
+        return part.books.core, executor
+
+    @property
+    def core(self) -> Core:
+        """The native core that its workers live in."""
+        return self._open_part().books.core
+
+    @property
+    def number(self) -> int:
+        """In the rules that it obeys beside others."""
+        return self._open_part().number
 
     def predicted(self, policy: Policy, most: int) -> tuple[list[float], list[float]]:
         """Of queries of 0 .. `most` candidates what each adds to what is ahead of others, and the
         least it takes itself, in seconds as measured beforehand; see `Admission`."""
-        admission = self._open_group().admission
+        admission = self._open_part().admission
         if admission is None:
             return [0.0] * (most + 1), [0.0] * (most + 1)
         how = [policy.uncut(n) if self.model.whole and n else policy for n in range(most + 1)]
@@ -367,7 +400,26 @@ class Engine:
     def learn(self, promises: Iterable[tuple[float, float, float, int]]) -> Admission | None:
         """What became of predictions that needed no Python: see `Admission.finished`. Answers what
         is known now; None: nothing is predicted."""
-        return self._open_group().books.learn_natively(promises)
+        part = self._open_part()
+        return part.books.learn_natively(part, promises)
+
+    def execute_here(self, inputs: Inputs, policy: Policy) -> tuple[Scores, float]:
+        """Scores of one query, cut as the policy says, and the seconds of processor time that its
+        requests took in the thread that asks, which executes them all."""
+        n = self.model.check(inputs)
+        scores = self._answer.empty(n)
+        enter_worker(None)
+        self.runtime.enter_thread()
+        prepared = self.runtime.prepare(inputs, scores)
+        began_s = time.thread_time()
+        for lo, hi in requests(n, policy.uncut(n) if self.model.whole and n else policy):
+            self.runtime.execute(prepared, lo, hi)
+        return scores, time.thread_time() - began_s
+
+    def forget(self) -> None:
+        """Once it is closed: lets go of the model, and of all that was made of it."""
+        del self.model, self.runtime
+        self._pools.clear()
 
     def _executor(self, schedule: Schedule, policy: Policy, pool: Pool) -> Executor | None:
         """What executes the run natively; None: its queries are Python's."""
@@ -394,7 +446,7 @@ class Engine:
         Goes on where `before` ended, which must be of this model, runtime and number of workers
         (UserError). The engine must have nothing else to do.
         """
-        self._open_group().wait_quiet()
+        self._open_part().wait_quiet()
         about = {
             "model": self.model.name,
             **{name: getattr(self.model, name, None) for name in ABOUT_MODEL[1:]},
@@ -481,10 +533,11 @@ class Engine:
 
     def load(self) -> Load:
         """What it has to do now, and what its workers did since entering."""
-        group = self._open_group()
+        part = self._open_part()
+        group = part.group
         return Load(
-            queued_items=group.queued_items,
-            open_queries=group.open_queries,
+            queued_items=part.queued_items,
+            open_queries=part.open_queries,
             executed=tuple(group.workers.executed),
             busy_s=tuple(group.workers.busy_s),
             executing=group.workers.executing(),
@@ -502,11 +555,11 @@ class Engine:
 
     def replace_hung(self, longest_s: float) -> int:
         """Replaces workers that execute one request for longer; its queries fail, WorkerLost."""
-        return self._open_group().replace_hung(longest_s)
+        return self._open_part().group.replace_hung(longest_s)
 
     def requests_executed(self) -> int:
         """Requests that the workers have executed since entering."""
-        return sum(self._open_group().workers.executed)
+        return sum(self._open_part().workers.executed)
 
     def pool_facts(self) -> dict[str, Any]:
         """Size of the input pools drawn so far, by index law."""
@@ -525,21 +578,23 @@ class Engine:
         promise: Promise | None = None,
     ) -> tuple[Query, int]:
         """The one way in, for `submit` and `run` alike."""
-        group = self._open_group()
+        part = self._open_part()
         n = self.model.check(inputs)
         scores = self._answer.empty(n)
         if self.model.whole:
             policy = policy.uncut(n)
-        elsewhere = group.offloads(policy, n)
+        elsewhere = part.offloads(policy, n)
         prepared = None if elsewhere else self.runtime.prepare(inputs, scores)
-        query = Query(inputs, prepared, scores, ledger, row, reply)
+        query = Query(part, inputs, prepared, scores, ledger, row, reply)
         if n == 0:
-            return query, group.answer_empty(query)
+            return query, part.answer_empty(query)
         query.promise = promise
-        return query, group.submit(query, n, policy, deadline, priority, client)
+        return query, part.submit(query, n, policy, deadline, priority, client)
 
     def _own(self, policy: Policy) -> Policy:
         """UserError for another execution than this engine's model has."""
+        if self._workers_of is not None and policy.offload_threshold is not None:
+            policy = replace(policy, offload_threshold=None)  # accelerators are the first one's
         if policy.execution != self.execution:
             raise UserError(
                 f"this engine executes {self.execution}, the policy asks for {policy.execution}: "
@@ -555,10 +610,10 @@ class Engine:
                 return len(column) if column is not None and column.ndim else 0
         return 0
 
-    def _open_group(self) -> Group:
-        if self._group is None:
+    def _open_part(self) -> Part:
+        if self._part is None:
             raise EngineClosed("the engine is not open: use it in a with statement")
-        return self._group
+        return self._part
 
     def _pool(self, schedule: Schedule) -> Pool:
         law, largest = schedule.indices, int(schedule.size.max(initial=1))

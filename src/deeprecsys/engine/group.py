@@ -1,4 +1,5 @@
-"""Everything that executes for one engine under one dispatcher: workers, accelerators, deadlines.
+"""Everything that executes under one dispatcher: workers, accelerators, deadlines; for one model,
+or for several, each with a `Part`.
 
 Composes them and decides nothing: the rules and what is open are the `books`', the threads of the
 cores are `workers`, those of accelerators `lanes`. Whatever happens to a query, exactly one place
@@ -8,18 +9,18 @@ answers its future: `answers.answer`.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 from deeprecsys._native import Core
-from deeprecsys.core import Policy, Status
-from deeprecsys.engine.answers import EngineClosed, answer, answer_expired
+from deeprecsys.engine.answers import answer_expired
 from deeprecsys.engine.books import Books
 from deeprecsys.engine.lanes import HANG_S, Lanes
-from deeprecsys.engine.ledger import Promise, Query, clock
+from deeprecsys.engine.ledger import clock
+from deeprecsys.engine.part import Part
 from deeprecsys.engine.reaper import Reaper
 from deeprecsys.engine.topology import usable_cores
-from deeprecsys.engine.workers import Gate, Workers
+from deeprecsys.engine.workers import Workers
 from deeprecsys.rules.admission import Admission
 from deeprecsys.runtimes import Device, Runtime
 
@@ -28,28 +29,30 @@ _LEAVE_S = 0.3
 
 
 class Group:
-    """`len(cores)` worker threads, and those of each device."""
+    """`len(cores)` worker threads, and those of each device, which are the first model's.
+
+    settings: what was set for the whole process, restored at the end.
+    """
 
     def __init__(
         self,
-        runtime: Runtime,
         cores: Sequence[int | None],
         max_queued_items: int | None,
         devices: Sequence[Device] = (),
-        admission: Admission | None = None,
         of_devices: Sequence[Admission] = (),
         probe: Callable[[Device], None] = lambda device: None,
         hang_s: float = HANG_S,
     ) -> None:
-        """of_devices: their admission. probe: executes a small request on a device. hang_s: of
-        theirs, the least that counts as hanging."""
+        """max_queued_items: of each model. of_devices: their admission. probe: executes a small
+        request on a device. hang_s: of theirs, the least that counts as hanging."""
         most_items = [device.most_items for device in devices]
         most_waking = max(2, len(usable_cores()) // 4)
         core = Core(max_queued_items, most_items, len(cores), most_waking)
-        self.books = Books(core, admission, of_devices)
+        self.books = Books(core, of_devices)
+        self.settings = ExitStack()
         self._reaper = Reaper(self._due)
-        self._asked: int | None = None  # workers, by the latest policy
-        self.workers = Workers(self.books, runtime, cores, self._reaper.watch)
+        self.asked: int | None = None  # workers, by the latest policy
+        self.workers = Workers(self.books, cores, self._reaper.watch)
         self.lanes = Lanes(
             self.books, devices, len(cores), self.workers.wake, self._reaper.watch, probe, hang_s
         )
@@ -57,64 +60,39 @@ class Group:
         self.lanes.start()
 
     @property
-    def admission(self) -> Admission | None:
-        return self.books.admission
+    def parts(self) -> dict[int, Part]:
+        return self.books.parts
 
-    @property
-    def queued_items(self) -> int:
-        return self.books.rules.queued_items
-
-    @property
-    def open_queries(self) -> int:
-        return len(self.books.rules)
-
-    def submit(
-        self,
-        query: Query,
-        size: int,
-        policy: Policy,
-        deadline_s: float,
-        priority: int = 0,
-        client: str = "",
-    ) -> int:
-        """Queues it and wakes an idle worker; its id.
-
-        `deadline_s` is on the engine's clock. Raises QueueFull or EngineClosed.
-        """
-        woken: Gate | threading.Semaphore | None
+    def join(self, runtime: Runtime, admission: Admission | None, weight: float = 1.0) -> Part:
+        """One more model, with a share of the workers by its weight."""
         with self.books.lock:
-            if policy.workers != self._asked:
-                self._use(policy.workers)
-            id, lane = self.books.take(query, size, policy, deadline_s, priority, client)
-            woken = self.workers.wake() if lane is None else self.lanes.wake(lane)
-        if woken is not None:
-            woken.release()
+            number = self.books.rules.add_model(weight) if self.parts else 0
+            part = Part(self, number, runtime, admission)
+            if number == 0:
+                self.books.rules.weigh(0, weight)
+            self.books.parts[number] = part
+            if len(self.parts) > 1:
+                self.use(None)
+        return part
+
+    def leave(self, part: Part, until_s: float) -> bool:
+        """It has nothing open any more, and its number may be another's; False: a worker hangs in
+        what is its own, which is left behind with its number."""
+        if not part.wait_quiet(max(_LEAVE_S, until_s - clock())):
+            return False
+        with self.books.lock:
+            self.books.learn_paces()
+            del self.books.parts[part.number]
+            if part.number:
+                self.books.rules.remove_model(part.number)
+        part.left.clear()
+        return True
+
+    def watch(self, deadline_s: float) -> None:
+        """A query has come: is looked after until then."""
         self.workers.watch_doubts()
         if deadline_s < math.inf:
             self._reaper.watch(deadline_s)
-        return id
-
-    def admit(
-        self, size: int, policy: Policy, deadline_s: float, priority: int, client: str = ""
-    ) -> Promise | None:
-        """Raises TooLate if such a query would most likely be. None: nothing is predicted, since
-        there is no deadline."""
-        if self.admission is None or deadline_s == math.inf or not size:
-            return None
-        return self.books.promise(size, policy, deadline_s, priority, client)
-
-    def offloads(self, policy: Policy, size: int) -> bool:
-        """May a query of so many items go to an accelerator?"""
-        return self.lanes.take(policy, size)
-
-    def answer_empty(self, query: Query) -> int:
-        """A query of no candidates needs no worker: scores [0, K] at once."""
-        query.ledger.start_s[query.row] = query.ledger.finish_s[query.row] = clock()
-        answer(query, Status.OK)
-        return -1
-
-    def drop(self, ids: Sequence[int], status: Status, error: BaseException | None = None) -> None:
-        self.books.drop(ids, status, error)
 
     def is_alive(self) -> bool:
         """Can it still answer queries?"""
@@ -134,30 +112,16 @@ class Group:
         answer_expired(expired)
         return following
 
-    def wait_quiet(self, timeout_s: float | None = None) -> bool:
-        """Waits until no query is open and no request executes; False on time-out."""
-        return self.books.core.wait_quiet(timeout_s)
-
     def use(self, workers: int | None) -> None:
-        """Only so many of the workers take requests from now on (None: all), until a query comes
-        whose policy says otherwise."""
-        with self.books.lock:
-            self._use(workers)
-
-    def _use(self, workers: int | None) -> None:
-        self._asked = workers
+        """Only so many of the workers take requests (None: all). Under the lock."""
+        self.asked = workers
         self.workers.use(workers)
 
-    def close(self, drain: bool, within_s: float) -> bool:
-        """Takes no more; finishes what it has, or fails it with EngineClosed, as it does with what
-        is left after `within_s`; ends the threads. False: some hang, and were left."""
-        until_s = clock() + within_s
-        self.books.close()
-        if drain:
-            self.books.core.wait_quiet(within_s)
-        self.books.drop_all(Status.CANCELLED, EngineClosed("the engine was closed"))
+    def close(self, until_s: float) -> bool:
+        """Ends the threads of a group of which nothing is open; False: some hang, and were left."""
         until_s = max(until_s, clock() + _LEAVE_S)
         ended = self.lanes.end(until_s)
         ended &= self.workers.end(until_s)
         self._reaper.stop(until_s - clock())
+        self.settings.close()
         return ended

@@ -193,7 +193,7 @@ class Lanes:
             return max(flying[0].began_s, self._done_s[lane]) + flying[0].limit_s
 
     def _expected_s(self, lane: int, flight: Flight) -> float:
-        admission = self._books.admission_of(lane)
+        admission = self._books.of_device(lane)
         if admission is None:
             return 0.0
         sizes = ((len(query.scores), query.policy) for _, query in flight.work)
@@ -201,7 +201,7 @@ class Lanes:
 
     def _learn(self, lane: int, flight: Flight, now: float) -> None:
         """How long a request took, from when the one before it was done. Under the lock."""
-        if (admission := self._books.admission_of(lane)) is not None:
+        if (admission := self._books.of_device(lane)) is not None:
             took_s = now - max(flight.began_s, self._done_s[lane])
             admission.executed(self._expected_s(lane, flight) / admission.pace, took_s)
         self._done_s[lane] = now

@@ -12,12 +12,15 @@ from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from deeprecsys.core import Inputs, Policy, Records, Requests, Schedule, Status
 from deeprecsys.runtimes import Scores
+
+if TYPE_CHECKING:
+    from deeprecsys.engine.part import Part
 
 clock = time.perf_counter
 _log = logging.getLogger(__name__)
@@ -145,17 +148,18 @@ class Promise:
 
 
 class Query:
-    """One query on its way: its future, its inputs, its row in a ledger.
+    """One query on its way: whose it is, its future, its inputs, its row in a ledger.
 
     prepared: by the runtime of the cores; None for a query that is meant for an accelerator.
     """
 
     __slots__ = (
-        "future", "inputs", "ledger", "policy", "prepared", "promise", "row", "scores",
+        "future", "inputs", "ledger", "part", "policy", "prepared", "promise", "row", "scores",
     )  # fmt: skip
 
     def __init__(
         self,
+        part: Part,
         inputs: Inputs,
         prepared: Any,
         scores: Scores,
@@ -163,6 +167,7 @@ class Query:
         row: int,
         reply: Reply | None = None,
     ) -> None:
+        self.part = part
         self.inputs = inputs
         self.prepared = prepared
         self.scores = scores

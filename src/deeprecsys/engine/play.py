@@ -18,8 +18,8 @@ from deeprecsys._native import Executor, Run
 from deeprecsys.core import FloatArray, Inputs, Policy, Schedule, Status, Watch
 from deeprecsys.engine.answers import EngineClosed
 from deeprecsys.engine.driver import drive, watching
-from deeprecsys.engine.group import Group
 from deeprecsys.engine.ledger import Ledger, clock
+from deeprecsys.engine.part import Part
 from deeprecsys.engine.pool import InputPool, Pool
 from deeprecsys.engine.process import generator_priority
 from deeprecsys.rules.dispatch import QueueFull
@@ -43,7 +43,7 @@ class Play:
     """What is played, on whose workers. begins, ended: called when all is prepared, and when it is
     over, before what is left of it is cancelled."""
 
-    group: Group
+    part: Part
     pool: Pool
     schedule: Schedule
     policy: Policy
@@ -70,22 +70,22 @@ def natively(play: Play, executor: Executor, whole: bool) -> tuple[int, float]:
 
     whole: queries are not cut. EngineClosed if it was closed meanwhile.
     """
-    group = play.group
+    part = play.part
     run = _prepared(play, executor, whole)
     began_s = play.begin()
     try:
         with _playing(run, began_s) as handed_over:
             while not (handed_over() or play.stops(run.handed, began_s)):
                 pass
-        while not (group.wait_quiet(LOOK_EVERY_S) or play.stops(run.handed, began_s)):
+        while not (part.wait_quiet(LOOK_EVERY_S) or play.stops(run.handed, began_s)):
             pass
     finally:
         play.ended()
         run.cancel()
-        group.wait_quiet()
+        part.wait_quiet()
         play.ledger.keep(run.trace)
         if not run.wait_over(_LEAVE_S):
-            group.workers.left.append(run)
+            part.left.append(run)
     if run.why:
         _log.warning("a request failed: %s", run.why.strip().rpartition("\n")[2][:_WHY])
     if run.closed:
@@ -96,7 +96,7 @@ def natively(play: Play, executor: Executor, whole: bool) -> tuple[int, float]:
 def by_python(play: Play, submit: Callable[[Inputs, int], int]) -> tuple[int, float]:
     """The same. submit: a query's inputs, and its row in the ledger; answers its number or raises
     QueueFull."""
-    group, ledger = play.group, play.ledger
+    part, ledger = play.part, play.ledger
     offsets = play.pool.offsets(play.schedule.size).tolist()
     sizes = play.schedule.size.tolist()
     ids: list[int] = []  # by row
@@ -114,11 +114,11 @@ def by_python(play: Play, submit: Callable[[Inputs, int], int]) -> tuple[int, fl
         try:
             with generator_priority():
                 drive(play.schedule.arrival_s, began_s, hand_over, stop.is_set)
-            while not stop.is_set() and not group.wait_quiet(_QUIET_S):
+            while not stop.is_set() and not part.wait_quiet(_QUIET_S):
                 pass
         finally:
             play.ended()
-            group.drop(ids, Status.CANCELLED)
+            part.drop(ids, Status.CANCELLED)
     return len(ids), began_s
 
 
@@ -138,8 +138,8 @@ def _prepared(play: Play, executor: Executor, whole: bool) -> Run:
     }
     traced = ledger.trace is not None
     return Run(
-        play.group.books.core, executor, inputs(pool), pool.users, columns, play.policy, whole,
-        traced, kept=pool,
+        play.part.books.core, executor, inputs(pool), pool.users, columns, play.policy, whole,
+        traced, play.part.number, kept=pool,
     )  # fmt: skip
 
 
@@ -152,10 +152,11 @@ def inputs(pool: InputPool) -> list[tuple[int, int, int, int, bool]]:
 
 def _work_s(play: Play, whole: bool) -> FloatArray:
     """What each query adds to what is ahead of others, where anything is predicted."""
-    policy, books = play.policy, play.group.books
+    policy, part = play.policy, play.part
     sizes, rows = np.unique(play.schedule.size, return_inverse=True)
     of_sizes = [
-        books.work_s(n, policy.uncut(n) if whole else policy) if n else 0.0 for n in sizes.tolist()
+        part.books.work_s(part, n, policy.uncut(n) if whole else policy) if n else 0.0
+        for n in sizes.tolist()
     ]
     return np.asarray(of_sizes, np.float64)[rows]
 

@@ -79,17 +79,15 @@ class Workers:
     def __init__(
         self,
         books: Books,
-        runtime: Runtime,
         cores: Sequence[int | None],
         watch: Callable[[float], None] = lambda due_s: None,
     ) -> None:
         """watch: asks for `unstick` at a time."""
-        self._books, self._runtime, self._cores, self._watch = books, runtime, cores, watch
+        self._books, self._cores, self._watch = books, cores, watch
         self._core = books.core
         self._gates = [Gate(partial(books.core.open, number)) for number in range(len(cores))]
         self.lost: list[str] = []
-        # What threads that hang may still come back to.
-        self.left: list[object] = []
+        self._entered = threading.local()  # by runtimes
         self._at = [Worker(number, self._work) for number in range(len(cores))]
 
     def __len__(self) -> int:
@@ -138,8 +136,9 @@ class Workers:
     def use(self, workers: int | None) -> None:
         """Only so many of them take requests from now on (None: all). Under the lock."""
         self._core.use(workers or len(self))
-        if self._books.admission is not None:
-            self._books.admission.workers = self.sleepers.wanted
+        for part in self._books.parts.values():
+            if part.admission is not None:
+                part.admission.workers = self.sleepers.wanted
 
     def end(self, until_s: float) -> bool:
         """Lets them finish what waits, and go home; False: some hang."""
@@ -187,7 +186,7 @@ class Workers:
         """A worker's life; should it end by a fault of ours, nobody waits for it in vain."""
         try:
             enter_worker(self._cores[worker.number])
-            self._runtime.enter_thread()
+            self._entered.runtimes = set[int]()
             execute = partial(self._execute, worker)
             self._core.serve(worker.seat, execute, self._books.expired, self._watch)
         except _Lost as lost:
@@ -208,6 +207,7 @@ class Workers:
         for query, lo, _ in work:
             if lo == 0:
                 query.ledger.start_s[query.row] = request.began_s
+        self._enter(work[0][0].part.runtime)
         try:
             self._run(work)
         except Exception as error:
@@ -215,6 +215,12 @@ class Workers:
         except BaseException as error:
             raise _Lost from error
         return self._done(worker, request, slices, work)
+
+    def _enter(self, runtime: Runtime) -> None:
+        """What it has to do once in every thread; if it cannot, that is not the query's fault."""
+        if id(runtime) not in self._entered.runtimes:
+            runtime.enter_thread()
+            self._entered.runtimes.add(id(runtime))
 
     def _failed(self, worker: Worker, slices: list[Slice], error: Exception) -> bool:
         with self._books.lock:
@@ -225,13 +231,15 @@ class Workers:
         return True
 
     def _run(self, work: Pieces) -> Any:
+        """All of one model: a request never holds slices of several."""
+        runtime = work[0][0].part.runtime
         for query, _, _ in work:
             if query.prepared is None:
-                query.prepared = self._runtime.prepare(query.inputs, query.scores)
+                query.prepared = runtime.prepare(query.inputs, query.scores)
         if len(work) == 1:
             query, lo, hi = work[0]
-            return self._runtime.execute(query.prepared, lo, hi)
-        return self._runtime.execute_together([(q.prepared, lo, hi) for q, lo, hi in work])
+            return runtime.execute(query.prepared, lo, hi)
+        return runtime.execute_together([(q.prepared, lo, hi) for q, lo, hi in work])
 
     def _done(self, worker: Worker, request: Request, slices: list[Slice], work: Pieces) -> bool:
         number = worker.number
@@ -256,7 +264,7 @@ class Workers:
 
     def _learn(self, work: Pieces, finished: list[Query], took_s: float, now: float) -> None:
         """How long a request took, and what became of promises. Under the lock."""
-        admission = self._books.admission
+        admission = work[0][0].part.admission
         if admission is not None:
             policy = work[0][0].policy
             most = policy.most_items if policy.adaptive else policy.batch_size

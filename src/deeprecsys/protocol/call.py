@@ -18,7 +18,8 @@ class Call:
     """outputs: the names asked for (None: all), and what the adapter wants to remember of each.
     arrived_s, parsed_s: when its first byte was here, and when it was read, on the server's
     clock. until_s: when the client stops waiting, on that clock. client: who asks, a key or an
-    address, by whatever the adapter tells clients apart."""
+    address, by whatever the adapter tells clients apart. hosted: the server's word for who answers
+    it."""
 
     model: str
     version: str
@@ -31,6 +32,7 @@ class Call:
     parsed_s: float = math.nan
     until_s: float = math.inf
     client: str = ""
+    hosted: Any = None
 
 
 def refuse_unsupported(parameters: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import Any
 
 
 class Reason(Enum):
@@ -34,8 +35,11 @@ class Reason(Enum):
 class Refusal(Exception):
     """One line for the client: what is wrong, and how to mend it; nothing of the host.
 
-    bound: which of a server's bounds refused it, by the name of its option.
+    bound: which of a server's bounds refused it, by the name of its option. hosted: the server's
+    word for who refused it, if a model's version did.
     """
+
+    hosted: Any = None
 
     def __init__(self, reason: Reason, message: str, bound: str = "") -> None:
         super().__init__(message)

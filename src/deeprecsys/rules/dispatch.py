@@ -4,7 +4,7 @@ Knows no threads, no clock and no tensors: time comes in as `now`, queries are t
 integers. The engine wraps it in a lock; the simulator must obey it query by query.
 
 First come, first served among a client's queries of one priority, equal shares between clients
-(`line`), and workers *pull*. Static policy: a free
+(`line`), shares by weight between models (`shares`), and workers *pull*. Static policy: a free
 worker takes one slice of `min(batch_size, items left)` items of the query at the head, so a query
 is cut lazily into full slices and a remainder. Adaptive: it takes its share of all that waits,
 coalescing queries when they are many. Queries of at least `offload_threshold` items go whole to the
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from deeprecsys.core import Policy, UserError
 from deeprecsys.rules.line import Entry, Line
+from deeprecsys.rules.shares import Share, Shares
 
 Slice = tuple[int, int, int]  # (query, lo, hi): items lo .. hi - 1
 # A priority of a lower number than this puts a client's query before its own others, not before
@@ -58,7 +59,8 @@ class Dispatcher:
     """Queue and splitting rule of one machine. Not thread-safe: its owner holds a lock.
 
     queued_items wait for the cores; offloaded_items [accelerators] wait for, or execute on, each
-    accelerator. most_items [accelerators]: of a request that it can hold (None: any).
+    accelerator. most_items [accelerators]: of a request that it can hold (None: any). There is one
+    model, number 0, unless more are added. max_queued_items: of each model.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Dispatcher:
         # Of what waits for, or is executed by, the cores, and each accelerator.
         self._open_cost, self._offloaded_cost = 0.0, [0.0] * accelerators
         self._most_items = list(most_items) or [None] * accelerators
-        self._lines: dict[int, Line] = {0: Line()}  # by priority, in its order; nearly always one
+        self._shares = Shares()
         self._queues = [Line() for _ in range(accelerators)]
         self._present = list(range(accelerators))
         self._open: dict[int, Entry] = {}
@@ -98,26 +100,29 @@ class Dispatcher:
         priority: int = 0,
         cost: float = 0.0,
         client: str = "",
+        model: int = 0,
     ) -> int | None:
         """Queues a query of `size >= 1` items: for which accelerator, None for the cores.
 
         priority: queries of a lower number go first, begun or not; client: who
         asks, with an equal share beside others (none: whoever runs this machine, whose priorities
-        hold against everybody). cost: what it adds to `ahead`, in whatever unit.
+        hold against everybody). cost: what it adds to `ahead`, in whatever unit, in which models
+        have their shares too.
         Raises QueueFull, and then takes none of it.
         A query larger than the whole bound is taken when nothing else waits: otherwise it
         could never be answered.
         """
-        self._check_room(size, client)
+        share = self._shares[model]
+        self._check_room(size, client, share)
         chosen = self.choice(size, policy)
         if chosen is None:
-            line = self._line(priority, client)
+            line = share.line(_level(priority, client))
             self._open_cost += cost
         else:
             line = self._queues[chosen]
             self._offloaded_cost[chosen] += cost
         entry = self._open[query] = Entry(
-            query, size, policy, line, chosen, priority, client, cost / size
+            query, size, policy, line, chosen, priority, client, cost / size, share
         )
         line.add(entry)
         self._wait(entry, size)
@@ -125,9 +130,21 @@ class Dispatcher:
             self._remember(deadline_s, query)
         return chosen
 
-    def _check_room(self, size: int, client: str) -> None:
+    def add_model(self, weight: float = 1.0) -> int:
+        """One more; its number."""
+        return self._shares.add(weight)
+
+    def remove_model(self, model: int) -> None:
+        """One of which no query is open: its number may be another's."""
+        self._shares.remove(model)
+
+    def weigh(self, model: int, weight: float) -> None:
+        """Of what is executed while several models wait, each has a share by its weight."""
+        self._shares.weigh(model, weight)
+
+    def _check_room(self, size: int, client: str, share: Share) -> None:
         bound = self.max_queued_items
-        waiting = self.queued_items + sum(self.offloaded_items)
+        waiting = share.items + sum(self.offloaded_items)
         if bound is None or not waiting:
             return
         if waiting + size > bound:
@@ -139,6 +156,7 @@ class Dispatcher:
         """So many of its items more (or fewer) wait for the cores, or for its accelerator."""
         if entry.accelerator is None:
             self.queued_items += items
+            self._shares.wait(entry.share, items)
         else:
             self.offloaded_items[entry.accelerator] += items
         if entry.client:
@@ -158,43 +176,28 @@ class Dispatcher:
 
         idle: how many workers are free, this one among them.
         """
-        entry = self._head()
-        if entry is None:
+        share = self._shares.next()
+        if share is None or (entry := share.head()) is None:
             return []
         policy = entry.policy
-        wanted = request_items(policy, self.queued_items, idle)
+        wanted = request_items(policy, share.items, idle)
         slices = [self._cut(entry, wanted)]
         if not policy.adaptive:
             return slices
         _, lo, hi = slices[0]
         wanted -= hi - lo
-        while wanted and (entry := self._head()) is not None and entry.policy == policy:
+        while wanted and (entry := share.head()) is not None and entry.policy == policy:
             _, lo, hi = piece = self._cut(entry, wanted)
             slices.append(piece)
             wanted -= hi - lo
         return slices
-
-    def _head(self) -> Entry | None:
-        """The first query with items that wait."""
-        for line in self._lines.values():
-            if line.items and (entry := line.head()) is not None:
-                return entry
-        return None
-
-    def _line(self, priority: int, client: str) -> Line:
-        """Where such queries wait for the cores."""
-        level = _level(priority, client)
-        if level not in self._lines:
-            kept = {level: line for level, line in self._lines.items() if line.items}
-            lines = self._lines if len(self._lines) < _SWEEP else kept
-            self._lines = dict(sorted({**lines, level: Line()}.items()))
-        return self._lines[level]
 
     def _cut(self, entry: Entry, items: int) -> Slice:
         """The next items of the query at the head, at most so many."""
         lo = entry.next
         items = min(items, entry.size - lo)
         entry.line.take(entry, items)
+        self._shares.take(entry.share, items * entry.item_cost, items)
         self._wait(entry, -items)
         return entry.id, lo, lo + items
 
@@ -235,17 +238,16 @@ class Dispatcher:
         backlog = policy.offload_backlog
         return None if backlog is not None and self.offloaded_items[least] > backlog else least
 
-    def ahead(self, priority: int = 0, client: str = "", size: int = 1) -> float:
-        """The cost on the cores that a new query of `size` would wait for."""
+    def ahead(
+        self, priority: int = 0, client: str = "", size: int = 1, model: int = 0, cost: float = 0.0
+    ) -> float:
+        """The cost on the cores that a new query of `size` and `cost` would wait for."""
         if not self._open:
             self._open_cost = 0.0  # sums of fractions do not return to nothing by themselves
-        cost, level = self._open_cost, _level(priority, client)
-        for other, line in self._lines.items():
-            if other > level:
-                cost -= line.cost
-            elif other == level:
-                cost -= line.cost - line.ahead(client, priority, size)
-        return max(0.0, cost)
+        own = self._shares[model]
+        before = own.ahead(_level(priority, client), client, priority, size)
+        executing = self._open_cost - self._shares.cost()
+        return max(0.0, executing + before + self._shares.others(own, before + cost))
 
     def ahead_offloaded(
         self, accelerator: int, priority: int = 0, client: str = "", size: int = 1
@@ -269,7 +271,7 @@ class Dispatcher:
             self._wait(entry, -entry.size)
             entry.accelerator, entry.next = None, 0
             entry.item_cost = cost(entry.size, entry.policy) / entry.size
-            entry.line = self._line(entry.priority, entry.client)
+            entry.line = entry.share.line(_level(entry.priority, entry.client))
             entry.line.add(entry, first=True)
             self._wait(entry, entry.size)
             self._open_cost += entry.size * entry.item_cost

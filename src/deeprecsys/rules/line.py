@@ -14,8 +14,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from typing import TYPE_CHECKING
 
 from deeprecsys.core import Policy
+
+if TYPE_CHECKING:
+    from deeprecsys.rules.shares import Share
 
 # Items that a client may be behind: some sixty queries' worth.
 CREDIT = 20_000
@@ -30,7 +34,7 @@ class Entry:
 
     __slots__ = (
         "accelerator", "client", "dropped", "id", "item_cost", "left", "line", "next", "policy",
-        "priority", "size",
+        "priority", "share", "size",
     )  # fmt: skip
 
     def __init__(
@@ -43,8 +47,10 @@ class Entry:
         priority: int,
         client: str,
         item_cost: float,
+        share: Share,
     ) -> None:
         self.id = id
+        self.share = share
         self.priority = priority
         self.client = client
         self.item_cost = item_cost

@@ -1,106 +1,74 @@
-"""The protocol-neutral core of the server: a call in, scores or a reason out.
+"""What a server does with a query, whatever protocol it came by, and what it says of itself.
 
-Knows an engine and what the model's inputs are; nothing of HTTP, gRPC, JSON or sockets, whose
-adapters call it from one thread, the event loop's. Answers come from the engine's workers.
+HTTP and gRPC are thin adapters in front of this: they translate bytes to a `Call` and an answer, or
+a `Refusal`, back to bytes. Finds the model that a query is for (`models`, `hosted`), and keeps what
+all of them share: bounds, state, counts.
 """
 
 from __future__ import annotations
 
-import math
-import threading
-import time
-import traceback
-from collections.abc import Callable
-from concurrent.futures import CancelledError
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from deeprecsys.artifacts.model import ModelFailed
-from deeprecsys.core import SLA, Answer, InputSpec, Policy, UserError
-from deeprecsys.engine import (
-    DeadlineExceeded,
-    Engine,
-    EngineClosed,
-    Ticket,
-    TooLate,
-    WorkerLost,
-)
+from deeprecsys.engine import Engine, Ticket
 from deeprecsys.protocol.call import Call
-from deeprecsys.protocol.reasons import Reason, Refusal, invalid
+from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Array
-from deeprecsys.rules.dispatch import QueueFull
-from deeprecsys.serving.bounds import Bounds, Budget, over
+from deeprecsys.serving.bounds import Bounds, Budget
+from deeprecsys.serving.hosted import LAST_PRIORITY, VERSION, Hosted, Served, clock, fault
+from deeprecsys.serving.models import Hosting
 from deeprecsys.serving.observed import Observed
 from deeprecsys.serving.rates import Rates
+from deeprecsys.serving.recent import Recent
 from deeprecsys.serving.threads import Threads
 
 if TYPE_CHECKING:
     from deeprecsys.serving.native import NativeHttp
 
-VERSION = "1"
-# The protocol's priorities: 1 goes first; 0, none given, stands in the middle.
-LAST_PRIORITY, _USUAL_PRIORITY = 9, 5
-_LONGEST_US = 86_400_000_000  # a `timeout` beyond a day is one of a day
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
-
-clock = time.perf_counter
-
-
-@dataclass(frozen=True, slots=True)
-class Served:
-    """What is served, and under which rules.
-
-    deadline_s: of a query that brings none (None: it has no deadline). admit: turn away at once
-    what would be late. longest_s: of one request on one worker, before it counts as hung.
-    """
-
-    name: str
-    policy: Policy
-    sla: SLA
-    deadline_s: float | None
-    admit: bool = True
-    longest_s: float = 30.0
-    log_queries: bool = False
 
 
 class DataPlane:
-    """`state`: "starting" until `open`, "ready", "draining" (it still takes queries), "finishing"
-    (on the connections that it has), "ended".
+    """`state`: "starting" until its models are loaded, "ready", "draining" (it still takes
+    queries), "finishing" (on the connections that it has), "ended".
 
     log: told of failures that are not the client's; with `Served.log_queries`, of every query.
     """
 
     def __init__(
         self,
-        served: Served,
+        names: tuple[str, ...],
         bounds: Bounds | None = None,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        self.served, self.bounds, self.log = served, bounds or Bounds(), log
+        self.bounds, self.log = bounds or Bounds(), log
         self.waiting = Budget(self.bounds.waiting_bytes, "max-waiting-mb")
         self.rates = Rates(self.bounds.client_qps)
         self.threads = Threads()
-        self.observed = Observed()
+        self.recent = Recent()
+        self.observed = Observed()  # of all models, and of what asked for none
+        self.of_no_model = dict.fromkeys(Reason, 0)  # queries refused
         self.state = "starting"
-        self.engine: Engine | None = None
-        self.infer_path = f"/v2/models/{served.name}/infer"
-        self._lock = threading.Lock()
-        self._taken = self._finished = 0  # queries
+        self.models = {name: Hosting(name) for name in names}
+        self.engine: Engine | None = None  # whose workers all models have
         self.native: NativeHttp | None = None
 
-    def open(self, engine: Engine) -> None:
-        self.engine = engine
-        self.inputs: tuple[InputSpec, ...] = engine.model.inputs
-        self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
-        self._answer = Answer(engine.model.outputs)
-        self._outputs = {*(output.name for output in engine.model.outputs), ""}
-        self.observed.workers = engine.workers
+    def open(self) -> None:
+        """All of its models are here."""
+        self.engine = next(self.hosted()).engine
+        self.observed.workers = self.engine.workers
         self.state = "ready"
+
+    def hosted(self) -> Iterator[Hosted]:
+        """Every version of every model in memory."""
+        for model in list(self.models.values()):
+            yield from list(model.versions.values())
 
     @property
     def pending(self) -> int:
         """Queries taken and not answered."""
-        return self._taken - self._finished + (self.native.pending if self.native else 0)
+        here = sum(hosted.pending for hosted in self.hosted())
+        return here + (self.native.pending if self.native else 0)
 
     def seen(self) -> Observed:
         """What was observed until now, also of what needed no Python."""
@@ -119,75 +87,69 @@ class DataPlane:
 
     @property
     def ready(self) -> bool:
+        """It takes queries; overload does not change that."""
         return self.state == "ready" and self.live
 
-    def infer(self, call: Call, done: Callable[[Array | Refusal], None]) -> Ticket:
-        """Takes the query, or raises Refusal; from any thread. `done` is called once, from any
-        thread, perhaps before this returns."""
-        self.check_model(call.model, call.version)
-        engine = self.serving()
-        if call.outputs is not None and (other := call.outputs.keys() - self._outputs):
-            names = ", ".join(output.name for output in self._answer.outputs)
-            raise invalid(f"no output {min(other)!r}: the model has {names}")
-        self._check_datatypes(call)
-        self._check_size(call)
-        deadline_s, priority = self._deadline_s(call), _priority(call)
-        call.parsed_s = now = clock()
-        until_s = call.until_s if deadline_s is None else call.arrived_s + deadline_s
-        until_s = min(until_s, call.until_s)
-        left_s = None if until_s == math.inf else until_s - now
-        if left_s is not None and left_s <= 0:
-            raise Refusal(Reason.DEADLINE, "the deadline passed before the query was read")
-        served = self.served
-        try:
-            ticket = engine.offer(
-                call.inputs,
-                served.policy,
-                left_s,
-                priority=priority,
-                client=call.client,
-                admit=served.admit,
-                done=lambda answer: done(self._outcome(answer)),
-            )
-        except UserError as error:
-            raise invalid(str(error)) from None
-        except TooLate as error:
-            raise Refusal(Reason.OVERLOADED, f"overloaded: {error}") from None
-        except QueueFull as error:
-            raise Refusal(Reason.OVERLOADED, f"overloaded: {error}") from None
-        except EngineClosed:
-            raise Refusal(Reason.UNAVAILABLE, "the server is shutting down") from None
-        with self._lock:
-            self._taken += 1
-        return ticket
+    def is_ready(self, model: str, version: str = "") -> bool:
+        return self.ready and self.has_model(model, version) and self.models[model].ready
 
-    def asked_for(self, call: Call) -> list[str]:
-        """The outputs that a query wants, in the order in which it wants them: all, unless said."""
-        wanted = [name for name in call.outputs or () if name]
-        return wanted or [output.name for output in self._answer.outputs]
+    def find(self, model: str, version: str, id: str = "", arrived_s: float = 0.0) -> Hosted:
+        """Who answers such a query; Refusal if nobody does."""
+        found = self.model(model)
+        self.serving()
+        return found.choose(version, id, arrived_s)
+
+    def model(self, name: str) -> Hosting:
+        found = self.models.get(name)
+        if found is None:
+            served = ", ".join(self.models)
+            raise Refusal(Reason.NOT_FOUND, f"unknown model {name[:80]!r}; served: {served}")
+        return found
+
+    def infer(self, call: Call, done: Callable[[Array | Refusal], None]) -> Ticket:
+        """As `Hosted.infer`, by who answers for its model and version."""
+        hosted = call.hosted = self.find(call.model, call.version, call.id, call.arrived_s)
+        try:
+            return hosted.infer(call, done)
+        except Refusal as refusal:
+            refusal.hosted = hosted
+            raise
 
     def named(self, call: Call, scores: Array) -> dict[str, Array]:
-        """Those outputs of an answer."""
-        every = self._answer.split(scores)
-        return {name: every[name] for name in self.asked_for(call)}
+        """The outputs of an answer that a query wants."""
+        return call.hosted.named(call, scores)  # type: ignore[no-any-return]
 
     def finished(self, call: Call, ticket: Ticket, outcome: Array | Refusal) -> None:
         """Whoever took `done` says so here, in the event loop's thread."""
-        self._finished += 1
         now_s = clock()
         self.observed.finished(call, ticket, outcome, now_s)
-        if self.served.log_queries:
+        call.hosted.finished(call, ticket, outcome, now_s)
+        if not isinstance(outcome, Refusal):
+            self.recent.add(call, outcome)
+        if call.hosted.served.log_queries:
             self.log("query", **_said(call, ticket, outcome, now_s))
         elif isinstance(outcome, Refusal):
             self._log_failure(outcome, call.id)
 
-    def refused(self, refusal: Refusal, *, query: bool) -> None:
-        """A request that no query came of. query: it asked for inference. In the loop's thread."""
+    def refused(self, refusal: Refusal, *, query: bool, model: str = "") -> None:
+        """A request that no query came of. query: it asked for inference, of that model. In the
+        loop's thread."""
         self.observed.refused(refusal, query=query)
-        if query and self.served.log_queries:
+        asked, hosted = self.models.get(model), refusal.hosted
+        if hosted is None and asked is not None and asked.ready:
+            hosted = asked.stable
+        if query and hosted is not None:
+            hosted.observed.refused(refusal, query=True)
+        elif query:
+            self.of_no_model[refusal.reason] += 1
+        if query and self.logs_queries:
             self.log("query", id="", status=refusal.reason.status, why=refusal.message)
         elif refusal.bound != "max-connections":  # which are logged once a second
             self._log_failure(refusal, "")
+
+    @property
+    def logs_queries(self) -> bool:
+        return any(hosted.served.log_queries for hosted in self.hosted())
 
     def failed_natively(self, refusal: Refusal, id: str) -> None:
         """A query that needed no Python ended so. In the loop's thread."""
@@ -198,16 +160,15 @@ class DataPlane:
         self.observed.bounded(option)
 
     def fault(self, error: BaseException, path: str = "") -> None:
-        """A fault of ours, or of the model."""
-        text = "".join(traceback.format_exception(error))
-        self.log("fault", error=repr(error), path=path, traceback=text[-4000:])
+        """A fault of ours."""
+        fault(self.log, error, path)
 
     def _log_failure(self, refusal: Refusal, id: str) -> None:
         if refusal.reason.status >= 500:
             self.log("failed", id=id, status=refusal.reason.status, why=refusal.message)
 
     def serving(self) -> Engine:
-        """The engine; Refusal unless it takes queries."""
+        """The engine whose workers all models have; Refusal unless it takes queries."""
         if self.state == "starting" or self.engine is None:
             raise Refusal(Reason.UNAVAILABLE, "the model is being loaded")
         if self.state == "ended":
@@ -215,15 +176,17 @@ class DataPlane:
         return self.engine
 
     def has_model(self, name: str, version: str = "") -> bool:
-        return name == self.served.name and version in ("", VERSION)
+        try:
+            self.check_model(name, version)
+        except Refusal:
+            return False
+        return True
 
     def check_model(self, name: str, version: str = "") -> None:
-        if name != self.served.name:
-            raise Refusal(
-                Reason.NOT_FOUND, f"unknown model {name[:80]!r}; served: {self.served.name}"
-            )
-        if version not in ("", VERSION):
-            raise Refusal(Reason.NOT_FOUND, f"{name} has version {VERSION}, not {version[:20]!r}")
+        """Refusal for one that there is not."""
+        hosting = self.model(name)
+        if hosting.ready:
+            hosting.choose(version)
 
     def server_metadata(self) -> dict[str, Any]:
         from importlib.metadata import version
@@ -234,122 +197,30 @@ class DataPlane:
             "extensions": list(EXTENSIONS),
         }
 
-    def model_metadata(self) -> dict[str, Any]:
-        engine = self.serving()
-        inputs = [
-            {"name": spec.name, "datatype": spec.datatype, "shape": [-1, *spec.shape]}
-            for spec in self.inputs
-        ]
-        outputs = [
-            {"name": output.name, "datatype": output.datatype, "shape": [-1, *output.shape]}
-            for output in self._answer.outputs
-        ]
-        return {
-            "name": self.served.name,
-            "versions": [VERSION],
-            "platform": f"deeprecsys_{engine.runtime.name}",
-            "inputs": inputs,
-            "outputs": outputs,
-        }
+    def model_metadata(self, model: str, version: str = "") -> dict[str, Any]:
+        versions = list(self.model(model).versions)
+        return self.find(model, version).metadata() | {"versions": versions}
 
-    def model_config(self) -> dict[str, Any]:
-        """Triton's form; `parameters` say what the protocol has no words for: each table's rows,
-        which inputs may come with one row for all candidates, policy, execution, target; of a
-        user's own model also which output is the score, what it is and of which tasks."""
-        meta = self.model_metadata()
-        said: dict[str, Any] = {
-            "workers": self.serving().workers,
-            "policy": self.served.policy.to_json(),
-            "execution": str(self.served.policy.execution),
-            "sla": str(self.served.sla),
-            **getattr(self.serving().model, "said", {}),  # of a user's own
-        }
-        for spec in self.inputs:
-            if spec.rows is not None:
-                said[f"rows.{spec.name}"] = spec.rows
-            if spec.scope == "query":
-                said[f"scope.{spec.name}"] = "query"
-            if spec.ragged:
-                said[f"ragged.{spec.name}"] = spec.ragged
-            if spec.bounds:
-                said[f"counts.{spec.name}"] = spec.bounds
-        return {
-            "name": meta["name"],
-            "platform": meta["platform"],
-            "backend": "deeprecsys",
-            "max_batch_size": 0,
-            "input": [
-                {"name": i["name"], "data_type": f"TYPE_{i['datatype']}", "dims": i["shape"]}
-                for i in meta["inputs"]
-            ],
-            "output": [
-                {"name": o["name"], "data_type": f"TYPE_{o['datatype']}", "dims": o["shape"]}
-                for o in meta["outputs"]
-            ],
-            "parameters": {name: {"string_value": str(value)} for name, value in said.items()},
-        }
+    def model_config(self, model: str, version: str = "") -> dict[str, Any]:
+        return self.find(model, version).config()
 
-    def statistics(self) -> dict[str, Any]:
-        executed = self.engine.load().requests if self.engine else 0
-        about = {"name": self.served.name, "version": VERSION}
-        return {"model_stats": [about | self.seen().statistics(executed)]}
+    def statistics(self, model: str = "", version: str = "") -> dict[str, Any]:
+        """Of one model, or of all."""
+        self.seen()
+        if model:
+            chosen = self.model(model).versions
+            found = [self.find(model, version)] if version else list(chosen.values())
+        else:
+            found = list(self.hosted())
+        return {"model_stats": [hosted.statistics() for hosted in found]}
 
     def index(self) -> list[dict[str, str]]:
-        state = "READY" if self.state == "ready" else "UNAVAILABLE"
-        reason = "" if self.state == "ready" else self.state
-        return [{"name": self.served.name, "version": VERSION, "state": state, "reason": reason}]
-
-    def _check_datatypes(self, call: Call) -> None:
-        for name, datatype in call.datatypes.items():
-            expected = self._datatypes.get(name)
-            if expected is not None and datatype != expected:
-                raise invalid(f"input {name} is {expected}, not {datatype[:20]}")
-
-    def _deadline_s(self, call: Call) -> float | None:
-        """Parameter `timeout`, in microseconds; 0 and none: the server's own."""
-        timeout = call.parameters.get("timeout", 0)
-        if not isinstance(timeout, int) or isinstance(timeout, bool) or timeout < 0:
-            raise invalid("parameter timeout must be a whole number of microseconds")
-        if timeout >= 1 << 63:
-            raise invalid("parameter timeout must be under 2^63 microseconds")
-        return min(timeout, _LONGEST_US) / 1e6 if timeout else self.served.deadline_s
-
-    def _check_size(self, call: Call) -> None:
-        most = self.bounds.candidates
-        for spec in self.inputs:
-            column = call.inputs.get(spec.name)
-            if spec.scope == "candidate" and column is not None:
-                if column.ndim and len(column) > most:
-                    message = f"a query has at most {most} candidates, not {len(column)}"
-                    raise over(Reason.TOO_LARGE, message, "max-candidates")
-                return
-
-    def _outcome(self, answer: Array | BaseException) -> Array | Refusal:
-        match answer:
-            case CancelledError():
-                return Refusal(Reason.CANCELLED, "the query was cancelled")
-            case DeadlineExceeded():
-                return Refusal(Reason.DEADLINE, "the deadline passed before the query was finished")
-            case WorkerLost():
-                return Refusal(Reason.UNAVAILABLE, f"{answer}; it has been replaced: ask again")
-            case EngineClosed():
-                return Refusal(Reason.UNAVAILABLE, "the server is shutting down")
-            case ModelFailed():
-                self.fault(answer, "the model")
-                return Refusal(Reason.INTERNAL, f"the model failed: {answer}")
-            case BaseException():
-                self.fault(answer, "the model")
-                return Refusal(Reason.INTERNAL, f"the model failed: {type(answer).__name__}")
-        return answer
-
-
-def _priority(call: Call) -> int:
-    priority = call.parameters.get("priority", 0)
-    if priority == 0 and not isinstance(priority, bool):
-        return _USUAL_PRIORITY
-    if not isinstance(priority, int) or priority not in range(1, LAST_PRIORITY + 1):
-        raise invalid("parameter priority must be 1 (first) to 9 (last), or 0 for none")
-    return priority
+        if self.state == "ready":
+            return [row for model in self.models.values() for row in model.index()]
+        return [
+            {"name": name, "version": VERSION, "state": "UNAVAILABLE", "reason": self.state}
+            for name in self.models
+        ]
 
 
 def _said(call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) -> dict[str, Any]:
@@ -357,9 +228,14 @@ def _said(call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) ->
     ok = not isinstance(outcome, Refusal)
     return {
         "id": call.id,
+        "model": call.model,
+        "version": call.hosted.version,
         "status": 200 if ok else outcome.reason.status,  # type: ignore[union-attr]
         "items": len(ticket.query.scores),
         "took_ms": round((now_s - call.arrived_s) * 1e3, 3),
         "queue_ms": round((ticket.start_s - call.parsed_s) * 1e3, 3) if ok else None,
         "compute_ms": round((ticket.finish_s - ticket.start_s) * 1e3, 3) if ok else None,
     }
+
+
+__all__ = ["EXTENSIONS", "LAST_PRIORITY", "VERSION", "DataPlane", "Served", "clock"]

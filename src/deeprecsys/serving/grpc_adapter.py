@@ -30,7 +30,7 @@ from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
 from deeprecsys.serving.bounds import Bounds, Hold, over
-from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
+from deeprecsys.serving.dataplane import DataPlane, clock
 from deeprecsys.serving.gate import Gate
 from deeprecsys.serving.grpc_queue import GrpcQueue, newest_server
 from deeprecsys.serving.looks import Looks
@@ -288,8 +288,8 @@ class _Methods:
 
     async def ModelReady(self, asked: Asked) -> Any:
         request = _read("ModelReadyRequest", asked)
-        known = self._plane.has_model(request.name, request.version)
-        return message("ModelReadyResponse")(ready=known and self._plane.ready)
+        ready = self._plane.is_ready(request.name, request.version)
+        return message("ModelReadyResponse")(ready=ready)
 
     async def ServerMetadata(self, asked: Asked) -> Any:
         return message("ServerMetadataResponse")(**self._plane.server_metadata())
@@ -297,12 +297,13 @@ class _Methods:
     async def ModelMetadata(self, asked: Asked) -> Any:
         request = _read("ModelMetadataRequest", asked)
         self._plane.check_model(request.name, request.version)
-        return message("ModelMetadataResponse")(**self._plane.model_metadata())
+        said = self._plane.model_metadata(request.name, request.version)
+        return message("ModelMetadataResponse")(**said)
 
     async def ModelConfig(self, asked: Asked) -> Any:
         request = _read("ModelConfigRequest", asked)
         self._plane.check_model(request.name, request.version)
-        config = self._plane.model_config()
+        config = self._plane.model_config(request.name, request.version)
         for tensor in (*config["input"], *config["output"]):
             tensor["data_type"] = data_type(tensor["data_type"].removeprefix("TYPE_"))
         parameter = message("ModelParameter")
@@ -315,7 +316,8 @@ class _Methods:
         request = _read("ModelStatisticsRequest", asked)
         if request.name:
             self._plane.check_model(request.name, request.version)
-        return message("ModelStatisticsResponse")(**self._plane.statistics())
+        said = self._plane.statistics(request.name, request.version)
+        return message("ModelStatisticsResponse")(**said)
 
     async def RepositoryIndex(self, asked: Asked) -> Any:
         return message("RepositoryIndexResponse")(models=self._plane.index())
@@ -349,7 +351,7 @@ class _Methods:
             self._probes.left(context)
 
     def _status(self, service: str) -> int:
-        if service not in ("", SERVICE, self._plane.served.name):
+        if service not in ("", SERVICE, *self._plane.models):
             return _SERVICE_UNKNOWN
         return _SERVING if self._plane.ready else _NOT_SERVING
 
@@ -451,7 +453,8 @@ def _inflated(plane: DataPlane | None, body: Buffer, encoding: str, hold: Hold) 
 
 
 def _answer(call: Call, outputs: Mapping[str, Array]) -> Any:
-    reply = message("ModelInferResponse")(model_name=call.model, model_version=VERSION, id=call.id)
+    version = call.hosted.version
+    reply = message("ModelInferResponse")(model_name=call.model, model_version=version, id=call.id)
     for name, array in outputs.items():
         datatype = tensors.datatype_of(array)
         reply.outputs.add(name=name, datatype=datatype, shape=array.shape)

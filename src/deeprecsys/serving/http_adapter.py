@@ -28,7 +28,7 @@ from deeprecsys.protocol.tensors import Array, Buffer
 from deeprecsys.serving import files
 from deeprecsys.serving import http_routes as routes
 from deeprecsys.serving.bounds import Hold, over
-from deeprecsys.serving.dataplane import VERSION, clock
+from deeprecsys.serving.dataplane import clock
 from deeprecsys.serving.http_head import Chunks, Head
 from deeprecsys.serving.http_routes import Answer
 from deeprecsys.serving.native import Handed, NativeHttp
@@ -319,10 +319,8 @@ class Connection(asyncio.BufferedProtocol):
             self._fault(error)
 
     def _route(self, head: Head, body: Buffer) -> None:
-        plane, model = self.site.plane, None
-        if head.method == "POST":
-            usual = head.path == plane.infer_path  # nearly all there is
-            model = (plane.served.name, "") if usual else routes.asked_model(head.path)
+        plane = self.site.plane
+        model = routes.asked_model(head.path) if head.method == "POST" else None
         if model is not None:
             self._infer(head, *model, body)
             return
@@ -426,7 +424,7 @@ class Connection(asyncio.BufferedProtocol):
     def _is_short(self, head: Head, call: Call, scores: Array) -> bool:
         if scores.size <= _SHORT_ANSWER:
             return True
-        binary = all(wire.is_binary(call, name) for name in self.site.plane.asked_for(call))
+        binary = all(wire.is_binary(call, name) for name in call.hosted.asked_for(call))
         return binary and not head.text(b"accept-encoding")
 
     def _answer_long(self, head: Head, call: Call, scores: Array) -> None:
@@ -438,7 +436,7 @@ class Connection(asyncio.BufferedProtocol):
         self.site.plane.threads.submit(make, call.client)
 
     def _scores(self, head: Head, call: Call, scores: Array) -> Answer:
-        text, data = wire.answer(call, VERSION, self.site.plane.named(call, scores))
+        text, data = wire.answer(call, call.hosted.version, self.site.plane.named(call, scores))
         parts: Sequence[Buffer] = [text, *data]
         headers = [routes.JSON]
         if data:
@@ -459,8 +457,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._ending:
             return
         head = self._head
-        query = head is not None and routes.asked_model(head.path) is not None
-        self.site.plane.refused(refusal, query=query)
+        asked = routes.asked_model(head.path) if head is not None else None
+        model = asked[0] if asked is not None else ""
+        self.site.plane.refused(refusal, query=asked is not None, model=model)
         self._answer(routes.refused(refusal), close=not keep)
 
     def _answer(self, answer: Answer, *, close: bool = False) -> None:

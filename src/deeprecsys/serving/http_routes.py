@@ -18,7 +18,7 @@ from deeprecsys.serving.dataplane import DataPlane
 from deeprecsys.serving.page import CONTENT_SECURITY_POLICY
 
 Header = tuple[bytes, bytes]
-Page = Callable[[], tuple[bytes, bytes]]  # content type and body
+Page = Callable[[str], tuple[bytes, bytes]]  # of a URL's query: content type and body
 
 JSON = (b"content-type", b"application/json")
 OCTETS = (b"content-type", b"application/octet-stream")
@@ -90,7 +90,7 @@ def answer(plane: DataPlane, pages: Mapping[str, Page], method: str, path: str) 
                 Reason.UNSUPPORTED, "this server loads its one model when it starts: restart it"
             )
         case "GET", _ if page in pages:
-            kind, content = pages[page]()
+            kind, content = pages[page](path.partition("?")[2])
             return Answer(200, [(b"content-type", kind), _POLICY], [content])
         case _ if _exists(parts) or page in pages:
             raise Refusal(Reason.METHOD, f"{method[:20]} is not what this path takes")
@@ -104,13 +104,14 @@ def _of_model(plane: DataPlane, model: str, rest: Sequence[str]) -> Answer:
     plane.check_model(model, version)
     match rest:
         case []:
-            return said(200, plane.model_metadata())
+            return said(200, plane.model_metadata(model, version))
         case ["ready"]:
-            return said(200 if plane.ready else 503, {"name": model, "ready": plane.ready})
+            ready = plane.is_ready(model, version)
+            return said(200 if ready else 503, {"name": model, "ready": ready})
         case ["config"]:
-            return said(200, plane.model_config())
+            return said(200, plane.model_config(model, version))
         case ["stats"]:
-            return said(200, plane.statistics())
+            return said(200, plane.statistics(model, version))
         case ["infer"]:
             raise Refusal(Reason.METHOD, "infer takes POST")
     raise Refusal(Reason.NOT_FOUND, "no such path")

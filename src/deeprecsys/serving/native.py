@@ -16,28 +16,31 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from deeprecsys._native import Core, Door, Executor
+from deeprecsys._native import Core, Door, Executor, Service
 from deeprecsys.core import InputSpec, OutputSpec
-from deeprecsys.engine import Engine, EngineClosed
+from deeprecsys.engine import EngineClosed
 from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.wire import unsayable_line
 from deeprecsys.rules.admission import Admission
 from deeprecsys.serving import files
-from deeprecsys.serving.dataplane import LAST_PRIORITY, VERSION, DataPlane
+from deeprecsys.serving.dataplane import LAST_PRIORITY, DataPlane
+from deeprecsys.serving.hosted import Hosted
+from deeprecsys.serving.models import Hosting
 
 _COLLECT_S = 0.1
 # Larger queries are rare, and take so long that what Python adds does not count.
 _MOST_ITEMS, _MOST_BYTES = 4096, 8 << 20
 _DATATYPES = ("FP32", "INT32", "INT64")
 _TIMES = ("arrived_s", "parsed_s", "start_s", "finish_s", "answered_s", "expected_s", "left_s")
-ANSWERED = np.dtype([*((name, "f8") for name in _TIMES),
-                     *((name, "i8") for name in ("items", "priority", "status"))])  # fmt: skip
+_NUMBERS = ("items", "priority", "status", "service")
+ANSWERED = np.dtype([*((name, "f8") for name in _TIMES), *((name, "i8") for name in _NUMBERS)])
 _REASONS = {reason.status: reason for reason in Reason}
 _encode = msgspec.json.Encoder().encode
 
@@ -62,25 +65,76 @@ class NativeHttp:
     def __init__(
         self,
         plane: DataPlane,
-        engine: Engine,
         core: Core,
-        executor: Executor,
         key: str | None,
         take: Callable[[socket.socket, Handed], Any],
         failed: Callable[[BaseException], None],
     ) -> None:
-        self._plane, self._engine, self._take = plane, engine, take
+        self._plane, self._core, self._take = plane, core, take
         self._loop = asyncio.get_running_loop()
-        self._door = _door(plane, engine, core, executor, key)
+        bounds = plane.bounds
+        self._door = Door(
+            core,
+            key=key or "",
+            body_bytes=min(bounds.body_bytes, _MOST_BYTES),
+            waiting_bytes=bounds.waiting_bytes,
+            idle_s=bounds.idle_s,
+            last_file=files.limit() - 1 - files.spare(),
+        )
+        self._services: dict[int, Hosted] = {}
+        self._numbers = count()
         self._tasks = set[asyncio.Task[Any]]()
         self._failed = failed
         self._thread = threading.Thread(target=self._run, name="door", daemon=True)
         self._collecting: asyncio.TimerHandle | None = None
         self.taking = True  # what others give back
-        self.collect()
         self._loop.add_reader(self._door.signal, self._take_strays)
         self._thread.start()
         self._collect_again()
+
+    def add(self, hosted: Hosted, executor: Executor | None) -> None:
+        """Its queries need no Python from when `route` says that it answers, where it has an
+        executor."""
+        if executor is None:
+            return
+        number = next(self._numbers)
+        hosted.native = _service(self._plane, hosted, self._core, executor, number)
+        self._services[number] = hosted
+        self._learn(hosted, hosted.engine.learn(()))
+
+    def route(self, model: Hosting) -> None:
+        """Queries that begin to come from now on are answered as its traffic says."""
+        traffic, path = model.traffic, f"/v2/models/{model.name}"
+        usual = other = None
+        if traffic is not None:
+            usual = model.versions[traffic.stable].native
+            if traffic.canary is not None and usual is not None:
+                other = model.versions[traffic.canary].native
+                usual = None if other is None else usual  # Python chooses between them
+        share = traffic.share if traffic is not None else 0.0
+        self._door.serve(f"{path}/infer", usual, other, share)
+        for version, hosted in model.versions.items():
+            self._door.serve(f"{path}/versions/{version}/infer", hosted.native)
+
+    def withdraw(self, hosted: Hosted) -> None:
+        """Nobody is sent to it by its version any more."""
+        self._door.serve(f"/v2/models/{hosted.name}/versions/{hosted.version}/infer", None)
+
+    def forget(self, hosted: Hosted) -> bool:
+        """Once nothing uses it; False: something does still."""
+        service = hosted.native
+        if service is None:
+            return True
+        if service.uses:
+            return False
+        self.collect()
+        self._services = {n: one for n, one in self._services.items() if one is not hosted}
+        hosted.native = None
+        return True
+
+    def sample_every(self, seconds: float) -> None:
+        """Keeps one query whole every so many seconds; infinity: none."""
+        self._door.sample_every(seconds)
 
     @property
     def connections(self) -> int:
@@ -142,21 +196,30 @@ class NativeHttp:
         """Writes down what was answered since the last time, and tells the door what requests
         take."""
         rows = self._write_down()
-        with suppress(EngineClosed):
-            self._learn(self._engine.learn(_promises(rows)))
+        for number, hosted in list(self._services.items()):
+            with suppress(EngineClosed):
+                own = rows[rows["service"] == number]
+                self._learn(hosted, hosted.engine.learn(_promises(own)))
+        for number, arrived_s, json_bytes, body, scores in self._door.take_samples():
+            if (kept := self._services.get(number)) is not None:
+                self._plane.recent.add_native(kept, arrived_s, json_bytes, body, scores)
 
     def _write_down(self) -> NDArray[Any]:
         rows = np.frombuffer(self._door.take_answered(), ANSWERED)
         if len(rows):
             self._plane.observed.finished_natively(rows, _REASONS)
-        for status, id, why in self._door.take_failed():
+            for number in np.unique(rows["service"]).tolist():
+                if (hosted := self._services.get(number)) is not None:
+                    own = rows[rows["service"] == number]
+                    hosted.observed.finished_natively(own, _REASONS)
+        for _, status, id, why in self._door.take_failed():
             self._plane.failed_natively(Refusal(_REASONS[status], why), id)
         return rows
 
-    def _learn(self, admission: Admission | None) -> None:
-        if admission is not None:
+    def _learn(self, hosted: Hosted, admission: Admission | None) -> None:
+        if admission is not None and hosted.native is not None:
             factors = [admission.factor(priority) for priority in range(LAST_PRIORITY + 1)]
-            self._door.learn(admission.pace, admission.workers, factors)
+            self._door.learn(hosted.native, admission.pace, admission.workers, factors)
 
     def _run(self) -> None:
         try:
@@ -182,15 +245,28 @@ def open_natively(
     take: Callable[[socket.socket, Handed], Any],
     failed: Callable[[BaseException], None],
 ) -> NativeHttp | None:
-    """None: its queries need Python, or an option of the server does."""
-    engine, served = plane.serving(), plane.served
-    if served.log_queries or plane.bounds.client_qps is not None:
+    """For what is served now. None: all queries need Python, or an option of the server does."""
+    if plane.bounds.client_qps is not None:
         return None
-    model = engine.model
-    if not all(map(_is_plain, model.inputs)) or not _is_scores(model.outputs):
+    executors = {hosted: executor_of(hosted) for hosted in plane.hosted()}
+    if not any(executors.values()):
         return None
-    found = engine.native(served.policy)
-    return NativeHttp(plane, engine, *found, key, take, failed) if found else None
+    native = NativeHttp(plane, plane.serving().core, key, take, failed)
+    for hosted, executor in executors.items():
+        native.add(hosted, executor)
+    for model in plane.models.values():
+        native.route(model)
+    return native
+
+
+def executor_of(hosted: Hosted) -> Executor | None:
+    """What executes its queries; None: they need Python."""
+    model = hosted.engine.model
+    plain = all(map(_is_plain, model.inputs)) and _is_scores(model.outputs)
+    if not plain or hosted.served.log_queries:
+        return None
+    found = hosted.engine.native(hosted.served.policy)
+    return None if found is None else found[1]
 
 
 def _is_plain(spec: InputSpec) -> bool:
@@ -202,26 +278,27 @@ def _is_scores(outputs: tuple[OutputSpec, ...]) -> bool:
     return len(outputs) == 1 and outputs[0].datatype == "FP32"
 
 
-def _door(
-    plane: DataPlane, engine: Engine, core: Core, executor: Executor, key: str | None
-) -> Door:
-    served, bounds, model = plane.served, plane.bounds, engine.model
+def _service(
+    plane: DataPlane, hosted: Hosted, core: Core, executor: Executor, number: int
+) -> Service:
+    served, model, engine = hosted.served, hosted.engine.model, hosted.engine
     counted = next((s for s in model.inputs if s.scope == "candidate"), model.inputs[0]).name
     output = model.outputs[0]
-    most = min(bounds.candidates, _MOST_ITEMS)
+    most = min(plane.bounds.candidates, _MOST_ITEMS)
     work_s, own_s = engine.predicted(served.policy, most)
     shape = "".join(f",{size}" for size in output.shape)
     opening = {"name": output.name, "datatype": output.datatype}
-    return Door(
+    about = {"model_name": served.name, "model_version": hosted.version}
+    return Service(
         core,
         executor,
         [(s.name, s.datatype, list(s.shape), s.rows or 0, s.scope == "query", s.name == counted)
          for s in model.inputs],
         served.policy,
-        paths=[plane.infer_path, plane.infer_path.replace("/infer", f"/versions/{VERSION}/infer")],
-        key=key or "",
+        number=number,
+        model=engine.number,
         output=output.name,
-        before=f'{{"model_name":{_encode(served.name).decode()},"model_version":"{VERSION}",',
+        before=f"{_encode(about).decode()[:-1]},",
         opening=f'"outputs":[{_encode(opening).decode()[:-1]},"shape":[',
         middle=f"{shape}],",
         unsayable=_encode(unsayable_line(output.name)).decode()[1:-1],
@@ -231,10 +308,7 @@ def _door(
         deadline_s=math.inf if served.deadline_s is None else served.deadline_s,
         work_s=work_s,
         own_s=own_s,
-        body_bytes=min(bounds.body_bytes, _MOST_BYTES),
-        waiting_bytes=bounds.waiting_bytes,
-        idle_s=bounds.idle_s,
-        last_file=files.limit() - 1 - files.spare(),
+        factors=[1.0] * (LAST_PRIORITY + 1),
     )  # fmt: skip
 
 
@@ -248,4 +322,4 @@ def _promises(rows: NDArray[Any]) -> list[tuple[float, float, float, int]]:
     return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
-__all__ = ["ANSWERED", "Handed", "NativeHttp", "open_natively"]
+__all__ = ["ANSWERED", "Handed", "NativeHttp", "executor_of", "open_natively"]

@@ -40,19 +40,20 @@ HISTORY_S, RECENT_S, SIZES_S = 300, 10, 60
 
 
 class Histogram:
-    """Counts by `EDGES_S` (and beyond), and their sum."""
+    """Counts by `edges_s` (and beyond), and their sum."""
 
-    __slots__ = ("counts", "sum_s")
+    __slots__ = ("counts", "edges_s", "sum_s")
 
-    def __init__(self) -> None:
-        self.counts, self.sum_s = [0] * (len(EDGES_S) + 1), 0.0
+    def __init__(self, edges_s: Sequence[float] = EDGES_S) -> None:
+        self.edges_s = edges_s
+        self.counts, self.sum_s = [0] * (len(edges_s) + 1), 0.0
 
     def add(self, seconds: float) -> None:
-        self.counts[bisect_left(EDGES_S, seconds)] += 1
+        self.counts[bisect_left(self.edges_s, seconds)] += 1
         self.sum_s += seconds
 
     def add_all(self, seconds: NDArray[Any]) -> None:
-        more = np.bincount(np.searchsorted(EDGES_S, seconds), minlength=len(self.counts))
+        more = np.bincount(np.searchsorted(self.edges_s, seconds), minlength=len(self.counts))
         self.counts = (self.counts + more).tolist()
         self.sum_s += float(seconds.sum())
 
@@ -63,7 +64,7 @@ class Histogram:
     def quantile_s(self, q: float) -> float | None:
         """Upper edge of the bucket with the quantile; None without values."""
         wanted, seen = q * self.count, 0
-        for count, edge in zip(self.counts, (*EDGES_S, EDGES_S[-1]), strict=True):
+        for count, edge in zip(self.counts, (*self.edges_s, self.edges_s[-1]), strict=True):
             seen += count
             if seen and seen >= wanted:
                 return edge
@@ -73,7 +74,9 @@ class Histogram:
 class Observed:
     """Since the server began. `tick` once a second keeps the last minutes."""
 
-    def __init__(self) -> None:
+    def __init__(self, target_s: float | None = None) -> None:
+        """target_s: is among the edges of the histograms, so that what was late can be counted."""
+        edges_s = EDGES_S if target_s is None else tuple(sorted({*EDGES_S, target_s}))
         self.workers = 0
         self.started_s = time.perf_counter()
         self.answered = self.items = 0
@@ -82,8 +85,8 @@ class Observed:
         self.others: dict[Reason, int] = dict.fromkeys(Reason, 0)  # of requests for other things
         self.bounds: dict[str, int] = {}  # by option
         self.loop_lag_s = 0.0  # of the last second, the longest that what came was not looked at
-        self.stages = {name: Histogram() for name in STAGES}
-        self.by_size = [Histogram() for _ in SIZE_CLASSES]
+        self.stages = {name: Histogram(edges_s) for name in STAGES}
+        self.by_size = [Histogram(edges_s) for _ in SIZE_CLASSES]
         self.fail_s = 0.0
         self._recent = Window(len(SIZE_CLASSES), SIZES_S)
         self._ticks: deque[_Tick] = deque(maxlen=HISTORY_S + RECENT_S)

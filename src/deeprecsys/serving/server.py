@@ -15,33 +15,33 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
-import numpy as np
 
-from deeprecsys.core import Policy, UserError
-from deeprecsys.engine import Engine, Load, topology
-from deeprecsys.rules.dispatch import QueueFull
+from deeprecsys.core import UserError
+from deeprecsys.engine import Load, topology
 from deeprecsys.serving import files, metrics, page
 from deeprecsys.serving.bounds import Bounds, give_back
-from deeprecsys.serving.dataplane import VERSION, DataPlane, Served, clock
+from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
+from deeprecsys.serving.hosted import Hosted
 from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.http_routes import Page
 from deeprecsys.serving.native import Handed, open_natively
+from deeprecsys.serving.repository import Repository, Source
 from deeprecsys.serving.site import Site
 
 _encode = msgspec.json.Encoder().encode
 # After the time to drain, what was taken is answered within so long, and what is left is ended.
 FINISH_S = 3.0
 _SHOWN_S = 0.5
-# Warming up: recorded queries, the longest it may take, and by how much less a round is no gain.
-_REPLAYED, _WARM_S, _STEADY = 200, 5.0, 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Address:
 
 
 class Server:
-    """`open_engine` loads the model and enters an engine, in a thread of its own.
+    """Of one model or several, which `sources` open in a thread of their own.
 
     After `started` is set the ports are known; after `ready`, queries are taken (or `failure` says
     why not). `stop` may be called from any thread.
@@ -65,22 +65,22 @@ class Server:
 
     def __init__(
         self,
-        served: Served,
-        open_engine: Callable[[], Engine],
+        sources: Sequence[Source],
         address: Address | None = None,
         bounds: Bounds | None = None,
         log: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        self.served, self.open_engine, self.log = served, open_engine, log
+        self.served, self.log = sources[0].served, log
         self.address = address or Address()
-        self.plane = DataPlane(served, bounds, log)
+        self.plane = DataPlane(tuple(source.served.name for source in sources), bounds, log)
+        self.repository = Repository(self.plane, sources, self._in_loop, log)
         self.site = Site(self.plane, self._pages(), self.address.key)
         self._failures: dict[int, int] = {}  # of each accelerator, as they were logged
         self.http_port = 0
         self.grpc_port: int | None = None
         self.started, self.ready = threading.Event(), threading.Event()
         self.failure: BaseException | None = None
-        self._shown = -math.inf, b""  # the last `/live.json`, and when it was made
+        self._shown: dict[str, tuple[float, bytes]] = {}  # `/live.json`, and when it was made
         self._listener: asyncio.Server | None = None
         self.left_behind = False  # a thread that loads or computes did not end in time
         self._stop = self._hurry = asyncio.Event()
@@ -128,23 +128,40 @@ class Server:
         ticking.cancel()
         self.log("ended", **self.totals())
 
-    def _opened(self, engine: Engine | None, error: BaseException | None) -> None:
-        if engine is None:
+    def _opened(self, hosted: list[Hosted] | None, error: BaseException | None) -> None:
+        if hosted is None:
             self._fail(error)
             return
         if self._stop.is_set():  # nobody waits for it any more
-            _in_thread(engine.close, "ending")
+            _in_thread(partial(_close_all, hosted), "ending")
             return
-        self.plane.open(engine)
+        for one in hosted:
+            self.repository.host(one)
+        self.plane.open()
         try:
             self._go_native()
         except UserError as error:
             self._fail(error)
             return
-        self.log("ready", model=self.served.name, policy=str(self.served.policy),
-                 http="native" if self.plane.native else "python",
-                 **({"queries": "never cut"} if engine.model.whole else {}))  # fmt: skip
+        for one in hosted:
+            self.log("ready", model=one.name, version=one.version, policy=str(one.served.policy),
+                     http="native" if one.native else "python",
+                     **({"queries": "never cut"} if one.engine.model.whole else {}))  # fmt: skip
         self.ready.set()
+
+    def _in_loop(self, act: Callable[[], Any]) -> Any:
+        """Does it in the event loop's thread, from another, and waits for it."""
+        done: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(act())
+            except BaseException as error:
+                done.set_exception(error)
+
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(run)
+        return done.result()
 
     def _fail(self, error: BaseException | None) -> None:
         """Ends, and says why."""
@@ -157,6 +174,8 @@ class Server:
         if self.address.certificate is not None or listener is None:
             return
         native = plane.native = open_natively(plane, self.address.key, self._take, self._fail)
+        if native is not None:
+            native.sample_every(plane.recent.every_s)
         if native is not None:
             plane.waiting.native = native
             native.hold(plane.waiting.held)
@@ -172,13 +191,11 @@ class Server:
         except OSError:
             connection.close()
 
-    def _open(self) -> Engine:
+    def _open(self) -> list[Hosted]:
         """Whatever takes long, the pages' first reading included: the loop would wait for it."""
         for read in (page.live_page, page.plotly_js, _machine):
             read()
-        engine = self.open_engine()
-        warm_up(engine, self.served.policy)
-        return engine
+        return self.repository.open_all()
 
     async def _listen(self, site: Site) -> asyncio.Server:
         address, loop = self.address, asyncio.get_running_loop()
@@ -235,12 +252,18 @@ class Server:
             self.plane.observed.loop_lag_s = site.looks.lag_s()
             if self.plane.waiting.owes():
                 _in_thread(give_back, "giving memory back")
-            if engine is not None:
+            if engine is not None and self.plane.state != "ended":
                 if engine.replace_hung(self.served.longest_s):
                     self.log("worker replaced", why=engine.load().lost_workers[-1])
                 load = engine.load()
                 self._say_failures(load)
-                self.plane.seen().tick(now_s, load.queued_items, load.busy_s)
+                queued = 0
+                self.plane.seen()
+                for hosted in self.plane.hosted():
+                    own = hosted.engine.load()
+                    queued += own.queued_items
+                    hosted.observed.tick(now_s, own.queued_items, own.busy_s)
+                self.plane.observed.tick(now_s, queued, load.busy_s)
 
     def _say_turned_away(self, site: Site) -> None:
         if count := site.turned_away:
@@ -289,9 +312,10 @@ class Server:
         if stopping is not None:
             await stopping
         plane.threads.close()
+        self.repository.close()
         if plane.engine is not None:
             self.left_behind = not await _ends(
-                partial(plane.engine.close, within_s=max(0.0, until - clock())),
+                partial(_close_all, list(plane.hosted()), within_s=max(0.0, until - clock())),
                 until + 0.5 - clock(),
             )
         else:
@@ -304,12 +328,19 @@ class Server:
         reasons = {reason.name.lower(): n for reason, n in seen.failures.items() if n}
         return {"answered": seen.answered, "items": seen.items, **reasons}
 
-    def live(self) -> dict[str, Any]:
-        """What the live page shows."""
-        plane, served = self.plane, self.served
-        engine = plane.engine
+    def live(self, model: str = "") -> dict[str, Any]:
+        """What the live page shows of a model; the first, unless said. Refusal if there is none of
+        that name."""
+        plane = self.plane
+        found = plane.model(model or next(iter(plane.models)))
+        hosted = found.stable if found.ready else None
+        engine = hosted.engine if hosted else None
+        served = hosted.served if hosted else self.served
         load = engine.load() if engine else None
-        said = plane.seen().live(clock())
+        seen = plane.seen()
+        if hosted is not None and len(plane.models) > 1:
+            seen = hosted.observed
+        said = seen.live(clock())
         said["now"] |= {
             "queued_items": load.queued_items if load else 0,
             "queued_queries": load.open_queries if load else 0,
@@ -317,8 +348,11 @@ class Server:
         }
         about = _machine()
         return {
-            "model": served.name,
-            "version": VERSION,
+            "model": found.name,
+            "models": list(plane.models),
+            "version": hosted.version if hosted else VERSION,
+            "versions": found.index(),
+            "events": self.repository.events(found.name),
             "state": plane.state,
             "started": time.strftime(
                 "%Y-%m-%dT%H:%M:%S%z", time.localtime(time.time() - self._uptime_s())
@@ -334,13 +368,14 @@ class Server:
             **said,
         }
 
-    def _live_json(self) -> bytes:
+    def _live_json(self, query: str = "") -> bytes:
         """The same for all who ask within a second: what it costs does not grow with viewers."""
-        at_s, text = self._shown
+        model = parse_qs(query).get("model", [""])[0]
+        at_s, text = self._shown.get(model, (-math.inf, b""))
         now_s = clock()
         if now_s - at_s >= _SHOWN_S:
-            text = _encode(self.live())
-            self._shown = now_s, text
+            text = _encode(self.live(model))
+            self._shown[model] = now_s, text
         return text
 
     def _uptime_s(self) -> float:
@@ -348,45 +383,17 @@ class Server:
 
     def _pages(self) -> dict[str, Page]:
         return {
-            "/": lambda: (b"text/html; charset=utf-8", page.live_page()),
-            "/plotly.min.js": lambda: (b"text/javascript; charset=utf-8", page.plotly_js()),
-            "/live.json": lambda: (b"application/json", self._live_json()),
-            "/metrics": lambda: (metrics.CONTENT_TYPE.encode(), metrics.exposition(self.plane)),
+            "/": lambda _: (b"text/html; charset=utf-8", page.live_page()),
+            "/plotly.min.js": lambda _: (b"text/javascript; charset=utf-8", page.plotly_js()),
+            "/live.json": lambda query: (b"application/json", self._live_json(query)),
+            "/metrics": lambda _: (metrics.CONTENT_TYPE.encode(), metrics.exposition(self.plane)),
         }
 
 
-def warm_up(engine: Engine, policy: Policy, largest: int = 1024) -> None:
-    """Queries of every size that cuts differently, and recorded ones where the model has some: so
-    that none of a client's is the first. Again, until they are no longer faster than before: what a
-    library compiles for a size, it compiles when it has seen it more than once."""
-    model = engine.model
-    if model.whole and model.most_items is not None:
-        largest = min(largest, model.most_items)
-    sizes = {1 << k for k in range(largest.bit_length())} | {policy.batch_size, largest}
-    rng = np.random.default_rng(0)
-    queries = [*(model.example(size, rng) for size in sorted(sizes) if size <= largest),
-               *getattr(model, "recorded", ())[:_REPLAYED]]  # fmt: skip
-    before_s, until_s = math.inf, clock() + _WARM_S
-    while True:
-        began_s = clock()
-        for inputs in queries:
-            _ask_all(engine, inputs, policy)
-        took_s = clock() - began_s
-        if took_s > _STEADY * before_s or clock() > until_s:
-            return
-        before_s = took_s
-
-
-def _ask_all(engine: Engine, inputs: Any, policy: Policy) -> None:
-    """The same query of every worker."""
-    try:
-        futures = [engine.submit(inputs, policy)]
-    except UserError:  # fewer candidates than the model takes
-        return
-    with suppress(QueueFull):  # a bound so small that they do not wait beside each other
-        futures += [engine.submit(inputs, policy) for _ in range(engine.workers - 1)]
-    for future in futures:
-        future.result()
+def _close_all(hosted: list[Hosted], within_s: float = 0.0) -> bool:
+    """Their engines; False: a thread was left behind."""
+    until_s = clock() + within_s
+    return all([one.engine.close(within_s=max(0.0, until_s - clock())) for one in hosted])
 
 
 _machine = cache(topology.machine)
@@ -487,4 +494,4 @@ def _cannot_listen(host: str, port: int, protocol: str, error: OSError) -> UserE
     return UserError(f"{where}: {error.strerror or error}; choose another --host")
 
 
-__all__ = ["Address", "Server", "json_log", "warm_up"]
+__all__ = ["Address", "Server", "json_log"]

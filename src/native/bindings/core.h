@@ -180,7 +180,8 @@ inline void ExecuteOnce(PythonExecutor& held, const std::vector<PoolColumn>& col
 inline std::unique_ptr<PythonRun> MakeRun(PythonCore& core, PythonExecutor& executor,
                                           const std::vector<PoolColumn>& pool, std::int64_t users,
                                           const py::dict& columns, const py::object& policy,
-                                          bool whole, bool traced, py::object kept) {
+                                          bool whole, bool traced, Items model,
+                                          py::object kept) {
   auto made = std::make_unique<PythonRun>();
   made->kept = py::make_tuple(py::cast(&core), py::cast(&executor), columns, std::move(kept));
   engine::Pool inputs = PoolOf(pool, users);
@@ -199,18 +200,19 @@ inline std::unique_ptr<PythonRun> MakeRun(PythonCore& core, PythonExecutor& exec
   const rules::Policy read = core.rules.policies().Read(policy);
   const py::gil_scoped_release released;
   made->run = std::make_unique<Run>(&core.core, executor.executor, std::move(inputs), told, read,
-                                    whole, traced);
+                                    whole, traced, model);
   return made;
 }
 
-inline bool WaitQuiet(PythonCore& core, std::optional<double> timeout_s) {
+inline bool WaitQuiet(PythonCore& core, std::optional<double> timeout_s,
+                      std::optional<Items> model) {
   const double until_s = timeout_s ? engine::Now() + *timeout_s : rules::kNever;
   for (;;) {
     const double left_s = std::max(0.0, until_s - engine::Now());
     bool quiet;
     {
       const py::gil_scoped_release released;
-      quiet = core.core.WaitQuiet(std::min(left_s, kSignalsS));
+      quiet = core.core.WaitQuiet(std::min(left_s, kSignalsS), model.value_or(kNone));
     }
     if (quiet) return true;
     if (left_s <= kSignalsS) return false;
@@ -260,7 +262,7 @@ inline void BindCore(py::module_& module) {
       .def(
           "add",
           [](PythonCore& self, Items size, const py::object& policy, double deadline_s,
-             std::int64_t priority, double cost, const std::string& client) {
+             std::int64_t priority, double cost, const std::string& client, Items model) {
             const QueryId id = self.core.Reserve(0);
             const Items lane = self.core.Add({.id = id,
                                               .size = size,
@@ -268,10 +270,12 @@ inline void BindCore(py::module_& module) {
                                               .deadline_s = deadline_s,
                                               .priority = priority,
                                               .cost = cost,
-                                              .client = client});
+                                              .client = client,
+                                              .model = model});
             return py::make_tuple(id, OrNone(lane));
           },
-          "size"_a, "policy"_a, "deadline_s"_a, "priority"_a, "cost"_a, "client"_a)
+          "size"_a, "policy"_a, "deadline_s"_a, "priority"_a, "cost"_a, "client"_a,
+          "model"_a = 0)
       .def("wake", [](PythonCore& self) { return IfAnybody(self.core.Wake()); })
       .def("take_watch", [](PythonCore& self) { return self.core.TakeWatch(); })
       .def("open", [](PythonCore& self, int worker) { self.core.Open(worker); })
@@ -282,7 +286,7 @@ inline void BindCore(py::module_& module) {
            [](PythonCore& self) {
              py::list said;
              for (const auto& pace : self.core.TakePaces()) {
-               said.append(py::make_tuple(pace.most, pace.items, pace.took_s));
+               said.append(py::make_tuple(pace.model, pace.most, pace.items, pace.took_s));
              }
              return said;
            })
@@ -293,11 +297,13 @@ inline void BindCore(py::module_& module) {
              self.core.Expire(now, &expired);
              return expired;
            })
-      .def("drop_owned",
-           [](PythonCore& self, int status) {
-             self.core.DropOwned(static_cast<engine::Status>(status));
-           })
-      .def("wait_quiet", &WaitQuiet, "timeout_s"_a = py::none())
+      .def(
+          "drop_owned",
+          [](PythonCore& self, int status, std::optional<Items> model) {
+            self.core.DropOwned(static_cast<engine::Status>(status), model.value_or(kNone));
+          },
+          "status"_a, "model"_a = py::none())
+      .def("wait_quiet", &WaitQuiet, "timeout_s"_a = py::none(), "model"_a = py::none())
       .def(
           "unstick", [](PythonCore& self, double now) { return self.core.Unstick(now); },
           Released())
@@ -316,7 +322,7 @@ inline void BindCore(py::module_& module) {
       });
   py::class_<PythonRun>(module, "Run")
       .def(py::init(&MakeRun), "core"_a, "executor"_a, "pool"_a, "users"_a, "columns"_a, "policy"_a,
-           "whole"_a, "traced"_a, "kept"_a)
+           "whole"_a, "traced"_a, "model"_a, "kept"_a)
       .def(
           "play", [](PythonRun& self, double began_s) { self.run->Play(began_s); }, Released())
       .def("stop", [](PythonRun& self) { self.run->Stop(); })

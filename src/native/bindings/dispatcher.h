@@ -69,14 +69,15 @@ inline std::vector<Items> MostItems(std::size_t accelerators,
 
 inline py::object Add(Rules& rules, QueryId query, Items size, const py::object& policy,
                       double deadline_s, std::int64_t priority, double cost,
-                      const std::string& client) {
+                      const std::string& client, Items model) {
   return OrNone(rules->Add({.id = query,
                             .size = size,
                             .policy = rules.policies().Read(policy),
                             .deadline_s = deadline_s,
                             .priority = priority,
                             .cost = cost,
-                            .client = client}));
+                            .client = client,
+                            .model = model}));
 }
 
 inline py::list Pull(Rules& rules, Items, double, Items idle) {
@@ -126,7 +127,13 @@ inline void BindDispatcher(py::module_& module) {
       .def_property_readonly("has_deadlines", [](Rules& rules) { return rules->has_deadlines(); })
       .def("open_queries", [](Rules& rules) { return rules->OpenQueries(); })
       .def("add", &Add, "query"_a, "size"_a, "policy"_a, "deadline_s"_a = rules::kNever,
-           "priority"_a = 0, "cost"_a = 0.0, "client"_a = "")
+           "priority"_a = 0, "cost"_a = 0.0, "client"_a = "", "model"_a = 0)
+      .def("add_model", [](Rules& rules, double weight) { return rules->AddModel(weight); })
+      .def("remove_model", [](Rules& rules, Items model) { rules->RemoveModel(model); })
+      .def("open_of", [](Rules& rules, Items model) { return rules->OpenOf(model); })
+      .def("weigh",
+           [](Rules& rules, Items model, double weight) { rules->Weigh(model, weight); })
+      .def("items_of", [](Rules& rules, Items model) { return rules->ItemsOf(model); })
       .def("pull", &Pull, "worker"_a, "now"_a, "idle"_a = 1)
       .def("pull_offloaded", &PullOffloaded, "accelerator"_a, "now"_a)
       .def("choice",
@@ -135,10 +142,11 @@ inline void BindDispatcher(py::module_& module) {
            })
       .def(
           "ahead",
-          [](Rules& rules, std::int64_t priority, const std::string& client, Items size) {
-            return rules->Ahead(priority, client, size);
+          [](Rules& rules, std::int64_t priority, const std::string& client, Items size,
+             Items model, double cost) {
+            return rules->Ahead(priority, client, size, model, cost);
           },
-          "priority"_a = 0, "client"_a = "", "size"_a = 1)
+          "priority"_a = 0, "client"_a = "", "size"_a = 1, "model"_a = 0, "cost"_a = 0.0)
       .def(
           "ahead_offloaded",
           [](Rules& rules, Items accelerator, std::int64_t priority, const std::string& client,

@@ -20,23 +20,35 @@ using InputRow = std::tuple<std::string, std::string, std::vector<std::int64_t>,
 
 // A door, and what it points into.
 struct PythonDoor {
-  py::tuple kept;
-  std::unique_ptr<http::Door> door;
+  PythonDoor(PythonCore& core, http::Options options)
+      : kept(py::cast(&core)), door(&core.core, std::move(options)) {}
+  py::object kept;
+  http::Door door;
 };
 
-inline std::unique_ptr<PythonDoor> MakeDoor(PythonCore& core, PythonExecutor& executor,
-                                            const std::vector<InputRow>& inputs,
-                                            const py::object& policy, const py::kwargs& said) {
-  http::Service service;
+// A version of a model, and what it points into: to be kept until nothing uses it.
+struct PythonService {
+  py::object kept;
+  http::Served service;
+};
+
+inline std::unique_ptr<PythonService> MakeService(PythonCore& core, PythonExecutor& executor,
+                                                  const std::vector<InputRow>& inputs,
+                                                  const py::object& policy,
+                                                  const py::kwargs& said) {
+  auto made = std::make_unique<PythonService>();
+  made->service = std::make_shared<http::Service>();
+  http::Service& service = *made->service;
   for (const auto& [name, datatype, shape, rows, shared, counted] : inputs) {
     service.inputs.push_back({name, datatype, shape, rows, shared, counted});
   }
+  service.executor = executor.executor;
   service.policy = core.rules.policies().Read(policy);
   const auto read = [&](const char* name, auto* into) {
     *into = said[name].template cast<std::decay_t<decltype(*into)>>();
   };
-  read("paths", &service.usual.paths);
-  read("key", &service.usual.key);
+  read("number", &service.number);
+  read("model", &service.model);
   read("output", &service.output);
   read("before", &service.before);
   read("opening", &service.opening);
@@ -48,26 +60,21 @@ inline std::unique_ptr<PythonDoor> MakeDoor(PythonCore& core, PythonExecutor& ex
   read("deadline_s", &service.deadline_s);
   read("work_s", &service.work_s);
   read("own_s", &service.own_s);
-  read("body_bytes", &service.body_bytes);
-  read("waiting_bytes", &service.waiting_bytes);
-  read("idle_s", &service.idle_s);
-  read("last_file", &service.last_file);
-  auto made = std::make_unique<PythonDoor>();
-  made->kept = py::make_tuple(py::cast(&core), py::cast(&executor));
-  made->door = std::make_unique<http::Door>(&core.core, executor.executor, std::move(service));
+  read("factors", &service.factors);
+  made->kept = py::cast(&executor);
   return made;
 }
 
 // Rows of `http::Answered`, as numpy reads them.
 inline py::bytes TakeAnswered(PythonDoor& self) {
-  static_assert(sizeof(http::Answered) == 10 * 8);
-  const std::vector<http::Answered> rows = self.door->TakeAnswered();
+  static_assert(sizeof(http::Answered) == 11 * 8);
+  const std::vector<http::Answered> rows = self.door.TakeAnswered();
   return {reinterpret_cast<const char*>(rows.data()), rows.size() * sizeof(http::Answered)};
 }
 
 inline py::list TakeStrays(PythonDoor& self) {
   py::list said;
-  for (const http::Stray& stray : self.door->TakeStrays()) {
+  for (const http::Stray& stray : self.door.TakeStrays()) {
     said.append(py::make_tuple(stray.file, py::bytes(stray.read), py::bytes(stray.unsent),
                                stray.ends));
   }
@@ -76,42 +83,73 @@ inline py::list TakeStrays(PythonDoor& self) {
 
 inline void BindDoor(py::module_& module) {
   using namespace py::literals;
+  py::class_<PythonService>(module, "Service")
+      .def(py::init(&MakeService), "core"_a, "executor"_a, "inputs"_a, "policy"_a)
+      // By routes, and by queries that are not answered.
+      .def_property_readonly("uses",
+                             [](PythonService& self) { return self.service.use_count() - 1; });
   py::class_<PythonDoor>(module, "Door")
-      .def(py::init(&MakeDoor), "core"_a, "executor"_a, "inputs"_a, "policy"_a)
+      .def(py::init([](PythonCore& core, std::string key, std::int64_t body_bytes,
+                       std::int64_t waiting_bytes, double idle_s, int last_file) {
+             return std::make_unique<PythonDoor>(
+                 core, http::Options{std::move(key), body_bytes, waiting_bytes, idle_s, last_file});
+           }),
+           "core"_a, "key"_a, "body_bytes"_a, "waiting_bytes"_a, "idle_s"_a, "last_file"_a)
       .def(
-          "run", [](PythonDoor& self) { self.door->Run(); }, Released())
-      .def("stop", [](PythonDoor& self) { self.door->Stop(); })
-      .def("close", [](PythonDoor& self) { self.door->Close(); })
-      .def("listen", [](PythonDoor& self, int file) { self.door->Listen(file); })
+          "serve",
+          [](PythonDoor& self, const std::string& path, PythonService* usual, PythonService* other,
+             double share) {
+            self.door.Serve(path, {usual != nullptr ? usual->service : nullptr,
+                                   other != nullptr ? other->service : nullptr, share});
+          },
+          "path"_a, "usual"_a, "other"_a = nullptr, "share"_a = 0.0)
+      .def("sample_every", [](PythonDoor& self, double every_s) { self.door.SampleEvery(every_s); })
+      .def("take_samples",
+           [](PythonDoor& self) {
+             py::list said;
+             for (const http::Sample& one : self.door.TakeSamples()) {
+               const py::bytes scores(reinterpret_cast<const char*>(one.scores.data()),
+                                      one.scores.size() * sizeof(float));
+               said.append(py::make_tuple(one.service, one.arrived_s, one.json,
+                                          py::bytes(one.body), scores));
+             }
+             return said;
+           })
+      .def(
+          "run", [](PythonDoor& self) { self.door.Run(); }, Released())
+      .def("stop", [](PythonDoor& self) { self.door.Stop(); })
+      .def("close", [](PythonDoor& self) { self.door.Close(); })
+      .def("listen", [](PythonDoor& self, int file) { self.door.Listen(file); })
       .def("adopt", [](PythonDoor& self, int file,
-                       std::string client) { self.door->Adopt(file, std::move(client)); })
-      .def("drain", [](PythonDoor& self) { self.door->Drain(); })
-      .def("stop_listening", [](PythonDoor& self) { self.door->StopListening(); })
+                       std::string client) { self.door.Adopt(file, std::move(client)); })
+      .def("drain", [](PythonDoor& self) { self.door.Drain(); })
+      .def("stop_listening", [](PythonDoor& self) { self.door.StopListening(); })
       .def(
-          "evict", [](PythonDoor& self, double least_s) { return self.door->Evict(least_s); },
+          "evict", [](PythonDoor& self, double least_s) { return self.door.Evict(least_s); },
           Released())
       .def("allow",
-           [](PythonDoor& self, std::int64_t connections) { self.door->allowed = connections; })
-      .def("hold", [](PythonDoor& self, std::int64_t bytes) { self.door->held_elsewhere = bytes; })
+           [](PythonDoor& self, std::int64_t connections) { self.door.allowed = connections; })
+      .def("hold", [](PythonDoor& self, std::int64_t bytes) { self.door.held_elsewhere = bytes; })
       .def("learn",
-           [](PythonDoor& self, double pace, int workers, std::vector<double> factors) {
-             self.door->Learn(pace, workers, std::move(factors));
+           [](PythonDoor& self, PythonService& service, double pace, int workers,
+              std::vector<double> factors) {
+             self.door.Learn(service.service, pace, workers, std::move(factors));
            })
-      .def_property_readonly("signal", [](PythonDoor& self) { return self.door->signal(); })
+      .def_property_readonly("signal", [](PythonDoor& self) { return self.door.signal(); })
       .def("take_strays", &TakeStrays)
       .def("take_answered", &TakeAnswered)
       .def("take_failed",
            [](PythonDoor& self) {
              py::list said;
-             for (const http::Failed& one : self.door->TakeFailed()) {
-               said.append(py::make_tuple(one.status, one.id, one.why));
+             for (const http::Failed& one : self.door.TakeFailed()) {
+               said.append(py::make_tuple(one.service, one.status, one.id, one.why));
              }
              return said;
            })
       .def_property_readonly("connections",
-                             [](PythonDoor& self) { return self.door->connections(); })
-      .def_property_readonly("held", [](PythonDoor& self) { return self.door->held(); })
-      .def_property_readonly("pending", [](PythonDoor& self) { return self.door->pending(); });
+                             [](PythonDoor& self) { return self.door.connections(); })
+      .def_property_readonly("held", [](PythonDoor& self) { return self.door.held(); })
+      .def_property_readonly("pending", [](PythonDoor& self) { return self.door.pending(); });
 }
 
 }  // namespace deeprecsys::bindings

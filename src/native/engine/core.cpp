@@ -90,10 +90,12 @@ double Core::Unstick(double now) {
   return look_s;
 }
 
-bool Core::WaitQuiet(double timeout_s) {
+bool Core::WaitQuiet(double timeout_s, Items model) {
   std::unique_lock<Lock> lock(lock_);
   ++waiting_for_quiet_;
-  const auto quiet = [this] { return nothing(); };
+  const auto quiet = [this, model] {
+    return model == rules::kNone ? nothing() : this->quiet(model);
+  };
   bool found = true;
   if (timeout_s == rules::kNever) {
     quiet_.wait(lock, quiet);
@@ -105,7 +107,7 @@ bool Core::WaitQuiet(double timeout_s) {
 }
 
 void Core::NotifyQuiet() {
-  if (waiting_for_quiet_ != 0 && nothing()) quiet_.notify_all();
+  if (waiting_for_quiet_ != 0) quiet_.notify_all();
 }
 
 bool Core::Serve(Seat* seat, Host* host) {
@@ -125,7 +127,12 @@ bool Core::Serve(Seat* seat, Host* host) {
           host->Rest();
           ExecuteNative(seat, &bench);
         }
-        if (!bench.python.empty() && !ExecutePython(seat, &bench, host)) return false;
+        if (!bench.python.empty() && !ExecutePython(seat, &bench, host)) {
+          host->Rest();
+          const Guard guard(lock_);
+          Over(bench.python);
+          return false;
+        }
         break;
       case Then::kLookAgain:
         state = State::kHot;
@@ -159,6 +166,8 @@ Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
   LockBeside(host);
   {
     const Guard guard(lock_, std::adopt_lock);
+    Over(bench->python);
+    bench->python.clear();
     if (IsLost(seat)) return Then::kLost;
     const double now = Now();
     if (!seat->executing.empty()) Finish(seat, bench, now);
@@ -167,12 +176,12 @@ Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
     bench->expired.clear();
     if (rules_.DueS() <= now) Expire(now, &bench->expired);
     bench->pulled.clear();
-    bench->python.clear();
     if (seat->number < sleepers_.wanted) rules_.Pull(1 + sleepers_.free(), &bench->pulled);
     sleepers_.looked_s = now;
     if (!bench->pulled.empty()) {
       for (const Slice& slice : bench->pulled) {
         (slice.owner != nullptr ? seat->executing : bench->python).push_back(slice);
+        ++running_[slice.model];
       }
       if (!seat->executing.empty()) seat->began_s.store(now, std::memory_order_relaxed);
       other = Wake();
@@ -197,7 +206,16 @@ Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
 bool Core::IsLost(Seat* seat) {
   if (!seat->lost) return false;
   for (const Slice& slice : seat->executing) OwnerOf(slice)->Late(slice);
+  Over(seat->executing);
   return true;
+}
+
+// They are executed no longer.
+void Core::Over(const std::vector<Slice>& slices) {
+  for (const Slice& slice : slices) {
+    --running_[slice.model];
+    if (waiting_for_quiet_ != 0 && quiet(slice.model)) quiet_.notify_all();
+  }
 }
 
 // Where it was joined with native ones, those are finished first.
@@ -250,14 +268,17 @@ void Core::Finish(Seat* seat, Bench* bench, double now) {
         owner->Late(slice);
       }
     }
-    const auto& policy = OwnerOf(seat->executing.front())->policy();
-    const Pace pace{policy.adaptive ? policy.most_items : policy.batch_size, items, took_s};
+    const Slice& first = seat->executing.front();
+    const auto& policy = OwnerOf(first)->policy();
+    const Items most = policy.adaptive ? policy.most_items : policy.batch_size;
+    const Pace pace{first.model, most, items, took_s};
     if (paces_.size() < kPaces) {
       paces_.push_back(pace);
     } else {
       paces_[paces_at_++ % kPaces] = pace;
     }
   }
+  Over(seat->executing);
   seat->executing.clear();
   seat->began_s.store(0.0, std::memory_order_relaxed);
 }
@@ -326,8 +347,8 @@ bool Core::GiveUp(Seat* seat, double began_s) {
   return true;
 }
 
-void Core::DropOwned(Status status) {
-  for (const QueryId query : rules_.OpenQueries()) {
+void Core::DropOwned(Status status, Items model) {
+  for (const QueryId query : rules_.OpenQueries(model)) {
     if (void* owner = rules_.OwnerOf(query)) {
       DropNative(query, static_cast<Owner*>(owner), status);
     }

@@ -10,6 +10,7 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "engine/lock.h"
@@ -45,6 +46,7 @@ struct Seat {
 
 // How long a native request took: what admission learns of. most: items that its policy's hold.
 struct Pace {
+  Items model;
   Items most;
   Items items;
   double took_s;
@@ -75,8 +77,10 @@ class Core {
   // When `Unstick` is to be called, if it was not asked for yet; never: it was, or need not be.
   double TakeWatch();
 
-  // Takes the lock: until no query is open and no request executes; false on time-out.
-  bool WaitQuiet(double timeout_s);
+  // Takes the lock: until no query is open and no request executes, of this model or (kNone) of
+  // any; false on time-out.
+  bool WaitQuiet(double timeout_s, Items model = rules::kNone);
+  // Looks again whether what somebody waits for has come.
   void NotifyQuiet();
   // Requests that accelerators execute.
   int flying = 0;
@@ -92,8 +96,8 @@ class Core {
   bool GiveUp(Seat* seat, double began_s);
   // Ends a native query, unless it is over already; false then.
   bool DropNative(QueryId query, Owner* owner, Status status);
-  // The same of all of them.
-  void DropOwned(Status status);
+  // The same of all of them, or of this model's.
+  void DropOwned(Status status, Items model = rules::kNone);
   // Ends what is due; of those that are Python's, appends which. Null: only what is native.
   void Expire(double now, std::vector<QueryId>* expired);
 
@@ -118,6 +122,8 @@ class Core {
   bool ExecutePython(Seat* seat, Bench* bench, Host* host);
   void Finish(Seat* seat, Bench* bench, double now);
   void FailNative(const std::vector<Slice>& slices, Status status);
+  void Over(const std::vector<Slice>& slices);
+  bool quiet(Items model) { return rules_.OpenOf(model) == 0 && running_[model] == 0; }
   void SpinBriefly();
   bool nothing() const {
     return rules_.size() == 0 && flying == 0 && (closing || sleepers_.everybody());
@@ -135,6 +141,7 @@ class Core {
   double look_s_ = rules::kNever;
   std::condition_variable_any quiet_;
   int waiting_for_quiet_ = 0;
+  std::map<Items, int> running_;  // slices that are executed, by model
   std::vector<Pace> paces_;
   std::size_t paces_at_ = 0;
 };

@@ -43,7 +43,7 @@ Window Pool::At(std::int64_t offset, std::int64_t size, void* scores) {
 }
 
 Run::Run(Core* core, Executor executor, Pool pool, Columns columns, rules::Policy policy,
-         bool whole, bool traced)
+         bool whole, bool traced, Items model)
     : core_(core),
       executor_(executor),
       pool_(std::move(pool)),
@@ -51,6 +51,7 @@ Run::Run(Core* core, Executor executor, Pool pool, Columns columns, rules::Polic
       policy_(policy),
       whole_(whole),
       traced_(traced),
+      model_(model),
       prepared_(columns.queries, nullptr) {
   const std::lock_guard<Lock> guard(core_->lock());
   first_ = core_->Reserve(columns.queries);
@@ -104,6 +105,7 @@ void Run::HandOver(std::int64_t row) {
   arrival.policy = whole_ ? rules::Uncut(policy_, size) : policy_;
   arrival.cost = columns_.cost[row];
   arrival.owner = this;
+  arrival.model = model_;
   int worker = kNobody;
   {
     const std::lock_guard<Lock> guard(core_->lock());

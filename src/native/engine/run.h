@@ -67,7 +67,7 @@ class Run : public Owner {
  public:
   // whole: queries are not cut.
   Run(Core* core, Executor executor, Pool pool, Columns columns, rules::Policy policy, bool whole,
-      bool traced);
+      bool traced, Items model = 0);
   ~Run() override;
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
@@ -112,6 +112,7 @@ class Run : public Owner {
   rules::Policy policy_;
   bool whole_;
   bool traced_;
+  Items model_;
   Items late_ = 0;  // items of dropped queries that are executed still
   QueryId first_ = 0;
   std::vector<void*> prepared_;  // by row

@@ -13,6 +13,8 @@ namespace deeprecsys::http {
 
 namespace {
 
+constexpr std::size_t kSamples = 16;  // that wait to be taken
+
 std::string_view PhraseOf(int status) {
   switch (status) {
     case 429:
@@ -45,12 +47,13 @@ bool Append(const float* scores, std::size_t count, std::string* json) {
 // By the worker that finished it, which holds no lock.
 void Door::Answer(Query* raw) {
   const std::unique_ptr<Query> query(raw);
+  const Service& service = *query->service;
   const Items items = query->inputs.candidates;
-  const auto count = static_cast<std::size_t>(items * service_.columns);
+  const auto count = static_cast<std::size_t>(items * service.columns);
   const std::size_t bytes = query->binary ? count * sizeof(float) : 0;
-  std::string json = service_.before;
+  std::string json = service.before;
   if (!query->id.empty()) json += "\"id\":\"" + query->id + "\",";
-  json += service_.opening + std::to_string(items) + service_.middle;
+  json += service.opening + std::to_string(items) + service.middle;
   bool sayable = true;
   if (query->binary) {
     json += "\"parameters\":{\"binary_data_size\":" + std::to_string(bytes) + "}}]}";
@@ -59,7 +62,7 @@ void Door::Answer(Query* raw) {
   }
   const Guard guard(query->connection->mutex);
   if (!sayable) {
-    Refuse(query.get(), 500, service_.unsayable);
+    Refuse(query.get(), 500, service.unsayable);
     return;
   }
   const bool ends = query->connection->half || draining_.load();
@@ -74,6 +77,20 @@ void Door::Answer(Query* raw) {
   json.insert(0, head);
   Record(*query, 200, items);
   Say(query->connection, json.data(), json.size(), query->scores.get(), bytes, ends);
+  Keep(query.get(), query->finish_s);
+}
+
+// Where its turn has come: one of many, evenly spread over time, and no more than are taken.
+void Door::Keep(Query* query, double now) {
+  const double every_s = sample_every_s_.load(std::memory_order_relaxed);
+  double since_s = sampled_s_.load(std::memory_order_relaxed);
+  if (now < since_s + every_s || !sampled_s_.compare_exchange_strong(since_s, now)) return;
+  Sample sample{query->service->number, query->arrived_s, query->json, query->id, {}, {}};
+  sample.body.assign(query->body.data(), query->body.length());
+  sample.scores.assign(query->scores.get(),
+                       query->scores.get() + query->inputs.candidates * query->service->columns);
+  const Guard guard(mutex_);
+  if (samples_.size() < kSamples) samples_.push_back(std::move(sample));
 }
 
 // By whoever ended it, and unmakes it not. Under the connection's mutex.
@@ -90,7 +107,7 @@ void Door::Refuse(Query* query, int status, const std::string& why) {
   Record(*query, status, 0);
   if (status >= 500) {
     const Guard guard(mutex_);
-    failed_.push_back({status, query->id, why});
+    failed_.push_back({query->service->number, status, query->id, why});
   }
   Say(query->connection, text.data(), text.size(), nullptr, 0, ends);
 }
@@ -127,7 +144,7 @@ void Door::Record(const Query& query, int status, Items items) {
   const Guard guard(mutex_);
   answered_.push_back({query.arrived_s, query.parsed_s, query.start_s, query.finish_s, Now(),
                        query.expected_s, query.until_s - query.parsed_s, items, query.priority,
-                       status});
+                       status, query.service->number});
 }
 
 // With the core's lock held, so that it is answered elsewhere.

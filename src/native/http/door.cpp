@@ -49,15 +49,14 @@ std::string NameOf(const sockaddr_storage& peer) {
 
 }  // namespace
 
-Door::Door(Core* core, Executor executor, Service service)
+Door::Door(Core* core, Options options)
     : core_(core),
-      executor_(executor),
-      service_(std::move(service)),
+      options_(std::move(options)),
       epoll_(epoll_create1(EPOLL_CLOEXEC)),
       wake_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       signal_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       scratch_(kHeadBytes),
-      factors_(kLast + 1, 1.0) {
+      table_(std::make_shared<Table>(Table{{{}, options_.key}, {}})) {
   epoll_event event{.events = EPOLLIN, .data = {.fd = wake_}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, wake_, &event);
 }
@@ -135,11 +134,34 @@ std::vector<Door::Shared> Door::All() {
   return all;
 }
 
-void Door::Learn(double pace, int workers, std::vector<double> factors) {
+void Door::Serve(const std::string& path, Route route) {
+  std::shared_ptr<const Table> before;  // goes when nothing is locked
   const Guard guard(mutex_);
-  pace_ = pace;
-  workers_ = workers;
-  factors_ = std::move(factors);
+  const auto table = std::make_shared<Table>(*table_);
+  auto& paths = table->usual.paths;
+  const auto at = std::find(paths.begin(), paths.end(), path) - paths.begin();
+  if (at == std::ssize(paths)) {
+    paths.push_back(path);
+    table->routes.emplace_back();
+  }
+  table->routes[at] = std::move(route);
+  if (table->routes[at].usual == nullptr) {
+    paths.erase(paths.begin() + at);
+    table->routes.erase(table->routes.begin() + at);
+  }
+  before = std::exchange(table_, table);
+}
+
+void Door::Learn(const Served& service, double pace, int workers, std::vector<double> factors) {
+  const Guard guard(mutex_);
+  service->pace = pace;
+  service->workers = workers;
+  service->factors = std::move(factors);
+}
+
+std::vector<Sample> Door::TakeSamples() {
+  const Guard guard(mutex_);
+  return std::exchange(samples_, {});
 }
 
 std::vector<Stray> Door::TakeStrays() {
@@ -256,7 +278,7 @@ void Door::Hear(bool hears) {
 void Door::Enter(int file, std::string client) {
   const auto connection = std::make_shared<Connection>(file, std::move(client));
   const Guard guard(connection->mutex);  // it may be evicted as soon as it is known
-  const bool room = open_.load() <= allowed.load() && file <= service_.last_file;
+  const bool room = open_.load() <= allowed.load() && file <= options_.last_file;
   epoll_event event{.events = EPOLLIN | EPOLLRDHUP, .data = {.fd = file}};
   {
     const Guard known(all_);
@@ -280,7 +302,7 @@ void Door::Tend(const Shared& connection, double now) {
   switch (connection->state) {
     case Connection::kHead:
       if (connection->head.empty() && !draining_.load()) {
-        if (waits_s > service_.idle_s) Close(connection);
+        if (waits_s > options_.idle_s) Close(connection);
       } else if (connection->head.empty() || waits_s > kHeadS) {
         Away(connection, std::exchange(connection->head, {}));
       }

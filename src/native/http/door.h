@@ -26,16 +26,19 @@ using engine::Executor;
 using rules::Items;
 using rules::QueryId;
 
-// What is served and how.
+// One version of a model, and how it is served.
+// number: Python's word for it. model: its number in the dispatcher.
 // work_s, own_s [items]: of a query, what it adds to what is ahead of others, and the least that it
 // takes itself; larger ones than these are Python's.
 // before, opening, middle: an answer's JSON head, but for a query's id after the first, its
 // candidates after the second and its scores after the third. unsayable: why an answer is none that
 // JSON has no words for.
 // deadline_s: of a query that brings none; never: it has none. admit: what would be late is turned
-// away. last_file: descriptors beyond it are kept to refuse connections with.
+// away.
 struct Service {
-  Usual usual;
+  std::int64_t number = 0;
+  Items model = 0;
+  Executor executor{};
   std::vector<Input> inputs;
   std::string output;
   std::string before;
@@ -49,6 +52,24 @@ struct Service {
   double deadline_s = rules::kNever;
   std::vector<double> work_s;
   std::vector<double> own_s;
+  // Of admission, as Python learned it, under the door's mutex: the pace of requests, and by
+  // priority the factors.
+  double pace = 1.0;
+  int workers = 1;
+  std::vector<double> factors;
+};
+using Served = std::shared_ptr<Service>;
+
+// Who answers at a path. other: of queries, this share, by their ids; null: nobody else.
+struct Route {
+  Served usual;
+  Served other;
+  double share = 0.0;
+};
+
+// last_file: descriptors beyond it are kept to refuse connections with.
+struct Options {
+  std::string key;
   std::int64_t body_bytes = 0;
   std::int64_t waiting_bytes = 0;
   double idle_s = 75.0;
@@ -68,21 +89,32 @@ struct Stray {
 struct Answered {
   double arrived_s, parsed_s, start_s, finish_s, answered_s;
   double expected_s, left_s;
-  std::int64_t items, priority, status;
+  std::int64_t items, priority, status, service;
 };
 
 // One that failed on this side, for the log.
 struct Failed {
+  std::int64_t service;
   int status;
   std::string id;
   std::string why;
+};
+
+// A query that was answered, kept whole: its body, of which `json` bytes are its head, and scores.
+struct Sample {
+  std::int64_t service = 0;
+  double arrived_s = 0.0;
+  std::int64_t json = 0;
+  std::string id;
+  std::string body;
+  std::vector<float> scores;
 };
 
 inline constexpr std::size_t kHeadBytes = 16 << 10;  // as Python's
 
 class Door {
  public:
-  Door(Core* core, Executor executor, Service service);
+  Door(Core* core, Options options);
   ~Door();
   Door(const Door&) = delete;
   Door& operator=(const Door&) = delete;
@@ -105,8 +137,12 @@ class Door {
   // So many connections may be its, and so many bytes of waiting bodies are Python's.
   std::atomic<std::int64_t> allowed{0};
   std::atomic<std::int64_t> held_elsewhere{0};
-  // Of admission, as Python learned it: the pace of requests, and by priority the factors.
-  void Learn(double pace, int workers, std::vector<double> factors);
+  // Queries at this path that begin to come from now on; nobody: they are Python's.
+  void Serve(const std::string& path, Route route);
+  void Learn(const Served& service, double pace, int workers, std::vector<double> factors);
+  // Keeps one query whole every so many seconds; never: none.
+  void SampleEvery(double seconds) { sample_every_s_.store(seconds); }
+  std::vector<Sample> TakeSamples();
 
   // Readable when there are strays.
   int signal() const { return signal_; }
@@ -120,6 +156,11 @@ class Door {
  private:
   class Query;
   struct Connection;
+  // The paths, and who answers at each.
+  struct Table {
+    Usual usual;
+    std::vector<Route> routes;
+  };
   using Shared = std::shared_ptr<Connection>;
 
   int Timeout(double now);
@@ -141,6 +182,7 @@ class Door {
   void Say(const Shared& connection, const char* head, std::size_t size, const void* data,
            std::size_t bytes, bool ends);
   void Record(const Query& query, int status, Items items);
+  void Keep(Query* query, double now);
   void Dropped(Query* query);
   void AnswerDropped();
   void Again(Query* query);
@@ -156,8 +198,7 @@ class Door {
   void Wake();
 
   Core* core_;
-  Executor executor_;
-  Service service_;
+  const Options options_;
   int epoll_ = -1;
   int wake_ = -1;    // of the thread
   int signal_ = -1;  // of Python
@@ -185,9 +226,10 @@ class Door {
   std::vector<Answered> answered_;
   std::vector<Failed> failed_;
   std::vector<Query*> dropped_;
-  double pace_ = 1.0;
-  int workers_ = 1;
-  std::vector<double> factors_;
+  std::vector<Sample> samples_;
+  std::shared_ptr<const Table> table_;
+  std::atomic<double> sample_every_s_{rules::kNever};
+  std::atomic<double> sampled_s_{0.0};
 };
 
 }  // namespace deeprecsys::http

@@ -60,13 +60,15 @@ constexpr std::array<std::string_view, 7> kUnusual = {
     "transfer-encoding", "content-encoding", "accept-encoding", "expect", "upgrade", "te",
     "trailer"};
 
-bool RequestLine(std::string_view line, const Usual& usual) {
+bool RequestLine(std::string_view line, const Usual& usual, std::size_t* path) {
   constexpr std::string_view kMethod = "POST ", kVersion = " HTTP/1.1";
   if (!line.starts_with(kMethod) || !line.ends_with(kVersion)) return false;
   if (line.size() < kMethod.size() + kVersion.size()) return false;
   line.remove_prefix(kMethod.size());
   line.remove_suffix(kVersion.size());
-  return std::find(usual.paths.begin(), usual.paths.end(), line) != usual.paths.end();
+  const auto at = std::find(usual.paths.begin(), usual.paths.end(), line);
+  *path = static_cast<std::size_t>(at - usual.paths.begin());
+  return at != usual.paths.end();
 }
 
 }  // namespace
@@ -77,7 +79,7 @@ Found ReadHead(std::string_view data, const Usual& usual, Head* head) {
   *head = {.bytes = end + kEnd.size(), .length = -1, .json = -1};
   std::string_view rest = data.substr(0, end + 2);
   std::size_t stop = rest.find("\r\n");
-  if (!RequestLine(rest.substr(0, stop), usual)) return Found::kOther;
+  if (!RequestLine(rest.substr(0, stop), usual, &head->path)) return Found::kOther;
   rest.remove_prefix(stop + 2);
   bool allowed = usual.key.empty();
   bool host = false, authorized = false;

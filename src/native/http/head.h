@@ -13,9 +13,10 @@ namespace deeprecsys::http {
 
 enum class Found { kMore, kUsual, kOther };
 
-// bytes: of the head itself. length: of the body, of which `json` are its JSON head.
+// bytes: of the head itself. length: of the body, of which `json` are its JSON head. path: which.
 struct Head {
   std::size_t bytes = 0;
+  std::size_t path = 0;
   std::int64_t length = 0;
   std::int64_t json = 0;
 };

@@ -54,6 +54,7 @@ struct Door::Connection {
   State state = State::kHead;
   std::string head;  // of a request, as far as it is here; all of it while its body comes
   Head said;
+  Route route;
   Body body;
   std::size_t got = 0;
   double began_s = Now();  // when it began to wait
@@ -68,13 +69,14 @@ struct Door::Connection {
 // none of it is executed any more.
 class Door::Query : public engine::Owner {
  public:
-  Query(Door* door, Shared connection) : door(door), connection(std::move(connection)) {}
+  Query(Door* door, Shared connection, Served service)
+      : door(door), connection(std::move(connection)), service(std::move(service)) {}
   ~Query() override {
-    if (prepared != nullptr) door->executor_.forget(door->executor_.self, prepared);
+    if (prepared != nullptr) executor().forget(executor().self, prepared);
     door->held_.fetch_sub(static_cast<std::int64_t>(body.length()), std::memory_order_relaxed);
   }
 
-  const Executor& executor() const override { return door->executor_; }
+  const Executor& executor() const override { return service->executor; }
   const rules::Policy& policy() const override { return policy_; }
   engine::Piece Begin(const engine::Slice& slice, double now) override {
     if (slice.lo == 0) start_s.store(now, std::memory_order_relaxed);
@@ -91,7 +93,9 @@ class Door::Query : public engine::Owner {
 
   Door* const door;
   const Shared connection;
+  const Served service;
   Body body;
+  std::int64_t json = 0;  // bytes of it
   std::string head;
   std::string id;
   bool binary = false;

@@ -16,6 +16,17 @@ namespace {
 constexpr std::int64_t kLongestUs = 86'400'000'000;  // as Python's
 constexpr std::int64_t kShortAnswer = 2048;          // scores in JSON, as Python's
 
+// By a stable hash of its id (FNV-1a), as `rules/traffic.py`, which is the specification.
+const Served& Chosen(const Route& route, std::string_view id, double arrived_s) {
+  if (route.other == nullptr) return route.usual;
+  if (id.empty()) id = {reinterpret_cast<const char*>(&arrived_s), sizeof arrived_s};
+  std::uint64_t hash = 0xcbf29ce484222325ULL;
+  for (const char byte : id) hash = (hash ^ static_cast<unsigned char>(byte)) * 0x100000001b3ULL;
+  hash ^= hash >> 32;
+  hash = (hash * 0x9E3779B97F4A7C15ULL) >> 11;
+  return static_cast<double>(hash) * 0x1p-53 < route.share ? route.other : route.usual;
+}
+
 }  // namespace
 
 void Door::Event(const Shared& connection, std::uint32_t events) {
@@ -75,7 +86,12 @@ void Door::Read(const Shared& connection) {
 // data: from a request's beginning.
 void Door::Begin(const Shared& connection, std::string_view data) {
   Head said;
-  const Found found = ReadHead(data, service_.usual, &said);
+  std::shared_ptr<const Table> table;
+  {
+    const Guard guard(mutex_);
+    table = table_;
+  }
+  const Found found = ReadHead(data, table->usual, &said);
   if (found == Found::kMore && data.size() < kHeadBytes) {
     connection->head = std::string(data);
     return;
@@ -83,8 +99,8 @@ void Door::Begin(const Shared& connection, std::string_view data) {
   const bool more = found == Found::kUsual &&
                     data.size() - said.bytes > static_cast<std::size_t>(said.length);
   const std::int64_t held = held_.load() + held_elsewhere.load();
-  if (found != Found::kUsual || more || draining_.load() || said.length > service_.body_bytes ||
-      held + said.length > service_.waiting_bytes) {
+  if (found != Found::kUsual || more || draining_.load() || said.length > options_.body_bytes ||
+      held + said.length > options_.waiting_bytes) {
     Away(connection, std::string(data));
     return;
   }
@@ -96,6 +112,7 @@ void Door::Begin(const Shared& connection, std::string_view data) {
   held_.fetch_add(said.length, std::memory_order_relaxed);
   connection->state = Connection::kBody;
   connection->said = said;
+  connection->route = table->routes[said.path];
   connection->head = std::string(data.substr(0, said.bytes));
   connection->got = data.size() - said.bytes;
   std::memcpy(connection->body.data(), data.data() + said.bytes, connection->got);
@@ -122,25 +139,28 @@ void Door::Complete(const Shared& connection) {
   const std::string_view all(connection->body.data(), connection->body.length());
   const auto json = static_cast<std::size_t>(connection->said.json);
   Request request;
-  auto query = std::make_unique<Query>(this, connection);
-  const bool usual = ReadRequest(all.substr(0, json), &request) &&
-                     Bind(request, service_.inputs, all.substr(json), &query->inputs) &&
-                     (request.output.empty() || request.output == service_.output) &&
-                     request.priority <= kLast &&
-                     (request.binary ||
-                      query->inputs.candidates <= kShortAnswer / service_.columns) &&
-                     query->inputs.candidates < static_cast<Items>(service_.work_s.size());
+  const Route route = std::exchange(connection->route, {});
+  const bool read = ReadRequest(all.substr(0, json), &request);
+  const Served& chosen = Chosen(route, request.id, connection->arrived_s);
+  const Service& service = *chosen;
+  auto query = std::make_unique<Query>(this, connection, chosen);
+  const bool usual =
+      read && Bind(request, service.inputs, all.substr(json), &query->inputs) &&
+      (request.output.empty() || request.output == service.output) && request.priority <= kLast &&
+      (request.binary || query->inputs.candidates <= kShortAnswer / service.columns) &&
+      query->inputs.candidates < static_cast<Items>(service.work_s.size());
   if (!usual) {
     Away(connection, "");
     return;
   }
+  query->json = connection->said.json;
   query->arrived_s = connection->arrived_s;
   query->parsed_s = Now();
   query->id = request.id;
   query->binary = request.binary;
   query->priority = request.priority == 0 ? kUsual : request.priority;
   const auto timeout_us = static_cast<double>(std::min(request.timeout_us, kLongestUs));
-  const double deadline_s = timeout_us == 0 ? service_.deadline_s : 1e-6 * timeout_us;
+  const double deadline_s = timeout_us == 0 ? service.deadline_s : 1e-6 * timeout_us;
   query->until_s = query->arrived_s + deadline_s;
   Offer(connection, std::move(query));
 }
@@ -148,6 +168,7 @@ void Door::Complete(const Shared& connection) {
 // The rules of `dataplane.infer` and `books.promise`, in their order.
 void Door::Offer(const Shared& connection, std::unique_ptr<Query> query) {
   const Items items = query->inputs.candidates;
+  const Service& service = *query->service;
   const auto take = [&] {  // the body is the query's from here on, which gives it back
     query->body = std::move(connection->body);
     connection->body = Body();
@@ -163,7 +184,7 @@ void Door::Offer(const Shared& connection, std::unique_ptr<Query> query) {
     Refuse(query.get(), 504, "the deadline passed before the query was read");
     return;
   }
-  if (service_.admit && !Admit(query.get(), items, query->parsed_s)) {
+  if (service.admit && !Admit(query.get(), items, query->parsed_s)) {
     take();
     char why[128];
     std::snprintf(why, sizeof why,
@@ -172,15 +193,15 @@ void Door::Offer(const Shared& connection, std::unique_ptr<Query> query) {
     Refuse(query.get(), 429, why);
     return;
   }
-  if (!AreValid(service_.inputs, query->inputs)) {
+  if (!AreValid(service.inputs, query->inputs)) {
     Away(connection, "");
     return;
   }
-  query->scores = std::make_unique<float[]>(static_cast<std::size_t>(items * service_.columns));
+  query->scores = std::make_unique<float[]>(static_cast<std::size_t>(items * service.columns));
   const engine::Window window{items, query->inputs.data.size(), query->inputs.data.data(),
                               query->inputs.rows.data(), query->scores.get()};
-  query->prepared = executor_.prepare(executor_.self, &window);
-  query->policy_ = service_.whole ? rules::Uncut(service_.policy, items) : service_.policy;
+  query->prepared = service.executor.prepare(service.executor.self, &window);
+  query->policy_ = service.whole ? rules::Uncut(service.policy, items) : service.policy;
   take();
   if (query->prepared == nullptr) {
     Again(query.get());
@@ -191,7 +212,8 @@ void Door::Offer(const Shared& connection, std::unique_ptr<Query> query) {
   arrival.policy = query->policy_;
   arrival.deadline_s = query->until_s;
   arrival.priority = query->priority;
-  arrival.cost = service_.work_s[static_cast<std::size_t>(items)];
+  arrival.cost = service.work_s[static_cast<std::size_t>(items)];
+  arrival.model = service.model;
   arrival.client = connection->client;
   arrival.owner = query.get();
   int worker = engine::kNobody;
@@ -223,15 +245,17 @@ void Door::Offer(const Shared& connection, std::unique_ptr<Query> query) {
 // `Admission.predict_s`; with nothing before it, a query is taken whatever is predicted.
 bool Door::Admit(Query* query, Items items, double now) {
   if (query->until_s == rules::kNever) return true;
+  const Service& service = *query->service;
+  const auto row = static_cast<std::size_t>(items);
   double ahead_s;
   {
     const CoreGuard guard(core_->lock());
-    ahead_s = core_->rules().Ahead(query->priority, query->connection->client, items);
+    ahead_s = core_->rules().Ahead(query->priority, query->connection->client, items,
+                                   service.model, service.work_s[row]);
   }
   const Guard guard(mutex_);
-  const double own_s = service_.own_s[static_cast<std::size_t>(items)];
-  const double factor = factors_[static_cast<std::size_t>(query->priority)];
-  query->expected_s = factor * pace_ * (ahead_s / workers_ + own_s);
+  const double factor = service.factors[static_cast<std::size_t>(query->priority)];
+  query->expected_s = factor * service.pace * (ahead_s / service.workers + service.own_s[row]);
   return ahead_s <= 0 || query->expected_s <= query->until_s - now;
 }
 

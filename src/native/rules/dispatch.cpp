@@ -23,24 +23,25 @@ Dispatcher::Dispatcher(Items max_queued_items, std::vector<Items> most_items, do
       offloaded_items_(most_items.size(), 0),
       offloaded_cost_(most_items.size(), 0.0),
       most_items_(std::move(most_items)),
+      shares_(&entries_, credit),
       present_(most_items_.size()) {
   std::iota(present_.begin(), present_.end(), 0);
-  lines_[0] = std::make_unique<Line>(&entries_, credit_);
   for (std::size_t i = 0; i < most_items_.size(); ++i) {
     queues_.push_back(std::make_unique<Line>(&entries_, credit_));
   }
 }
 
-std::vector<QueryId> Dispatcher::OpenQueries() const {
+std::vector<QueryId> Dispatcher::OpenQueries(Items model) const {
   std::vector<QueryId> found;
   for (const Entry* entry = first_; entry != nullptr; entry = entry->after) {
-    found.push_back(entry->id);
+    if (model == kNone || entry->share->number == model) found.push_back(entry->id);
   }
   return found;
 }
 
 Items Dispatcher::Add(const Arrival& arrival) {
-  CheckRoom(arrival.size, arrival.client);
+  Share* share = shares_.Of(arrival.model);
+  CheckRoom(arrival.size, arrival.client, *share);
   const Items chosen = Choice(arrival.size, arrival.policy);
   Entry* entry = entries_.Make();
   entry->id = arrival.id;
@@ -51,8 +52,9 @@ Items Dispatcher::Add(const Arrival& arrival) {
   entry->client = arrival.client;
   entry->item_cost = arrival.cost / static_cast<double>(arrival.size);
   entry->owner = arrival.owner;
+  entry->share = share;
   if (chosen == kNone) {
-    entry->line = LineOf(arrival.priority, arrival.client);
+    entry->line = share->LineOf(LevelOf(arrival.priority, arrival.client));
     open_cost_ += arrival.cost;
   } else {
     entry->line = queues_[chosen].get();
@@ -65,10 +67,10 @@ Items Dispatcher::Add(const Arrival& arrival) {
   return chosen;
 }
 
-void Dispatcher::CheckRoom(Items size, const std::string& client) const {
+void Dispatcher::CheckRoom(Items size, const std::string& client, const Share& share) const {
   if (max_queued_items_ == kNone) return;
   const Items waiting =
-      std::accumulate(offloaded_items_.begin(), offloaded_items_.end(), queued_items_);
+      std::accumulate(offloaded_items_.begin(), offloaded_items_.end(), share.items);
   if (waiting == 0) return;
   if (waiting + size > max_queued_items_) {
     throw QueueFull(std::to_string(waiting) + " items wait already, the bound is " +
@@ -86,6 +88,7 @@ void Dispatcher::CheckRoom(Items size, const std::string& client) const {
 void Dispatcher::Wait(const Entry& entry, Items items) {
   if (entry.accelerator == kNone) {
     queued_items_ += items;
+    shares_.Wait(entry.share, items);
   } else {
     offloaded_items_[entry.accelerator] += items;
   }
@@ -109,35 +112,16 @@ void Dispatcher::Remember(double deadline_s, QueryId query) {
 }
 
 void Dispatcher::Pull(Items idle, std::vector<Slice>* slices) {
-  Entry* entry = Head();
+  Share* share = shares_.Next();
+  Entry* entry = share != nullptr ? share->Head() : nullptr;
   if (entry == nullptr) return;
   const Policy policy = entry->policy;
-  Items wanted = RequestItems(policy, queued_items_, idle);
+  Items wanted = RequestItems(policy, share->items, idle);
   do {
     slices->push_back(Cut(entry, wanted));
     if (!policy.adaptive) return;
     wanted -= slices->back().hi - slices->back().lo;
-  } while (wanted != 0 && (entry = Head()) != nullptr && entry->policy == policy);
-}
-
-// The first query with items that wait.
-Entry* Dispatcher::Head() {
-  for (auto& [_, line] : lines_) {
-    if (line->items() == 0) continue;
-    if (Entry* entry = line->Head()) return entry;
-  }
-  return nullptr;
-}
-
-// Where such queries wait for the cores.
-Line* Dispatcher::LineOf(std::int64_t priority, const std::string& client) {
-  const std::int64_t level = LevelOf(priority, client);
-  const auto found = lines_.find(level);
-  if (found != lines_.end()) return found->second.get();
-  if (lines_.size() >= kSweep) {
-    std::erase_if(lines_, [](const auto& item) { return item.second->items() == 0; });
-  }
-  return (lines_[level] = std::make_unique<Line>(&entries_, credit_)).get();
+  } while (wanted != 0 && (entry = share->Head()) != nullptr && entry->policy == policy);
 }
 
 // The next items of the query at the head, at most so many.
@@ -145,8 +129,9 @@ Slice Dispatcher::Cut(Entry* entry, Items items) {
   const Items lo = entry->next;
   items = std::min(items, entry->size - lo);
   entry->line->Take(entry, items);
+  shares_.Take(entry->share, static_cast<double>(items) * entry->item_cost, items);
   Wait(*entry, -items);
-  return {entry->id, lo, lo + items, entry->owner};
+  return {entry->id, lo, lo + items, entry->owner, entry->share->number};
 }
 
 void Dispatcher::PullOffloaded(Items accelerator, std::vector<Slice>* slices) {
@@ -166,7 +151,7 @@ void Dispatcher::PullOffloaded(Items accelerator, std::vector<Slice>* slices) {
     first = false;
     left -= entry->size;
     line->Take(entry, entry->size);
-    slices->push_back({entry->id, 0, entry->size, entry->owner});
+    slices->push_back({entry->id, 0, entry->size, entry->owner, entry->share->number});
   }
 }
 
@@ -188,18 +173,13 @@ Items Dispatcher::Choice(Items size, const Policy& policy) const {
   return enough ? kNone : least;
 }
 
-double Dispatcher::Ahead(std::int64_t priority, const std::string& client, Items size) {
+double Dispatcher::Ahead(std::int64_t priority, const std::string& client, Items size, Items model,
+                         double cost) {
   if (open_.empty()) open_cost_ = 0.0;  // sums of fractions do not return to nothing
-  double cost = open_cost_;
-  const std::int64_t level = LevelOf(priority, client);
-  for (const auto& [other, line] : lines_) {
-    if (other > level) {
-      cost -= line->cost();
-    } else if (other == level) {
-      cost -= line->cost() - line->Ahead(client, priority, size);
-    }
-  }
-  return std::max(0.0, cost);
+  const Share& own = *shares_.Of(model);
+  const double before = own.Ahead(LevelOf(priority, client), client, priority, size);
+  const double executing = open_cost_ - shares_.Cost();
+  return std::max(0.0, executing + before + shares_.Others(own, before + cost));
 }
 
 double Dispatcher::AheadOffloaded(Items accelerator, std::int64_t priority,
@@ -230,7 +210,7 @@ void Dispatcher::Retire(Items accelerator, const std::vector<double>& costs) {
     entry->accelerator = kNone;
     entry->next = 0;
     entry->item_cost = costs.at(i) / static_cast<double>(entry->size);
-    entry->line = LineOf(entry->priority, entry->client);
+    entry->line = entry->share->LineOf(LevelOf(entry->priority, entry->client));
     entry->line->Add(entry, true);
     Wait(*entry, entry->size);
     open_cost_ += static_cast<double>(entry->size) * entry->item_cost;
@@ -308,6 +288,7 @@ double Dispatcher::NextDeadlineS() {
 
 void Dispatcher::Open(Entry* entry) {
   open_[entry->id] = entry;
+  ++entry->share->open;
   entry->before = last_;
   (last_ != nullptr ? last_->after : first_) = entry;
   last_ = entry;
@@ -315,6 +296,7 @@ void Dispatcher::Open(Entry* entry) {
 
 // It has left `open_`.
 void Dispatcher::Close(Entry* entry) {
+  --entry->share->open;
   (entry->before != nullptr ? entry->before->after : first_) = entry->after;
   (entry->after != nullptr ? entry->after->before : last_) = entry->before;
   entry->before = entry->after = nullptr;

@@ -5,7 +5,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -16,6 +15,7 @@
 
 #include "rules/line.h"
 #include "rules/policy.h"
+#include "rules/shares.h"
 
 namespace deeprecsys::rules {
 
@@ -28,6 +28,7 @@ struct Slice {
   Items lo;
   Items hi;
   void* owner;
+  Items model;
 };
 
 // The bound on queued items would be passed; the query was not taken.
@@ -52,23 +53,33 @@ struct Arrival {
   double cost = 0.0;
   std::string client;
   void* owner = nullptr;
+  Items model = 0;
 };
 
 class Dispatcher {
  public:
-  // max_queued_items, most_items [accelerators]: kNone, any. credit: of a line.
+  // max_queued_items (of a model), most_items [accelerators]: kNone, any. credit: of a line.
   explicit Dispatcher(Items max_queued_items = kNone, std::vector<Items> most_items = {},
                       double credit = kCredit);
 
   std::size_t size() const { return open_.size(); }
   Items queued_items() const { return queued_items_; }
   const std::vector<Items>& offloaded_items() const { return offloaded_items_; }
-  std::vector<QueryId> OpenQueries() const;
+  // model: kNone, of all.
+  std::vector<QueryId> OpenQueries(Items model = kNone) const;
   bool IsOpen(QueryId query) const { return open_.contains(query); }
   // Items of it that were taken and are not over; 0 if it is not open.
   Items Executing(QueryId query) const;
   // What was given with an open query.
   void* OwnerOf(QueryId query) const { return open_.at(query)->owner; }
+
+  // One more, beside number 0 which there is; its number. Throws for a weight that is not positive.
+  Items AddModel(double weight) { return shares_.Add(weight); }
+  void RemoveModel(Items model) { shares_.Remove(model); }
+  void Weigh(Items model, double weight) { shares_.Weigh(model, weight); }
+  // Its items that wait for the cores, and its open queries.
+  Items ItemsOf(Items model) { return shares_.Of(model)->items; }
+  Items OpenOf(Items model) { return shares_.Of(model)->open; }
 
   // For which accelerator, kNone for the cores. Throws QueueFull, and then takes none of it.
   Items Add(const Arrival& arrival);
@@ -78,7 +89,8 @@ class Dispatcher {
   // The same of an accelerator: whole queries.
   void PullOffloaded(Items accelerator, std::vector<Slice>* slices);
   Items Choice(Items size, const Policy& policy) const;
-  double Ahead(std::int64_t priority, const std::string& client, Items size);
+  double Ahead(std::int64_t priority, const std::string& client, Items size, Items model = 0,
+               double cost = 0.0);
   double AheadOffloaded(Items accelerator, std::int64_t priority, const std::string& client,
                         Items size);
   // The open queries that an accelerator has, as they came: of each its id, size and policy.
@@ -99,12 +111,10 @@ class Dispatcher {
   double NextDeadlineS();
 
  private:
-  void CheckRoom(Items size, const std::string& client) const;
+  void CheckRoom(Items size, const std::string& client, const Share& share) const;
   void Wait(const Entry& entry, Items items);
   void Spend(const Entry& entry, Items items);
   void Remember(double deadline_s, QueryId query);
-  Entry* Head();
-  Line* LineOf(std::int64_t priority, const std::string& client);
   Slice Cut(Entry* entry, Items items);
   void Open(Entry* entry);
   void Close(Entry* entry);
@@ -116,9 +126,9 @@ class Dispatcher {
   double open_cost_ = 0.0;
   std::vector<double> offloaded_cost_;
   std::vector<Items> most_items_;
-  Entries entries_;                                      // before the lines, which give theirs back
-  std::map<std::int64_t, std::unique_ptr<Line>> lines_;  // by level; nearly always one
-  std::vector<std::unique_ptr<Line>> queues_;            // of the accelerators
+  Entries entries_;  // before the lines, which give theirs back
+  Shares shares_;
+  std::vector<std::unique_ptr<Line>> queues_;  // of the accelerators
   std::vector<Items> present_;
   std::unordered_map<QueryId, Entry*> open_;
   Entry* first_ = nullptr;  // of the open ones

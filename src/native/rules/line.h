@@ -22,6 +22,7 @@ inline constexpr double kCredit = 20'000;
 inline constexpr std::size_t kSweep = 64;
 
 class Line;
+class Share;
 
 // What the dispatcher remembers of one query it has not finished. It lives while it is open or lies
 // in a queue: a dropped one stays there until it comes to the head or somebody sweeps.
@@ -32,6 +33,7 @@ struct Entry {
   Items left = 0;  // items not yet executed
   Policy policy;
   Line* line = nullptr;  // where it waits
+  Share* share = nullptr;  // its model's
   Items accelerator = kNone;
   std::int64_t priority = 0;
   std::string client;

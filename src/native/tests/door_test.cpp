@@ -30,21 +30,27 @@ class NoHost : public engine::Host {
   void Watch(double) override {}
 };
 
-Service Served(double deadline_s) {
-  Service service;
-  service.usual.paths = {"/infer"};
-  service.inputs = {{"ids", "INT32", {2}, 100, false, true}};
-  service.output = "scores";
-  service.before = "{";
-  service.opening = "\"outputs\":[{\"shape\":[";
-  service.middle = ",1],";
-  service.policy.batch_size = 16;
-  service.deadline_s = deadline_s;
-  service.work_s.assign(1000, 1e-4);
-  service.own_s.assign(1000, 1e-4);
-  service.body_bytes = service.waiting_bytes = 1 << 24;
-  service.idle_s = 0.3;
-  service.last_file = 1 << 20;
+Options Bounds() {
+  Options options;
+  options.body_bytes = options.waiting_bytes = 1 << 24;
+  options.idle_s = 0.3;
+  options.last_file = 1 << 20;
+  return options;
+}
+
+Served Ranker(const Executor& executor, double deadline_s) {
+  auto service = std::make_shared<Service>();
+  service->executor = executor;
+  service->inputs = {{"ids", "INT32", {2}, 100, false, true}};
+  service->output = "scores";
+  service->before = "{";
+  service->opening = "\"outputs\":[{\"shape\":[";
+  service->middle = ",1],";
+  service->policy.batch_size = 16;
+  service->deadline_s = deadline_s;
+  service->work_s.assign(1000, 1e-4);
+  service->own_s.assign(1000, 1e-4);
+  service->factors.assign(10, 1.0);
   return service;
 }
 
@@ -98,7 +104,9 @@ class House {
   House(double request_s, double deadline_s)
       : core_(rules::kNone, {}, 2, 2),
         stub_(std::vector<double>(17, request_s)),
-        door_(&core_, stub_.executor(), Served(deadline_s)) {
+        ranker_(Ranker(stub_.executor(), deadline_s)),
+        door_(&core_, Bounds()) {
+    door_.Serve("/infer", {ranker_, nullptr, 0.0});
     const int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     address_.sin_family = AF_INET;
     address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
@@ -116,7 +124,11 @@ class House {
     threads_.emplace_back([this] { door_.Run(); });
     threads_.emplace_back([this] {
       while (!over_.load()) {
-        door_.Learn(1.0, 2, std::vector<double>(10, 1.0));
+        door_.Learn(ranker(), 1.0, 2, std::vector<double>(10, 1.0));
+        for (const Sample& one : door_.TakeSamples()) {
+          CHECK(!one.body.empty() && !one.scores.empty());
+          ++samples;
+        }
         for (const Stray& stray : door_.TakeStrays()) close(stray.file), ++strays;
         for (const Answered& one : door_.TakeAnswered()) ++answered, good += one.status == 200;
         std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -140,12 +152,27 @@ class House {
   }
   const sockaddr_in& address() const { return address_; }
   Door& door() { return door_; }
-  std::atomic<int> strays{0}, answered{0}, good{0};
+  Served ranker() {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    return ranker_;
+  }
+  // Another version in its place, with a model's number of its own; what was there.
+  Served Replace(Items model) {
+    auto next = std::make_shared<Service>(*ranker());
+    next->model = model;
+    door_.Serve("/infer", {next, nullptr, 0.0});
+    const std::lock_guard<std::mutex> guard(mutex_);
+    return std::exchange(ranker_, next);
+  }
+  Core& core() { return core_; }
+  std::atomic<int> strays{0}, answered{0}, good{0}, samples{0};
 
  private:
   Core core_;
   engine::FixedTime stub_;
   NoHost host_;
+  std::mutex mutex_;
+  Served ranker_;
   Door door_;
   sockaddr_in address_{};
   std::vector<std::unique_ptr<engine::Seat>> seats_;
@@ -168,6 +195,41 @@ void QueriesAreAnsweredOnce() {
   for (std::thread& client : clients) client.join();
   while (house.good.load() < 900) std::this_thread::sleep_for(std::chrono::milliseconds(2));
   CHECK(house.answered == 900 && house.strays == 0);
+}
+
+// A version takes another's place between two queries: none is lost, and what was replaced is not
+// used any more once its last query is answered.
+void VersionsTakeTurns() {
+  House house(1e-4, rules::kNever);
+  house.door().SampleEvery(1e-3);
+  std::atomic<bool> over{false};
+  std::vector<std::thread> clients;
+  for (int number = 0; number < 4; ++number) {
+    clients.emplace_back([&] {
+      Client client(house.address());
+      while (!over.load()) {
+        client.Send(Asked(60));
+        CHECK(client.Answer() == 200);
+      }
+    });
+  }
+  for (int turn = 0; turn < 50; ++turn) {
+    Items model;
+    {
+      const std::lock_guard<engine::Lock> guard(house.core().lock());
+      model = house.core().rules().AddModel(1.0);
+    }
+    CHECK(model <= 1);
+    const Items before = 1 - model;
+    Served gone = house.Replace(model);
+    while (gone.use_count() > 1) std::this_thread::sleep_for(std::chrono::microseconds(100));
+    CHECK(house.core().WaitQuiet(10.0, before));
+    const std::lock_guard<engine::Lock> guard(house.core().lock());
+    house.core().rules().RemoveModel(before);
+  }
+  over.store(true);
+  for (std::thread& client : clients) client.join();
+  CHECK(house.samples > 0 && house.strays == 0);
 }
 
 // Of clients that go away, that send what is none, that are late, and that are too many.
@@ -218,6 +280,7 @@ void IdleOnesEnd() {
 
 int main() {
   deeprecsys::http::QueriesAreAnsweredOnce();
+  deeprecsys::http::VersionsTakeTurns();
   deeprecsys::http::WhateverClientsDo();
   deeprecsys::http::IdleOnesEnd();
   std::puts("door: sound");

@@ -1,0 +1,407 @@
+"""The models of a server over its life: opened, new versions loaded beside those that serve, put in
+their place between two queries, kept for a rollback, and freed.
+
+All of that happens in threads of the lowest priority, so that it takes from the workers only what
+they leave. A version answers nobody before it has passed: it must take what the other takes, give
+scores, and not be slower than `Limits` lets it. What does not pass never serves, and what serves is
+left as it was. Knows no protocol; `artifacts.versions` knows folders.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+from deeprecsys.core import UserError
+from deeprecsys.engine import Engine
+from deeprecsys.models.memory import available_bytes
+from deeprecsys.protocol.reasons import Reason, Refusal, invalid
+from deeprecsys.serving.dataplane import DataPlane
+from deeprecsys.serving.hosted import VERSION, Hosted, Served, clock
+from deeprecsys.serving.models import Hosting, Traffic
+from deeprecsys.serving.native import executor_of
+from deeprecsys.serving.shadow import Compared, compare
+from deeprecsys.serving.warming import warm_up
+
+# Of a version that is not in use yet: its requests go behind everybody's.
+_LOADING = 0.01
+_EVENTS = 50
+_NICE = 19
+_POLL_S, _GRACE_S, _FREE_S = 0.02, 1.0, 60.0
+_CHUNK, _PAUSE_S = 8 << 20, 1e-3  # of memory that is given back
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a new version must keep to. slower: its p95 over that of the version it is to replace,
+    both of the same queries; None: any. kept: versions in memory beside the one that serves."""
+
+    slower: float | None = 1.5
+    kept: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model's versions come from.
+
+    open: a version, on the workers of an engine (None: the first), with a weight; UserError.
+    versions: those that may be loaded, the newest last. bytes: of memory that one will take.
+    """
+
+    served: Served
+    open: Callable[[str, Engine | None, float], Engine]
+    versions: Callable[[], Sequence[str]] = lambda: (VERSION,)
+    bytes: Callable[[str], int] = lambda version: 0
+    start: str | None = None  # the version to begin with; None: the newest
+    limits: Limits = field(default_factory=Limits)
+
+    @classmethod
+    def one(cls, served: Served, open: Callable[[], Engine]) -> Self:
+        """A model of one version, that has the workers of its engine for itself."""
+        return cls(served, lambda version, workers_of, weight: open())
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a load asks for. version: the newest, unless said. label: "stable", to put it in the
+    place of the one that serves; "canary", to have it answer a share of the queries; "shadow", to
+    be held against the other over what is kept of the traffic, and never to answer. force: whatever
+    its limits say."""
+
+    version: str = ""
+    label: str = "stable"
+    share: float = 0.0
+    force: bool = False
+
+
+class Repository:
+    """in_loop: does something in the event loop's thread, and waits for it."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        sources: Sequence[Source],
+        in_loop: Callable[[Callable[[], Any]], Any],
+        log: Callable[..., None],
+    ) -> None:
+        self._plane, self._in_loop, self._log = plane, in_loop, log
+        self._sources = {source.served.name: source for source in sources}
+        self._one = threading.Lock()  # load or unload, at a time
+        self._events: dict[str, deque[dict[str, Any]]] = {}
+        self._shadows: dict[str, Compared] = {}
+        self._closed = False
+
+    def open_all(self) -> list[Hosted]:
+        """The first version of each, warm; the first one's workers are everybody's."""
+        opened: list[Hosted] = []
+        try:
+            for name, source in self._sources.items():
+                version = source.start or _newest(name, source)
+                first = opened[0].engine if opened else None
+                engine = source.open(version, first, source.served.weight)
+                opened.append(self._hosted(source.served, engine, version))
+                warm_up(engine, source.served.policy)
+        except BaseException:
+            for hosted in opened:
+                hosted.engine.close(drain=False)
+            raise
+        return opened
+
+    def host(self, hosted: Hosted) -> None:
+        """It serves from now on. In the event loop's thread, before anything is asked for."""
+        model = self._plane.models[hosted.name]
+        model.versions[hosted.version] = hosted
+        model.traffic = Traffic(hosted.version)
+
+    def close(self) -> None:
+        """Nothing is loaded any more."""
+        self._closed = True
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """What happened to a model's versions, the latest last."""
+        return list(self._events.get(name, ()))
+
+    def shadows(self) -> dict[str, Compared]:
+        """By model, what is known of the version that is held against the one that serves."""
+        return dict(self._shadows)
+
+    # What operators ask for, from a thread of its own; each raises Refusal and then nothing is
+    # other than it was.
+
+    def load(self, name: str, asked: Asked) -> None:
+        """A version, as asked for; one that is in memory at once."""
+        with self._one, _lowly():
+            model, source = self._known(name)
+            version = asked.version or self._offered(name, source)
+            hosted = model.versions.get(version)
+            if hosted is None:
+                hosted = self._load(model, source, version, asked)
+            else:
+                self._weigh(hosted, source.served.weight)
+            self._put(model, hosted, asked)
+            self._say(name, "switched" if asked.label == "stable" else asked.label, version,
+                      **({"share": asked.share} if asked.label == "canary" else {}))  # fmt: skip
+            self._drop_old(model, source)
+
+    def unload(self, name: str, version: str = "") -> None:
+        """Frees a version; unless said, all but the one that serves."""
+        with self._one, _lowly():
+            model, _ = self._known(name)
+            stable = model.stable.version
+            if version and version not in model.versions:
+                raise Refusal(Reason.NOT_FOUND, f"{name} has no version {version[:20]!r} in memory")
+            others = [v for v in model.versions if v != stable]
+            gone = [version] if version else others
+            if version == stable or not gone:
+                raise invalid(
+                    f"version {stable} is what answers for {name}: load another version first, or "
+                    "end the server"
+                )
+            for one in gone:
+                self._drop(model, one)
+
+    def _known(self, name: str) -> tuple[Hosting, Source]:
+        self._plane.serving()
+        model = self._plane.model(name)
+        _ = model.stable
+        return model, self._sources[name]
+
+    def _offered(self, name: str, source: Source) -> str:
+        try:
+            return _newest(name, source)
+        except UserError as error:
+            raise Refusal(Reason.NOT_FOUND, str(error)) from None
+
+    def _load(self, model: Hosting, source: Source, version: str, asked: Asked) -> Hosted:
+        name, began_s = model.name, clock()
+        offered = source.versions()
+        if version not in offered:
+            has = ", ".join(offered) or "none"
+            raise Refusal(
+                Reason.NOT_FOUND, f"{name} has no version {version[:20]!r}; there are: {has}"
+            )
+        self._check_memory(name, source, version)
+        model.loading = version
+        self._say(name, "loading", version)
+        engine = None
+        try:
+            engine = source.open(version, self._plane.engine, _LOADING)
+            hosted = self._hosted(source.served, engine, version)
+            compared = self._passes(model.stable, hosted, source.limits, asked)
+            executor = executor_of(hosted)
+            self._in_loop(lambda: self._add(model, hosted, executor))
+        except BaseException as error:
+            if engine is not None:
+                engine.close(drain=False)
+            why = error.message if isinstance(error, Refusal) else str(error)
+            model.failed[version] = why
+            self._say(name, "refused", version, why=why)
+            if isinstance(error, UserError):
+                raise invalid(f"version {version} of {name} was not loaded: {error}") from None
+            raise
+        finally:
+            model.loading = ""
+        model.failed.pop(version, None)
+        self._say(name, "loaded", version, took_s=round(clock() - began_s, 3), **compared.about())
+        self._weigh(hosted, source.served.weight)
+        return hosted
+
+    def _hosted(self, served: Served, engine: Engine, version: str) -> Hosted:
+        return Hosted(served, engine, version, self._plane.bounds.candidates, self._log)
+
+    def _check_memory(self, name: str, source: Source, version: str) -> None:
+        need, free = source.bytes(version), available_bytes()
+        if free is not None and need > free:
+            raise Refusal(
+                Reason.UNAVAILABLE,
+                f"version {version} of {name} takes {need / 2**20:,.0f} MB beside what serves, and "
+                f"{free / 2**20:,.0f} MB are free: unload a version first",
+            )
+
+    def _passes(self, old: Hosted, new: Hosted, limits: Limits, asked: Asked) -> Compared:
+        """Held against the one that serves, over the queries that this was asked of late; Refusal
+        where it may not take its place."""
+        if (why := _differs(old, new)) is not None:
+            raise invalid(f"version {new.version} {why}: serve it under another name")
+        compared = compare(old, new, self._plane.recent.of(old.name))
+        most = math.inf if limits.slower is None or asked.force else limits.slower
+        if compared.slower > most:
+            raise Refusal(
+                Reason.UNAVAILABLE,
+                f"version {new.version} takes {compared.slower:.2f} times as long as version "
+                f"{old.version} (p95 of {compared.queries} queries), the limit is {most:g}: it "
+                "does not serve; load it with force if it shall",
+            )
+        return compared
+
+    def _add(self, model: Hosting, hosted: Hosted, executor: Any) -> None:
+        """In the event loop's thread."""
+        model.versions[hosted.version] = hosted
+        if self._plane.native is not None:
+            self._plane.native.add(hosted, executor)
+            self._plane.native.route(model)
+
+    def _put(self, model: Hosting, hosted: Hosted, asked: Asked) -> None:
+        """From the next query on. Between two of them: whoever has begun ends where it began."""
+        assert model.traffic is not None
+        if asked.label == "stable":
+            traffic = Traffic(hosted.version)
+        elif asked.label == "canary":
+            if hosted.version == model.traffic.stable:
+                raise invalid(f"version {hosted.version} answers already: it cannot be a canary")
+            traffic = replace(model.traffic, canary=hosted.version, share=asked.share)
+        else:
+            traffic = model.traffic
+            self._shadow(model, hosted)
+
+        def put() -> None:
+            model.traffic = traffic
+            if self._plane.native is not None:
+                self._plane.native.route(model)
+
+        self._in_loop(put)
+
+    def _shadow(self, model: Hosting, hosted: Hosted) -> None:
+        """Held against the one that serves, over what is kept of the traffic, until it is gone."""
+        self._shadows[model.name] = Compared()
+
+        def run() -> None:
+            seen_s = clock()
+            with _lowly():
+                while not self._closed and model.versions.get(hosted.version) is hosted:
+                    fresh = [k for k in self._plane.recent.of(model.name) if k.arrived_s > seen_s]
+                    if fresh and model.stable is not hosted:
+                        seen_s = fresh[-1].arrived_s
+                        with suppress(Refusal, UserError):
+                            more = compare(model.stable, hosted, fresh, least=0)
+                            self._shadows[model.name] = self._shadows[model.name].and_(more)
+                    time.sleep(0.25)
+            self._shadows.pop(model.name, None)
+
+        threading.Thread(target=run, name=f"shadow-{model.name}", daemon=True).start()
+
+    def _weigh(self, hosted: Hosted, weight: float) -> None:
+        hosted.engine.weigh(weight)
+
+    def _drop_old(self, model: Hosting, source: Source) -> None:
+        """Beyond those that are kept, the ones loaded first."""
+        assert model.traffic is not None
+        used = {model.traffic.stable, model.traffic.canary}
+        others = [version for version in model.versions if version not in used]
+        for version in others[: max(0, len(others) - source.limits.kept)]:
+            self._drop(model, version)
+
+    def _drop(self, model: Hosting, version: str) -> None:
+        hosted = model.versions[version]
+
+        def withdraw() -> None:
+            if model.traffic is not None and model.traffic.canary == version:
+                model.traffic = model.without_canary()
+            del model.versions[version]
+            if self._plane.native is not None:
+                self._plane.native.withdraw(hosted)
+                self._plane.native.route(model)
+
+        self._in_loop(withdraw)
+        time.sleep(_GRACE_S)  # whoever has found it a moment ago has begun by now
+        until_s = clock() + _FREE_S
+        while hosted.pending or not self._forgotten(hosted):
+            if clock() > until_s:
+                self._say(model.name, "left behind", version, why="a query of it has not ended")
+                return
+            time.sleep(_POLL_S)
+        _free(hosted, list(self._plane.hosted()))
+        self._say(model.name, "freed", version)
+
+    def _forgotten(self, hosted: Hosted) -> bool:
+        native = self._plane.native
+        return native is None or self._in_loop(lambda: native.forget(hosted))
+
+    def _say(self, name: str, what: str, version: str, **about: Any) -> None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        event = {"time": stamp, "what": what, "version": version, **about}
+        self._events.setdefault(name, deque(maxlen=_EVENTS)).append(event)
+        self._log(f"version {what}", model=name, version=version, **about)
+
+
+def _newest(name: str, source: Source) -> str:
+    versions = source.versions()
+    if not versions:
+        raise UserError(f"{name} has no version that is complete")
+    return versions[-1]
+
+
+def _differs(old: Hosted, new: Hosted) -> str | None:
+    """How a client would notice: what it takes, or answers."""
+    for what, one, other in (
+        ("inputs", old.inputs, new.inputs),
+        ("outputs", old.answer.outputs, new.answer.outputs),
+    ):
+        before = {spec.name: (spec.datatype, spec.shape) for spec in one}
+        after = {spec.name: (spec.datatype, spec.shape) for spec in other}
+        for name in {**before, **after}:
+            if before.get(name) != after.get(name):
+                return (
+                    f"has other {what} than version {old.version} ({name}: "
+                    f"{_form(before.get(name))}, now {_form(after.get(name))})"
+                )
+    return None
+
+
+def _form(spec: tuple[str, Sequence[int]] | None) -> str:
+    return "none" if spec is None else f"{spec[0]}{list(spec[1])}"
+
+
+@contextmanager
+def _lowly() -> Iterator[None]:
+    """This thread has the processor when nobody else wants it. It cannot go back without a
+    privilege, so it should end soon."""
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    yield
+
+
+def _free(hosted: Hosted, others: Sequence[Hosted]) -> None:
+    """Closes it and gives its memory back, a little at a time: freed at once, gigabytes of pages
+    stop whoever takes a page meanwhile."""
+    hosted.engine.close(drain=False)
+    kept = {area for other in others for area in _areas(other)}
+    for address, size in [area for area in _areas(hosted) if area not in kept]:
+        _give_back(address, size)
+    hosted.engine.forget()
+    gc.collect(1)
+
+
+def _areas(hosted: Hosted) -> list[tuple[int, int]]:
+    """Where a model's long tensors lie."""
+    model = hosted.engine.model
+    module = getattr(model, "module", None) or getattr(getattr(model, "form", None), "module", None)
+    if module is None:
+        return []
+    tensors = [*module.parameters(), *module.buffers()]
+    return [(t.data_ptr(), t.nbytes) for t in tensors if t.nbytes >= _CHUNK]
+
+
+def _give_back(address: int, size: int) -> None:
+    import ctypes
+    import mmap
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    page = mmap.PAGESIZE
+    at, end = -(-address // page) * page, (address + size) // page * page
+    while at < end:
+        count = min(_CHUNK, end - at)
+        libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(count), mmap.MADV_DONTNEED)
+        at += count
+        time.sleep(_PAUSE_S)
+
+
+__all__ = ["Asked", "Limits", "Repository", "Source"]

@@ -1,0 +1,97 @@
+"""Two versions of a model over the same queries: how far their scores are apart, and how much
+longer the one takes. Nobody is answered.
+
+Executed in the thread that asks, request by request as the policy cuts them, in turns, and timed in
+that thread's processor time: what the workers do meanwhile does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deeprecsys.core import Inputs, UserError
+from deeprecsys.protocol.reasons import invalid
+from deeprecsys.serving.hosted import Hosted
+from deeprecsys.serving.recent import Kept
+
+_EXAMPLES = (1, 17, 64, 128, 256, 512)  # candidates, where no queries are known
+_WARM, _ROUNDS = 2, 3
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """queries: how many. slower: the new one's p95 over the old one's. difference: of scores, the
+    most and in the mean."""
+
+    queries: int = 0
+    slower: float = 1.0
+    difference: float = 0.0
+    mean_difference: float = 0.0
+
+    def and_(self, more: Compared) -> Compared:
+        """Both together; the time of the later."""
+        n = self.queries + more.queries
+        mean = self.mean_difference * self.queries + more.mean_difference * more.queries
+        return Compared(n, more.slower, max(self.difference, more.difference), mean / max(n, 1))
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "queries": self.queries,
+            "slower": round(self.slower, 3),
+            "difference": round(self.difference, 6),
+            "mean_difference": round(self.mean_difference, 6),
+        }
+
+
+def compare(old: Hosted, new: Hosted, kept: Sequence[Kept], least: int = 1) -> Compared:
+    """Over what is kept of the traffic; where that is less than `least` queries, over drawn ones.
+    Also warms the new one up. Refusal where it gives no scores."""
+    queries: list[Inputs] = [one.inputs for one in kept]
+    if len(queries) < least:
+        queries = _drawn(old)
+    _all_sizes(new)
+    times: list[tuple[float, float]] = []
+    apart: list[tuple[float, float]] = []
+    for round_ in range(_WARM + _ROUNDS):
+        for inputs in queries:
+            before, old_s = old.engine.execute_here(inputs, old.served.policy)
+            after, new_s = new.engine.execute_here(inputs, new.served.policy)
+            if not np.isfinite(after).all():
+                raise invalid(f"version {new.version} gives scores that are not numbers")
+            if round_ >= _WARM:
+                times.append((old_s, new_s))
+            else:
+                difference = np.abs(after.astype(np.float64) - before)
+                apart.append((float(difference.max(initial=0.0)), float(difference.mean())))
+    if not times:
+        return Compared()
+    p95 = np.percentile(np.array(times), 95, axis=0)
+    return Compared(
+        len(queries),
+        float(p95[1] / max(p95[0], 1e-9)),
+        max(most for most, _ in apart),
+        float(np.mean([mean for _, mean in apart])),
+    )
+
+
+def _drawn(old: Hosted) -> list[Inputs]:
+    model = old.engine.model
+    most = model.most_items if model.whole and model.most_items is not None else max(_EXAMPLES)
+    rng = np.random.default_rng(0)
+    return [model.example(size, rng) for size in _EXAMPLES if size <= most]
+
+
+def _all_sizes(new: Hosted) -> None:
+    """Every size of a request at least once, before it is timed."""
+    for inputs in _drawn(new):
+        try:
+            new.engine.execute_here(inputs, new.served.policy)
+        except UserError:  # fewer candidates than the model takes
+            continue
+
+
+__all__ = ["Compared", "compare"]
