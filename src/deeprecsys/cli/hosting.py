@@ -172,10 +172,16 @@ class Entry:
             self.served,
             lambda version, workers_of, weight: self._open(version, workers_of, weight, engine),
             self.versions,
-            lambda version: self.which(version).memory_bytes,
+            self._bytes,
             None if self._folder is None else self._begins,
             Limits(self.slower, self.keep),
         )
+
+    def _bytes(self, version: str) -> int:
+        """Of memory that a version takes, about; it is not opened for that."""
+        if self._folder is None:
+            return self.first.memory_bytes
+        return sum(f.stat().st_size for f in (self._folder / version).rglob("*") if f.is_file())
 
     def _open(
         self, version: str, workers_of: Engine | None, weight: float, more: Mapping[str, Any]

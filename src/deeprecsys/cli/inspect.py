@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -43,10 +44,14 @@ def run(
     write: Annotated[
         bool, typer.Option("--write", help="Begin a model.toml, or say what to add to it.")
     ] = False,
+    publish: Annotated[
+        str | None,
+        typer.Option(help="Copy it, once it is complete, as the next version of this folder."),
+    ] = None,
     trust: opt.Trust = False,
     json_file: opt.JsonFile = None,
 ) -> int:
-    from deeprecsys.artifacts import finished, look
+    from deeprecsys.artifacts import finished, look, versions
 
     files.check_target("--json", json_file)
     looked = look(path, trust=trust)
@@ -62,6 +67,9 @@ def run(
     files.write_json(json.dumps(_said(looked, model, facts), indent=1), json_file)
     if missing:
         raise UserError(f"{looked.path} does not say of {missing[0].where} {missing[0].what}")
+    if publish is not None:
+        version = versions.publish(Path(path), Path(publish))
+        console.print(Text(f"version {version} of {publish}", style="bold"))
     return 0
 
 

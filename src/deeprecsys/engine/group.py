@@ -83,8 +83,7 @@ class Group:
         with self.books.lock:
             self.books.learn_paces()
             del self.books.parts[part.number]
-            if part.number:
-                self.books.rules.remove_model(part.number)
+            self.books.rules.remove_model(part.number)
         part.left.clear()
         return True
 

@@ -83,6 +83,19 @@ _MESSAGES: dict[str, list[str]] = {
     "RepositoryIndexRequest": ["1 repository_name string", "2 ready bool"],
     "ModelIndex": ["1 name string", "2 version string", "3 state string", "4 reason string"],
     "RepositoryIndexResponse": ["1 models *ModelIndex"],
+    "ModelRepositoryParameter": [
+        "1 bool_param bool", "2 int64_param int64", "3 string_param string", "4 bytes_param bytes",
+    ],
+    "RepositoryModelLoadRequest": [
+        "1 repository_name string", "2 model_name string",
+        "3 parameters {}ModelRepositoryParameter",
+    ],
+    "RepositoryModelLoadResponse": [],
+    "RepositoryModelUnloadRequest": [
+        "1 repository_name string", "2 model_name string",
+        "3 parameters {}ModelRepositoryParameter",
+    ],
+    "RepositoryModelUnloadResponse": [],
 }  # fmt: skip
 _REFLECTION: dict[str, list[str]] = {
     "ServerReflectionRequest": [
@@ -109,7 +122,8 @@ _DATA_TYPES = (
 )  # fmt: skip
 METHODS = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer",
-    "ModelConfig", "ModelStatistics", "RepositoryIndex",
+    "ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad",
+    "RepositoryModelUnload",
 )  # fmt: skip
 
 _Field = pb.FieldDescriptorProto

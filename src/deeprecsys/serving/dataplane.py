@@ -24,6 +24,7 @@ from deeprecsys.serving.threads import Threads
 
 if TYPE_CHECKING:
     from deeprecsys.serving.native import NativeHttp
+    from deeprecsys.serving.repository import Repository
 
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
 
@@ -50,14 +51,27 @@ class DataPlane:
         self.of_no_model = dict.fromkeys(Reason, 0)  # queries refused
         self.state = "starting"
         self.models = {name: Hosting(name) for name in names}
-        self.engine: Engine | None = None  # whose workers all models have
         self.native: NativeHttp | None = None
+        self.repository: Repository | None = None
+
+    @property
+    def administered(self) -> Repository:
+        """What loads and unloads; Refusal where nothing does."""
+        if self.repository is None:
+            raise Refusal(Reason.UNAVAILABLE, "nothing can be loaded here")
+        return self.repository
 
     def open(self) -> None:
         """All of its models are here."""
-        self.engine = next(self.hosted()).engine
-        self.observed.workers = self.engine.workers
         self.state = "ready"
+        self.observed.workers = self.serving().workers
+
+    @property
+    def engine(self) -> Engine | None:
+        """One of those whose workers all models have in common; None while nothing is loaded."""
+        if self.state == "starting":
+            return None
+        return next((hosted.engine for hosted in self.hosted()), None)
 
     def hosted(self) -> Iterator[Hosted]:
         """Every version of every model in memory."""
@@ -169,11 +183,12 @@ class DataPlane:
 
     def serving(self) -> Engine:
         """The engine whose workers all models have; Refusal unless it takes queries."""
-        if self.state == "starting" or self.engine is None:
+        engine = self.engine
+        if engine is None:
             raise Refusal(Reason.UNAVAILABLE, "the model is being loaded")
         if self.state == "ended":
             raise Refusal(Reason.UNAVAILABLE, "the server is shutting down")
-        return self.engine
+        return engine
 
     def has_model(self, name: str, version: str = "") -> bool:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -29,6 +30,7 @@ from deeprecsys.protocol.grpc_schema import (
 from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
+from deeprecsys.serving import admin
 from deeprecsys.serving.bounds import Bounds, Hold, over
 from deeprecsys.serving.dataplane import DataPlane, clock
 from deeprecsys.serving.gate import Gate
@@ -322,6 +324,40 @@ class _Methods:
     async def RepositoryIndex(self, asked: Asked) -> Any:
         return message("RepositoryIndexResponse")(models=self._plane.index())
 
+    async def RepositoryModelLoad(self, asked: Asked) -> Any:
+        await self._administer("load", _read("RepositoryModelLoadRequest", asked))
+        return message("RepositoryModelLoadResponse")()
+
+    async def RepositoryModelUnload(self, asked: Asked) -> Any:
+        await self._administer("unload", _read("RepositoryModelUnloadRequest", asked))
+        return message("RepositoryModelUnloadResponse")()
+
+    async def _administer(self, what: str, request: Any) -> None:
+        """Takes as long as it takes, in a thread of its own."""
+        plane, loop = self._plane, asyncio.get_running_loop()
+        parameters = {name: _value_of(one) for name, one in request.parameters.items()}
+        plane.check_model(request.model_name)
+        done: asyncio.Future[None] = loop.create_future()
+
+        def tell(error: Exception | None) -> None:
+            if done.done():  # the client has gone
+                return
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(error)
+
+        def run() -> None:
+            try:
+                admin.act(plane.administered, what, request.model_name, parameters)
+            except Exception as error:
+                _post(loop, tell, error)
+            else:
+                _post(loop, tell, None)
+
+        threading.Thread(target=run, name=what, daemon=True).start()
+        await done
+
     async def Check(self, asked: Asked) -> Any:
         status = self._status(_read("HealthCheckRequest", asked).service)
         if status == _SERVICE_UNKNOWN:
@@ -460,6 +496,12 @@ def _answer(call: Call, outputs: Mapping[str, Array]) -> Any:
         reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
         reply.raw_output_contents.append(bytes(tensors.to_bytes(array, datatype)))
     return reply
+
+
+def _value_of(parameter: Any) -> Any:
+    """Of a `ModelRepositoryParameter`, whichever of its fields is set."""
+    fields = parameter.ListFields()
+    return fields[0][1] if fields else ""
 
 
 def _serialized(reply: Any) -> bytes:

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import cast
 
@@ -25,7 +27,7 @@ from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Array, Buffer
-from deeprecsys.serving import files
+from deeprecsys.serving import admin, files
 from deeprecsys.serving import http_routes as routes
 from deeprecsys.serving.bounds import Hold, over
 from deeprecsys.serving.dataplane import clock
@@ -324,11 +326,33 @@ class Connection(asyncio.BufferedProtocol):
         if model is not None:
             self._infer(head, *model, body)
             return
+        asked = routes.asked_of_repository(head.path) if head.method == "POST" else None
+        if asked is not None:
+            self._administer(*asked, bytes(body))
+            return
         answer = routes.answer(plane, self.site.pages, head.method, head.path)
         size = sum(map(len, answer.parts))
         if size > self.bounds.pipe_bytes:
             self.site.room(size)
         self._answer(answer)
+
+    def _administer(self, what: str, model: str, body: bytes) -> None:
+        """Takes as long as it takes, in a thread of its own."""
+        plane, loop = self.site.plane, self.loop
+        parameters = admin.parameters_of(body)
+        plane.check_model(model)
+
+        def run() -> None:
+            try:
+                admin.act(plane.administered, what, model, parameters)
+            except Refusal as refusal:
+                loop.call_soon_threadsafe(partial(self._refuse, keep=True), refusal)
+            except Exception as error:
+                loop.call_soon_threadsafe(self._fault, error)
+            else:
+                loop.call_soon_threadsafe(self._answer, routes.said(200, {}))
+
+        threading.Thread(target=run, name=what, daemon=True).start()
 
     def _infer(self, head: Head, model: str, version: str, body: Buffer) -> None:
         plane = self.site.plane

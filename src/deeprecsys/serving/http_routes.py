@@ -67,6 +67,14 @@ def asked_model(path: str) -> tuple[str, str] | None:
     return None
 
 
+def asked_of_repository(path: str) -> tuple[str, str] | None:
+    """What is to be done, and with which model; None: nothing."""
+    match _parts(path):
+        case ["v2", "repository", "models", model, ("load" | "unload") as what]:
+            return what, model
+    return None
+
+
 def answer(plane: DataPlane, pages: Mapping[str, Page], method: str, path: str) -> Answer:
     """Of all but inference. HEAD is answered as GET is, and the connection leaves the body out."""
     parts = _parts(path)
@@ -84,11 +92,6 @@ def answer(plane: DataPlane, pages: Mapping[str, Page], method: str, path: str) 
             return _of_model(plane, model, rest)
         case "POST", ["v2", "repository", "index"]:
             return said(200, plane.index())
-        case "POST", ["v2", "repository", "models", model, "load" | "unload"]:
-            plane.check_model(model)
-            raise Refusal(
-                Reason.UNSUPPORTED, "this server loads its one model when it starts: restart it"
-            )
         case "GET", _ if page in pages:
             kind, content = pages[page](path.partition("?")[2])
             return Answer(200, [(b"content-type", kind), _POLICY], [content])

@@ -141,6 +141,11 @@ class NativeHttp:
         return self._door.connections
 
     @property
+    def handing(self) -> int:
+        """Connections that are the door's, or on their way to the event loop."""
+        return self.connections + len(self._tasks)
+
+    @property
     def pending(self) -> int:
         """Queries taken and not answered."""
         return self._door.pending

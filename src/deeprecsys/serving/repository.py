@@ -188,6 +188,11 @@ class Repository:
             raise Refusal(
                 Reason.NOT_FOUND, f"{name} has no version {version[:20]!r}; there are: {has}"
             )
+        if model.stable.engine.devices:
+            raise Refusal(
+                Reason.UNSUPPORTED,
+                f"{name} is on an accelerator, where versions do not replace each other: restart",
+            )
         self._check_memory(name, source, version)
         model.loading = version
         self._say(name, "loading", version)
@@ -204,9 +209,12 @@ class Repository:
             why = error.message if isinstance(error, Refusal) else str(error)
             model.failed[version] = why
             self._say(name, "refused", version, why=why)
-            if isinstance(error, UserError):
-                raise invalid(f"version {version} of {name} was not loaded: {error}") from None
-            raise
+            if isinstance(error, Refusal) or not isinstance(error, Exception):
+                raise
+            if not isinstance(error, UserError):
+                self._plane.fault(error, f"version {version} of {name}")
+            line = str(error).strip().partition("\n")[0]
+            raise invalid(f"version {version} of {name} was not loaded: {line}") from None
         finally:
             model.loading = ""
         model.failed.pop(version, None)

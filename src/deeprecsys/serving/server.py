@@ -74,6 +74,7 @@ class Server:
         self.address = address or Address()
         self.plane = DataPlane(tuple(source.served.name for source in sources), bounds, log)
         self.repository = Repository(self.plane, sources, self._in_loop, log)
+        self.plane.repository = self.repository
         self.site = Site(self.plane, self._pages(), self.address.key)
         self._failures: dict[int, int] = {}  # of each accelerator, as they were logged
         self.http_port = 0
@@ -302,7 +303,7 @@ class Server:
             stopping = asyncio.get_running_loop().create_task(grpc_server.stop(FINISH_S))
         site.close_idle()
         while (
-            site.connections or plane.pending or (native is not None and native.connections)
+            site.connections or plane.pending or (native is not None and native.handing)
         ) and clock() < until:
             await asyncio.sleep(0.01)
             site.close_idle()

@@ -19,7 +19,9 @@ from deeprecsys.serving.hosted import Hosted
 from deeprecsys.serving.recent import Kept
 
 _EXAMPLES = (1, 17, 64, 128, 256, 512)  # candidates, where no queries are known
-_WARM, _ROUNDS = 2, 3
+_WARM, _ROUNDS, _LEAST = 2, 5, 8
+# What either takes beside its requests: differences much below it do not matter.
+_LEAST_S = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +49,12 @@ class Compared:
         }
 
 
-def compare(old: Hosted, new: Hosted, kept: Sequence[Kept], least: int = 1) -> Compared:
+def compare(old: Hosted, new: Hosted, kept: Sequence[Kept], least: int = _LEAST) -> Compared:
     """Over what is kept of the traffic; where that is less than `least` queries, over drawn ones.
     Also warms the new one up. Refusal where it gives no scores."""
     queries: list[Inputs] = [one.inputs for one in kept]
     if len(queries) < least:
-        queries = _drawn(old)
+        queries += _drawn(old)
     _all_sizes(new)
     times: list[tuple[float, float]] = []
     apart: list[tuple[float, float]] = []
@@ -69,10 +71,11 @@ def compare(old: Hosted, new: Hosted, kept: Sequence[Kept], least: int = 1) -> C
                 apart.append((float(difference.max(initial=0.0)), float(difference.mean())))
     if not times:
         return Compared()
-    p95 = np.percentile(np.array(times), 95, axis=0)
+    by_query = np.median(np.array(times).reshape(_ROUNDS, len(queries), 2), axis=0)
+    before_s, after_s = np.percentile(by_query, 95, axis=0) + _LEAST_S
     return Compared(
         len(queries),
-        float(p95[1] / max(p95[0], 1e-9)),
+        float(after_s / before_s),
         max(most for most, _ in apart),
         float(np.mean([mean for _, mean in apart])),
     )

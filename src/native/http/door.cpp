@@ -167,6 +167,7 @@ std::vector<Sample> Door::TakeSamples() {
 std::vector<Stray> Door::TakeStrays() {
   Lower(signal_);
   const Guard guard(mutex_);
+  open_.fetch_sub(std::ssize(strays_));  // so long they are somebody's
   return std::exchange(strays_, {});
 }
 
@@ -346,7 +347,6 @@ void Door::Away(const Shared& connection, std::string read) {
 void Door::Leave(const Shared& connection, Stray stray) {
   connection->state = Connection::kAway;
   epoll_ctl(epoll_, EPOLL_CTL_DEL, connection->file, nullptr);
-  open_.fetch_sub(1);
   stray.file = connection->file;
   const Guard guard(mutex_);
   strays_.push_back(std::move(stray));
