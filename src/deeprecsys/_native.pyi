@@ -87,6 +87,15 @@ class Executor:
 
     def __init__(self, capsule: Any) -> None: ...
 
+class Pacer:
+    """Lets the thread that makes it compute for a share of the time, but while it holds the GIL,
+    until it is gone; that thread must end it. See src/native/engine/pacer.h."""
+
+    def __init__(self, share: float) -> None: ...
+    @property
+    def paced(self) -> bool:
+        """False: this system has no such timers."""
+
 def no_op() -> Executor: ...
 def fixed_time(service_s: Sequence[float]) -> Executor:
     """service_s: of a request by its items, from none on."""

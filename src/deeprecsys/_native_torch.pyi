@@ -18,3 +18,6 @@ def executor(
     columns that are one tensor. of_query: positions, among inputs, of what candidates may share.
     request, one_user: script modules; apart: one with methods `of_user` and `rest`.
     """
+
+def load(path: str) -> Any:
+    """A script module as `torch._C` has it, read without the GIL."""

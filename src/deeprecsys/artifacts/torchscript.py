@@ -32,13 +32,11 @@ class TorchScript:
     def __init__(self, path: Path, trust: bool = False) -> None:
         _check_archive(path)
         try:
-            import torch
-        except ModuleNotFoundError as error:
-            raise needed("torch", "torch", path) from error
-        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # TorchScript is deprecated: see `runtimes`
-                self.module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+                self.module = _loaded(path)
+        except ModuleNotFoundError as error:
+            raise needed("torch", "torch", path) from error
         except Exception as error:
             raise damaged(path, "TorchScript", error) from error
         self.kind, self.found = _read(path, self.module.forward.schema)
@@ -90,6 +88,18 @@ def named(answer: Any) -> dict[str, Any]:
     if isinstance(answer, tuple | list):
         return {f"output_{i}": part for i, part in enumerate(answer)}
     return {ONLY: answer}
+
+
+def _loaded(path: Path) -> Any:
+    """A script module. torch's own `load` holds the GIL from the first byte to the last, so that a
+    server which loads a version beside those it serves would answer nobody in Python meanwhile."""
+    import torch
+
+    try:
+        from deeprecsys._native_torch import load
+    except ImportError:  # it was not built, or for another torch
+        return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    return torch.jit._recursive.wrap_cpp_module(load(str(path)))  # type: ignore[no-untyped-call]
 
 
 def _check_archive(path: Path) -> None:

@@ -177,6 +177,8 @@ def _entries(wanted: Wanted) -> tuple[Wanted, list[Entry]]:
         if wanted.models or wanted.policy:
             raise UserError(f"{wanted.config} says which models: leave MODEL and --policy out")
         return serve_file.read(wanted.config, wanted)
+    from deeprecsys.artifacts import is_path
+
     if not wanted.models:
         raise UserError(
             "which model? give MODEL, one of `deeprecsys models` or a path, or --config"
@@ -186,6 +188,8 @@ def _entries(wanted: Wanted) -> tuple[Wanted, list[Entry]]:
     for text in wanted.models:
         name, _, model = text.rpartition("=")
         said = {field: getattr(wanted, field) for field in _OF_MODELS}
+        if len(wanted.models) > 1 and is_path(model):  # those are of the published ones
+            said |= {"scale": Entry.scale, "variant": Entry.variant}
         policy = policies.pop(name, None) or policies.pop("", None)
         accelerator = tuple(wanted.accelerator or ()) if not entries else ()
         entries.append(

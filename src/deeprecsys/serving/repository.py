@@ -12,6 +12,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+from deeprecsys._native import Pacer
 from deeprecsys.core import UserError
 from deeprecsys.engine import Engine
 from deeprecsys.models.memory import available_bytes
@@ -35,6 +37,8 @@ from deeprecsys.serving.warming import warm_up
 _LOADING = 0.01
 _EVENTS = 50
 _NICE = 19
+# Of one core, what loading may take: memory and caches are everybody's, whatever the priority.
+_PACE = 0.1
 _POLL_S, _GRACE_S, _FREE_S = 0.02, 1.0, 60.0
 _CHUNK, _PAUSE_S = 8 << 20, 1e-3  # of memory that is given back
 
@@ -334,8 +338,7 @@ class Repository:
         return native is None or self._in_loop(lambda: native.forget(hosted))
 
     def _say(self, name: str, what: str, version: str, **about: Any) -> None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        event = {"time": stamp, "what": what, "version": version, **about}
+        event = {"at_s": round(time.time(), 3), "what": what, "version": version, **about}
         self._events.setdefault(name, deque(maxlen=_EVENTS)).append(event)
         self._log(f"version {what}", model=name, version=version, **about)
 
@@ -370,11 +373,21 @@ def _form(spec: tuple[str, Sequence[int]] | None) -> str:
 
 @contextmanager
 def _lowly() -> Iterator[None]:
-    """This thread has the processor when nobody else wants it. It cannot go back without a
-    privilege, so it should end soon."""
-    with suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
-    yield
+    """This thread has the processor when nobody else wants it, and computes alone. It may not be
+    able to go back, so it should end soon."""
+    thread = threading.get_native_id()
+    try:  # whoever wakes takes the processor from it at once, as not from one that is only nice
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+    except (OSError, AttributeError):
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
+    pacer = Pacer(_PACE)
+    try:
+        yield
+    finally:
+        del pacer
 
 
 def _free(hosted: Hosted, others: Sequence[Hosted]) -> None:

@@ -15,6 +15,7 @@
 #include "bindings/dispatcher.h"
 #include "engine/clock.h"
 #include "engine/core.h"
+#include "engine/pacer.h"
 #include "engine/run.h"
 #include "engine/stubs.h"
 
@@ -233,6 +234,14 @@ inline void BindCore(py::module_& module) {
       .def(py::init<int>())
       .def_property_readonly("began_s", [](const Seat& seat) { return seat.began_s.load(); });
   py::class_<PythonExecutor>(module, "Executor").def(py::init(&FromCapsule), "capsule"_a);
+  // Made and ended by the thread that it paces. Whoever holds the GIL goes on.
+  py::class_<engine::Pacer>(module, "Pacer")
+      .def(py::init([](double share) {
+             if (!(share > 0)) throw py::value_error("a share must be positive");
+             return std::make_unique<engine::Pacer>(share, +[] { return PyGILState_Check() == 1; });
+           }),
+           "share"_a)
+      .def_property_readonly("paced", &engine::Pacer::paced);
   module.def("no_op", &MakeNoOp);
   module.def("fixed_time", &MakeFixedTime, "service_s"_a);
   module.def("execute", &ExecuteOnce, "executor"_a, "pool"_a, "users"_a, "windows"_a, "requests"_a);

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include <torch/csrc/jit/serialization/import.h>
+
 #include "torchscript/plan.h"
 
 namespace py = pybind11;
@@ -75,4 +77,11 @@ PYBIND11_MODULE(_native_torch, module) {
   module.doc() = "TorchScript without the GIL, for the native core.";
   module.def("executor", &MakeExecutor, "inputs"_a, "joined"_a, "of_query"_a, "tasks"_a,
              "request"_a, "one_user"_a = py::none(), "apart"_a = py::none());
+  module.def(
+      "load",
+      [](const std::string& path) {
+        const py::gil_scoped_release released;
+        return torch::jit::load(path, at::Device(at::kCPU));
+      },
+      "path"_a);
 }
