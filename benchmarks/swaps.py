@@ -145,7 +145,7 @@ def reloads(options: argparse.Namespace) -> Iterator[Row]:
             made.mkdir()
             exported(load_model("dlrm-rmc1", scale=_SMALL, seed=seed), made)
             publish(made, ranker)
-        host = stack.enter_context(_server(ranker, keep=0))
+        host = stack.enter_context(_server(ranker, keep=0, load_share=1.0))
         client = stack.enter_context(_client(host, "ranker"))
         seen: list[tuple[int, float, float]] = []
         tenth = max(1, options.reloads // 10)
@@ -220,10 +220,11 @@ def _p95_s(records: Records) -> float:
 
 
 @contextmanager
-def _server(ranker: Path, *, keep: int) -> Iterator[Host]:
+def _server(ranker: Path, *, keep: int, load_share: float = 0.1) -> Iterator[Host]:
     """Without deadlines: what is slow counts, and is not turned away."""
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(
+            f"[server]\nload_share = {load_share}\n"
             f'[models.ranker]\nmodel = "{ranker}"\nbatch_size = 256\nsla_ms = 100\n'
             f'deadline_ms = 0\nkeep = {keep}\nversion = "2"\nslower = 10\n'
         )

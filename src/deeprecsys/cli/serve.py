@@ -131,6 +131,10 @@ class Wanted:
     weight: Annotated[
         float, typer.Option(help="Of each model's share of the workers, beside others.")
     ] = 1.0
+    load_share: Annotated[
+        float,
+        typer.Option(help="Of one core: what loading a version beside others may take, at most 1."),
+    ] = 0.1
     seed: opt.Seed = 0
     log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info"
     log_queries: Annotated[bool, typer.Option(help="A line of the log for every query.")] = False
@@ -233,6 +237,7 @@ def _server(wanted: Wanted, entries: list[Entry], key: str | None) -> Server:
         Address(wanted.host, wanted.http_port, grpc_port, wanted.tls_cert, wanted.tls_key, key),
         _bounds(wanted),
         json_log(),
+        wanted.load_share,
     )
 
 
@@ -263,6 +268,8 @@ def _check(wanted: Wanted) -> None:
         raise UserError("--drain-s must not be negative")
     for name in _POSITIVE:
         opt.positive(f"--{name.replace('_', '-')}", getattr(wanted, name))
+    if not 0 < wanted.load_share <= 1:
+        raise UserError(f"--load-share is from 0 to 1, not {wanted.load_share:g}")
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
     files.check_target("--json", wanted.json_file)

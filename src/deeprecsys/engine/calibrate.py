@@ -82,8 +82,7 @@ def profile(
     if sizes[-1] < largest:
         sizes.append(largest)
     found = Profile({"model": model.name, "workers": len(cores)})
-    clock = time.thread_time if beside else time.perf_counter
-    measured = _request_seconds(runtime, model, [None] if beside else cores, sizes, clock)
+    measured = _request_seconds(runtime, model, None if beside else cores, sizes)
     for size, seconds in measured.items():
         found = found.with_visit((size, len(cores)), seconds)
     return found
@@ -125,23 +124,29 @@ def on_cores(cores: Cores, enter: Enter, task: Callable[[int], Any]) -> list[Any
 def _request_seconds(
     runtime: Runtime,
     model: Any,
-    cores: Cores,
+    cores: Cores | None,
     sizes: Sequence[int],
-    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, FloatArray]:
     """Seconds of requests on all cores by their items, in windows of one large example: of the
-    turn in which their median is lower."""
+    turn in which their median is lower. cores None: in this thread, in its processor time."""
     pool = draw(model, max(_EXAMPLE_ITEMS, 2 * max(sizes)), DEFAULT_INDICES)
     prepared, items = pool.prepared(runtime, model.outputs), pool.span
 
+    clock = time.perf_counter if cores is not None else time.thread_time
+
     def measure(worker: int) -> list[list[list[float]]]:
-        offset = worker * items // len(cores)
+        offset = 0 if cores is None else worker * items // len(cores)
         return [
             [_timed(runtime, prepared, size, items, offset, clock) for size in sizes]
             for _ in range(_TURNS)
         ]
 
-    by_worker = on_cores(cores, runtime.enter_thread, measure)
+    if cores is None:
+        enter_worker(None)
+        runtime.enter_thread()
+        by_worker = [measure(0)]
+    else:
+        by_worker = on_cores(cores, runtime.enter_thread, measure)
     by_turn = [[np.concatenate(seen) for seen in zip(*turn, strict=True)]
                for turn in zip(*by_worker, strict=True)]  # fmt: skip
     return {

@@ -1,8 +1,7 @@
 """What operators ask of the repository, as the protocol says it: load and unload.
 
 `load_model(name, config=…)` of `tritonclient` sends its `config` as a text, which is JSON of the
-words that parameters have. Knows no HTTP and no gRPC; they call `act` from a thread, since a load
-takes long.
+words that parameters have. Knows no HTTP and no gRPC.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
@@ -19,15 +20,17 @@ LABELS = ("stable", "canary", "shadow")
 _WORDS = ("version", "label", "share", "force")
 
 
-def act(repository: Repository, what: str, model: str, parameters: Mapping[str, Any]) -> None:
-    """what: load or unload. Raises Refusal, and then nothing was done."""
+def act(
+    repository: Repository, what: str, model: str, parameters: Mapping[str, Any]
+) -> Future[None]:
+    """what: load or unload. A Refusal, raised or the future's, and then nothing was done."""
     if what == "load":
-        repository.load(model, asked(parameters))
-        return
+        return repository.submit(partial(repository.load, model, asked(parameters)))
     known = {"version", "unload_dependents"}
     if other := parameters.keys() - known:
         raise invalid(f"unknown parameter {min(other)[:40]!r}; unload takes version")
-    repository.unload(model, _text(parameters, "version"))
+    version = _text(parameters, "version")
+    return repository.submit(partial(repository.unload, model, version))
 
 
 def asked(parameters: Mapping[str, Any]) -> Asked:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -333,30 +332,11 @@ class _Methods:
         return message("RepositoryModelUnloadResponse")()
 
     async def _administer(self, what: str, request: Any) -> None:
-        """Takes as long as it takes, in a thread of its own."""
-        plane, loop = self._plane, asyncio.get_running_loop()
+        """Takes as long as it takes; another thread does it."""
         parameters = {name: _value_of(one) for name, one in request.parameters.items()}
-        plane.check_model(request.model_name)
-        done: asyncio.Future[None] = loop.create_future()
-
-        def tell(error: Exception | None) -> None:
-            if done.done():  # the client has gone
-                return
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(error)
-
-        def run() -> None:
-            try:
-                admin.act(plane.administered, what, request.model_name, parameters)
-            except Exception as error:
-                _post(loop, tell, error)
-            else:
-                _post(loop, tell, None)
-
-        threading.Thread(target=run, name=what, daemon=True).start()
-        await done
+        self._plane.check_model(request.model_name)
+        done = admin.act(self._plane.administered, what, request.model_name, parameters)
+        await asyncio.shield(asyncio.wrap_future(done))
 
     async def Check(self, asked: Asked) -> Any:
         status = self._status(_read("HealthCheckRequest", asked).service)

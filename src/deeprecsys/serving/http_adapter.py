@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 from collections.abc import Sequence
-from functools import partial
+from concurrent.futures import Future
 from http import HTTPStatus
 from typing import cast
 
@@ -337,22 +336,20 @@ class Connection(asyncio.BufferedProtocol):
         self._answer(answer)
 
     def _administer(self, what: str, model: str, body: bytes) -> None:
-        """Takes as long as it takes, in a thread of its own."""
+        """Takes as long as it takes; another thread does it."""
         plane, loop = self.site.plane, self.loop
-        parameters = admin.parameters_of(body)
         plane.check_model(model)
+        done = admin.act(plane.administered, what, model, admin.parameters_of(body))
+        done.add_done_callback(lambda done: loop.call_soon_threadsafe(self._administered, done))
 
-        def run() -> None:
-            try:
-                admin.act(plane.administered, what, model, parameters)
-            except Refusal as refusal:
-                loop.call_soon_threadsafe(partial(self._refuse, keep=True), refusal)
-            except Exception as error:
-                loop.call_soon_threadsafe(self._fault, error)
-            else:
-                loop.call_soon_threadsafe(self._answer, routes.said(200, {}))
-
-        threading.Thread(target=run, name=what, daemon=True).start()
+    def _administered(self, done: Future[None]) -> None:
+        error = done.exception()
+        if error is None:
+            self._answer(routes.said(200, {}))
+        elif isinstance(error, Refusal):
+            self._refuse(error, keep=True)
+        else:
+            self._fault(error)
 
     def _infer(self, head: Head, model: str, version: str, body: Buffer) -> None:
         plane = self.site.plane
@@ -470,7 +467,7 @@ class Connection(asyncio.BufferedProtocol):
             headers.append((b"content-encoding", encoding.encode()))
         return Answer(200, headers, parts)
 
-    def _fault(self, error: Exception) -> None:
+    def _fault(self, error: BaseException) -> None:
         """A fault of ours: said to the log, not to the client."""
         path = self._head.path[:200] if self._head is not None else ""
         self.site.plane.fault(error, path)

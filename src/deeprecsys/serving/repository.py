@@ -17,8 +17,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import Any, Self
 
 from deeprecsys._native import Pacer
@@ -38,7 +40,7 @@ _LOADING = 0.01
 _EVENTS = 50
 _NICE = 19
 # Of one core, what loading may take: memory and caches are everybody's, whatever the priority.
-_PACE = 0.1
+LOAD_SHARE = 0.1
 _POLL_S, _GRACE_S, _FREE_S = 0.02, 1.0, 60.0
 _CHUNK, _PAUSE_S = 8 << 20, 1e-3  # of memory that is given back
 
@@ -95,10 +97,15 @@ class Repository:
         sources: Sequence[Source],
         in_loop: Callable[[Callable[[], Any]], Any],
         log: Callable[..., None],
+        load_share: float = LOAD_SHARE,
     ) -> None:
+        """load_share: of one core, what loading and freeing may take."""
+        self._load_share = load_share
         self._plane, self._in_loop, self._log = plane, in_loop, log
         self._sources = {source.served.name: source for source in sources}
-        self._one = threading.Lock()  # load or unload, at a time
+        self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._loader: threading.Thread | None = None
+        self._undone = 0  # of what was asked
         self._events: dict[str, deque[dict[str, Any]]] = {}
         self._shadows: dict[str, Compared] = {}
         self._closed = False
@@ -128,6 +135,7 @@ class Repository:
     def close(self) -> None:
         """Nothing is loaded any more."""
         self._closed = True
+        self._asked.put(lambda: None)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         """What happened to a model's versions, the latest last."""
@@ -137,40 +145,71 @@ class Repository:
         """By model, what is known of the version that is held against the one that serves."""
         return dict(self._shadows)
 
-    # What operators ask for, from a thread of its own; each raises Refusal and then nothing is
-    # other than it was.
+    @property
+    def busy(self) -> bool:
+        """Does it load or unload?"""
+        return self._undone > 0
+
+    def submit(self, act: Callable[[], None]) -> Future[None]:
+        """Does one after the other of what is asked for, in one thread: `load` and `unload`. In the
+        event loop's thread."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                act()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+            finally:
+                self._undone -= 1
+
+        if self._loader is None:
+            self._loader = threading.Thread(target=self._work, name="loader", daemon=True)
+            self._loader.start()
+        self._undone += 1
+        self._asked.put(run)
+        return done
+
+    def _work(self) -> None:
+        """One thread for all, so that what malloc keeps for it is kept once."""
+        with _lowly(self._load_share):
+            while not self._closed:
+                self._asked.get()()
+
+    # What operators ask for, in that thread; each raises Refusal and then nothing is other than it
+    # was.
 
     def load(self, name: str, asked: Asked) -> None:
         """A version, as asked for; one that is in memory at once."""
-        with self._one, _lowly():
-            model, source = self._known(name)
-            version = asked.version or self._offered(name, source)
-            hosted = model.versions.get(version)
-            if hosted is None:
-                hosted = self._load(model, source, version, asked)
-            else:
-                self._weigh(hosted, source.served.weight)
-            self._put(model, hosted, asked)
-            self._say(name, "switched" if asked.label == "stable" else asked.label, version,
-                      **({"share": asked.share} if asked.label == "canary" else {}))  # fmt: skip
-            self._drop_old(model, source)
+        model, source = self._known(name)
+        version = asked.version or self._offered(name, source)
+        hosted = model.versions.get(version)
+        if hosted is None:
+            hosted = self._load(model, source, version, asked)
+        else:
+            self._weigh(hosted, source.served.weight)
+        self._put(model, hosted, asked)
+        self._say(name, "switched" if asked.label == "stable" else asked.label, version,
+                  **({"share": asked.share} if asked.label == "canary" else {}))  # fmt: skip
+        self._drop_old(model, source)
 
     def unload(self, name: str, version: str = "") -> None:
         """Frees a version; unless said, all but the one that serves."""
-        with self._one, _lowly():
-            model, _ = self._known(name)
-            stable = model.stable.version
-            if version and version not in model.versions:
-                raise Refusal(Reason.NOT_FOUND, f"{name} has no version {version[:20]!r} in memory")
-            others = [v for v in model.versions if v != stable]
-            gone = [version] if version else others
-            if version == stable or not gone:
-                raise invalid(
-                    f"version {stable} is what answers for {name}: load another version first, or "
-                    "end the server"
-                )
-            for one in gone:
-                self._drop(model, one)
+        model, _ = self._known(name)
+        stable = model.stable.version
+        if version and version not in model.versions:
+            raise Refusal(Reason.NOT_FOUND, f"{name} has no version {version[:20]!r} in memory")
+        others = [v for v in model.versions if v != stable]
+        gone = [version] if version else others
+        if version == stable or not gone:
+            raise invalid(
+                f"version {stable} is what answers for {name}: load another version first, or "
+                "end the server"
+            )
+        for one in gone:
+            self._drop(model, one)
 
     def _known(self, name: str) -> tuple[Hosting, Source]:
         self._plane.serving()
@@ -287,7 +326,7 @@ class Repository:
 
         def run() -> None:
             seen_s = clock()
-            with _lowly():
+            with _lowly(self._load_share):
                 while not self._closed and model.versions.get(hosted.version) is hosted:
                     fresh = [k for k in self._plane.recent.of(model.name) if k.arrived_s > seen_s]
                     if fresh and model.stable is not hosted:
@@ -372,7 +411,7 @@ def _form(spec: tuple[str, Sequence[int]] | None) -> str:
 
 
 @contextmanager
-def _lowly() -> Iterator[None]:
+def _lowly(share: float) -> Iterator[None]:
     """This thread has the processor when nobody else wants it, and computes alone. It may not be
     able to go back, so it should end soon."""
     thread = threading.get_native_id()
@@ -383,7 +422,7 @@ def _lowly() -> Iterator[None]:
             os.setpriority(os.PRIO_PROCESS, thread, _NICE)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
-    pacer = Pacer(_PACE)
+    pacer = Pacer(share)
     try:
         yield
     finally:
@@ -425,4 +464,4 @@ def _give_back(address: int, size: int) -> None:
         time.sleep(_PAUSE_S)
 
 
-__all__ = ["Asked", "Limits", "Repository", "Source"]
+__all__ = ["LOAD_SHARE", "Asked", "Limits", "Repository", "Source"]

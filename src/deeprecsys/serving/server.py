@@ -35,7 +35,7 @@ from deeprecsys.serving.hosted import Hosted
 from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.http_routes import Page
 from deeprecsys.serving.native import Handed, open_natively
-from deeprecsys.serving.repository import Repository, Source
+from deeprecsys.serving.repository import LOAD_SHARE, Repository, Source
 from deeprecsys.serving.site import Site
 
 _encode = msgspec.json.Encoder().encode
@@ -69,11 +69,12 @@ class Server:
         address: Address | None = None,
         bounds: Bounds | None = None,
         log: Callable[..., None] = lambda *_, **__: None,
+        load_share: float = LOAD_SHARE,
     ) -> None:
         self.served, self.log = sources[0].served, log
         self.address = address or Address()
         self.plane = DataPlane(tuple(source.served.name for source in sources), bounds, log)
-        self.repository = Repository(self.plane, sources, self._in_loop, log)
+        self.repository = Repository(self.plane, sources, self._in_loop, log, load_share)
         self.plane.repository = self.repository
         self.site = Site(self.plane, self._pages(), self.address.key)
         self._failures: dict[int, int] = {}  # of each accelerator, as they were logged
@@ -321,6 +322,7 @@ class Server:
             )
         else:
             self.left_behind = loading and self.failure is None
+        self.left_behind = self.left_behind or self.repository.busy
         if native is not None:
             native.close()
 

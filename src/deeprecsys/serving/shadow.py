@@ -19,7 +19,7 @@ from deeprecsys.serving.hosted import Hosted
 from deeprecsys.serving.recent import Kept
 
 _EXAMPLES = (1, 17, 64, 128, 256, 512)  # candidates, where no queries are known
-_WARM, _ROUNDS, _LEAST = 2, 5, 8
+_WARM, _ROUNDS, _LEAST, _MOST = 1, 3, 8, 24
 # What either takes beside its requests: differences much below it do not matter.
 _LEAST_S = 1e-4
 
@@ -52,7 +52,7 @@ class Compared:
 def compare(old: Hosted, new: Hosted, kept: Sequence[Kept], least: int = _LEAST) -> Compared:
     """Over what is kept of the traffic; where that is less than `least` queries, over drawn ones.
     Also warms the new one up. Refusal where it gives no scores."""
-    queries: list[Inputs] = [one.inputs for one in kept]
+    queries: list[Inputs] = [one.inputs for one in kept[-_MOST:]]
     if len(queries) < least:
         queries += _drawn(old)
     _all_sizes(new)
