@@ -18,7 +18,7 @@ CXX ?= g++
 STRICT := -std=c++20 -O1 -g -Wall -Wextra -Werror -Isrc/native
 
 .PHONY: setup tune test check static kernels sanitize fuzz bench bench-serving bench-peers \
-  bench-reliability bench-gpu bench-executions bench-native characterise validate results clean
+  bench-reliability bench-gpu bench-executions bench-native characterise validate results audit clean
 
 setup:
 	@$(MAKE) --no-print-directory --jobs 2 $(READY)
@@ -128,6 +128,13 @@ results: setup
 # Everything that needs an NVIDIA GPU; says so where there is none. Needs a CUDA build of PyTorch.
 bench-gpu: setup
 	$(BIN)/python benchmarks/gpu.py
+
+# Are there known vulnerabilities in what constraints.txt pins? Before a release; it asks the package
+# index about each, and needs nothing of `make setup`: an environment of its own.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip-audit
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
 	rm -rf .venv .venv-* build src/deeprecsys/*.so

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from deeprecsys.core import UserError, Work
-from deeprecsys.engine import doctor, roofline, topology
+from deeprecsys.engine import doctor, quotas, roofline, topology
 from deeprecsys.engine.operators import CLASSES, PAPER_SHARES, classify, measure_operators
 from deeprecsys.engine.overhead import Costs, estimate, measure_overhead
 from deeprecsys.engine.profiler import ROUNDS, Grid, busy_levels, measure
+from deeprecsys.engine.quotas import Quota
 from deeprecsys.machines.service_time import Overhead, Profile, ServiceTime
 from deeprecsys.models import NAMES, load_model
 from deeprecsys.runtimes.eager import Eager
@@ -156,7 +157,7 @@ def test_huge_pages(monkeypatch, tmp_path, text, level):
     ("quota", "level"), [(None, "ok"), (2.0, "ok"), (1.5, "note"), (0.4, "spoils")]
 )
 def test_a_quota_below_one_core_spoils(monkeypatch, quota, level):
-    monkeypatch.setattr(topology, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(quotas, "tightest", lambda: Quota(quota))
     assert doctor.cores({}).level == level
 
 

@@ -55,11 +55,12 @@ def examine(environment: Mapping[str, str] = os.environ) -> list[Finding]:
 
 def cores(_: Mapping[str, str]) -> Finding:
     usable, present = topology.usable_cores(), os.cpu_count() or 1
-    quota = topology.cpu_quota()
-    value = f"{len(usable)} usable of {present}, " + (
-        "no quota" if quota is None else f"quota of {quota:g}"
-    )
-    if unread := quotas.tightest().unread:
+    found = quotas.tightest()
+    quota, workers = found.cores, len(usable)
+    value = f"{workers} usable of {present}, {quotas.said(workers, found)}"
+    if quota is not None and found.file:
+        value += f" ({found.file})"
+    if unread := found.unread:
         return Finding(
             "cores", value, "note", f"what {', '.join(unread)} says is not understood, so ignored",
             "say --workers if the container has less",
@@ -70,9 +71,11 @@ def cores(_: Mapping[str, str]) -> Finding:
             "the container stops all threads for the rest of each period once its share is used",
             "raise the container's CPU limit to a whole number of cores",
         )  # fmt: skip
-    if quota is not None and quota != int(quota):
+    if quota is not None and quota != int(quota) and workers == int(quota):
+        more = quotas.said(workers + 1, found).partition(": ")[2]
         return Finding(
-            "cores", value, "note", f"{quota - int(quota):.2g} of a core stays unused",
+            "cores", value, "note",
+            f"workers are whole, so {quota - int(quota):.2g} of a core is none's; {more}",
             "ask for a whole number of cores",
         )  # fmt: skip
     return Finding("cores", value)
