@@ -21,3 +21,7 @@ def executor(
 
 def load(path: str) -> Any:
     """A script module as `torch._C` has it, read without the GIL."""
+
+def around(module: Any, source: str) -> Any:
+    """A script module as `torch._C` has it, whose `model` is that one and whose methods are these;
+    it is freed when nobody holds it, as none is that Python compiles."""

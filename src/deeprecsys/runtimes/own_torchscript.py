@@ -143,7 +143,7 @@ def _source(model: OwnModel, form: Any, plain: bool) -> str:
         given = "rows"
     elif form.kind.startswith("Dict"):
         given = "{" + ", ".join(f"{s.name!r}: rows[{i}]" for i, s in enumerate(model.inputs)) + "}"
-    lines = [*rows, f"answer = self.model({given})", "n = hi - lo"]
+    lines = [*rows, f"answer = self.model.forward({given})", "n = hi - lo"]
     at = 0
     for number, output in enumerate(model.outputs):
         name, columns = f"output_{number}", output.columns
@@ -188,14 +188,23 @@ class _Around(torch.nn.Module):
         self.model = model
 
 
+def _around(module: Any, source: str) -> Any:
+    """What Python compiles it keeps for ever, a megabyte each; the core's is freed."""
+    try:
+        from deeprecsys._native_torch import around
+    except ImportError:  # of a class of its own: PyTorch compiles modules of one type once
+        made = torch.jit.script(type("Around", (_Around,), {})(module))
+        made.define(source)
+        return made
+    return torch.jit._recursive.wrap_cpp_module(around(module, source))  # type: ignore[no-untyped-call]
+
+
 def _compiled(form: Any, source: str) -> Any:
     """Frozen, unless the module was left in training, where freezing would change it."""
     module = form.module
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        # Of a class of its own: PyTorch compiles modules of one type once.
-        around = torch.jit.script(type("Around", (_Around,), {})(module))
-        around.define(source)
+        around = _around(module, source)
         if module.training or any(child.training for child in module.modules()):
             return around
         around.eval()

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include <torch/csrc/jit/frontend/resolver.h>
+#include <torch/csrc/jit/frontend/sugared_value.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 #include "torchscript/plan.h"
@@ -70,6 +72,16 @@ py::capsule MakeExecutor(const std::vector<Input>& inputs, std::vector<std::size
   return capsule;
 }
 
+// What a method's text may name beside what TorchScript itself knows.
+struct Names : torch::jit::Resolver {
+  std::shared_ptr<torch::jit::SugaredValue> resolveValue(
+      const std::string& name, torch::jit::GraphFunction& method,
+      const torch::jit::SourceRange& where) override {
+    if (name == "RuntimeError") return std::make_shared<torch::jit::ExceptionValue>(name);
+    return torch::jit::nativeResolver()->resolveValue(name, method, where);
+  }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_native_torch, module) {
@@ -77,6 +89,15 @@ PYBIND11_MODULE(_native_torch, module) {
   module.doc() = "TorchScript without the GIL, for the native core.";
   module.def("executor", &MakeExecutor, "inputs"_a, "joined"_a, "of_query"_a, "tasks"_a,
              "request"_a, "one_user"_a = py::none(), "apart"_a = py::none());
+  module.def(
+      "around",
+      [](const py::object& held, const std::string& source) {
+        Module made("Around", std::make_shared<torch::jit::CompilationUnit>());
+        made.register_module("model", Unwrap(held));
+        made.define(source, std::make_shared<Names>());
+        return made;
+      },
+      "module"_a, "source"_a);
   module.def(
       "load",
       [](const std::string& path) {
