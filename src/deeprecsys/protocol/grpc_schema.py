@@ -83,6 +83,23 @@ _MESSAGES: dict[str, list[str]] = {
     "RepositoryIndexRequest": ["1 repository_name string", "2 ready bool"],
     "ModelIndex": ["1 name string", "2 version string", "3 state string", "4 reason string"],
     "RepositoryIndexResponse": ["1 models *ModelIndex"],
+    "SystemSharedMemoryStatusRequest": ["1 name string"],
+    "SystemSharedMemoryRegion": [
+        "1 name string", "2 key string", "3 offset uint64", "4 byte_size uint64",
+    ],
+    "SystemSharedMemoryStatusResponse": ["1 regions {}SystemSharedMemoryRegion"],
+    "SystemSharedMemoryRegisterRequest": [
+        "1 name string", "2 key string", "3 offset uint64", "4 byte_size uint64",
+    ],
+    "SystemSharedMemoryRegisterResponse": [],
+    "SystemSharedMemoryUnregisterRequest": ["1 name string"],
+    "SystemSharedMemoryUnregisterResponse": [],
+    "CudaSharedMemoryStatusRequest": ["1 name string"],
+    "CudaSharedMemoryStatusResponse": [],
+    "CudaSharedMemoryRegisterRequest": ["1 name string"],
+    "CudaSharedMemoryRegisterResponse": [],
+    "CudaSharedMemoryUnregisterRequest": ["1 name string"],
+    "CudaSharedMemoryUnregisterResponse": [],
 }  # fmt: skip
 _REFLECTION: dict[str, list[str]] = {
     "ServerReflectionRequest": [
@@ -110,6 +127,8 @@ _DATA_TYPES = (
 METHODS = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer",
     "ModelConfig", "ModelStatistics", "RepositoryIndex",
+    "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister",
 )  # fmt: skip
 
 _Field = pb.FieldDescriptorProto
