@@ -19,6 +19,8 @@ from deeprecsys.cli import options as opt
 from deeprecsys.cli.which import Own, Published, which
 from deeprecsys.core import SLA, Policy, Servable, UserError
 from deeprecsys.experiments.result import origin
+from deeprecsys.serving import log_line
+from deeprecsys.serving.keys import Keys
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
@@ -66,6 +68,10 @@ class Wanted:
     )
     http_port: Annotated[int, typer.Option(help="0: a free one.")] = 8000
     grpc_port: Annotated[int, typer.Option(help="0: a free one; -1: no gRPC.")] = 8001
+    uds: Annotated[
+        str | None, typer.Option(help="Path of a Unix socket to listen at beside --http-port.")
+    ] = None
+    grpc_uds: Annotated[str | None, typer.Option(help="The same beside --grpc-port.")] = None
     workers: opt.Workers = None
     pin: opt.Pin = "auto"
     scale: opt.Scale = 1.0
@@ -113,8 +119,16 @@ class Wanted:
     ] = 0.5
     tls_cert: Annotated[str | None, typer.Option(help="PEM file; with --tls-key.")] = None
     tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None
+    tls_client_ca: Annotated[
+        str | None,
+        typer.Option(help="PEM file: clients must show a certificate that one of these signed."),
+    ] = None
     key_file: Annotated[
-        str | None, typer.Option(help="File with the bearer key that clients must bring.")
+        str | None,
+        typer.Option(
+            help="File with the bearer key that clients must bring, or with a line NAME RIGHTS KEY "
+            "for each; rights: infer, memory, admin."
+        ),
     ] = None
     seed: opt.Seed = 0
     log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info"
@@ -140,10 +154,10 @@ def run(wanted: Wanted) -> int:
     tuned = replace(tuned, policy=policy, sla=sla,
                     runtime=wanted.runtime or tuned.runtime or usual)  # fmt: skip
     _check(wanted, tuned, model)
-    key = _key(wanted.key_file)
+    keys = Keys.read(wanted.key_file) if wanted.key_file is not None else None
     _start_logging(wanted.log_level)
     try:
-        server = _server(wanted, tuned, sla, key, model)
+        server = _server(wanted, tuned, sla, keys, model)
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
     server.run()
@@ -158,7 +172,7 @@ def run(wanted: Wanted) -> int:
 
 
 def _server(
-    wanted: Wanted, tuned: Tuned, sla: SLA, key: str | None, model: Published | Own
+    wanted: Wanted, tuned: Tuned, sla: SLA, keys: Keys | None, model: Published | Own
 ) -> Server:
     from deeprecsys.serving.dataplane import Served
     from deeprecsys.serving.server import Address, Server, json_log
@@ -171,7 +185,8 @@ def _server(
             wanted.log_queries,
         ),
         lambda: _engine(wanted, tuned, sla, model),
-        Address(wanted.host, wanted.http_port, grpc_port, wanted.tls_cert, wanted.tls_key, key),
+        Address(wanted.host, wanted.http_port, grpc_port, wanted.tls_cert, wanted.tls_key, keys,
+                wanted.tls_client_ca, wanted.uds, wanted.grpc_uds),
         _bounds(wanted),
         json_log(),
     )  # fmt: skip
@@ -267,6 +282,10 @@ def _check(wanted: Wanted, tuned: Tuned, model: Published | Own) -> None:
         opt.positive(f"--{name.replace('_', '-')}", getattr(wanted, name))
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
+    if wanted.tls_client_ca and not wanted.tls_cert:
+        raise UserError("--tls-client-ca is of TLS: give --tls-cert and --tls-key")
+    if wanted.grpc_uds and wanted.grpc_port < 0:
+        raise UserError("--grpc-uds is of gRPC: leave out --grpc-port -1")
     files.check_target("--json", wanted.json_file)
 
 
@@ -325,16 +344,6 @@ def _start_logging(level: str) -> None:
     number = getattr(logging, level.upper(), None)
     if not isinstance(number, int):
         raise UserError(f"--log-level is info, warning or error, not {level!r}")
-    logging.basicConfig(level=number, format="%(message)s", stream=sys.stderr)
-
-
-def _key(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        key = Path(path).read_text().strip()
-    except OSError as error:
-        raise UserError(f"cannot read the key {path}: {error.strerror}") from error
-    if not key:
-        raise UserError(f"{path} is empty: write the key into it")
-    return key
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_line.Formatter())
+    logging.basicConfig(level=number, handlers=[handler])

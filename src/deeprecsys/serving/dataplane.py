@@ -30,8 +30,10 @@ from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array
 from deeprecsys.rules.dispatch import QueueFull
 from deeprecsys.serving.bounds import Bounds, Budget, over
+from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.observed import Observed
 from deeprecsys.serving.rates import Rates
+from deeprecsys.serving.shared_memory import Regions
 from deeprecsys.serving.threads import Threads
 
 if TYPE_CHECKING:
@@ -41,7 +43,10 @@ VERSION = "1"
 # The protocol's priorities: 1 goes first; 0, none given, stands in the middle.
 LAST_PRIORITY, _USUAL_PRIORITY = 9, 5
 _LONGEST_US = 86_400_000_000  # a `timeout` beyond a day is one of a day
-EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
+EXTENSIONS = (
+    "binary_tensor_data", "statistics", "model_configuration", "model_repository",
+    "system_shared_memory",
+)  # fmt: skip
 
 clock = time.perf_counter
 
@@ -80,6 +85,8 @@ class DataPlane:
         self.waiting = Budget(self.bounds.waiting_bytes, "max-waiting-mb")
         self.rates = Rates(self.bounds.client_qps)
         self.threads = Threads()
+        self.regions = Regions()  # of shared memory
+        self.keys = Keys()  # that clients must bring
         self.observed = Observed()
         self.state = "starting"
         self.engine: Engine | None = None

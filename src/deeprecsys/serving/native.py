@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from deeprecsys.protocol.wire import unsayable_line
 from deeprecsys.rules.admission import Admission
 from deeprecsys.serving import files
 from deeprecsys.serving.dataplane import LAST_PRIORITY, VERSION, DataPlane
+from deeprecsys.serving.keys import INFER, Keys
 
 _COLLECT_S = 0.1
 # Larger queries are rare, and take so long that what Python adds does not count.
@@ -65,13 +67,12 @@ class NativeHttp:
         engine: Engine,
         core: Core,
         executor: Executor,
-        key: str | None,
         take: Callable[[socket.socket, Handed], Any],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._plane, self._engine, self._take = plane, engine, take
         self._loop = asyncio.get_running_loop()
-        self._door = _door(plane, engine, core, executor, key)
+        self._door = _door(plane, engine, core, executor)
         self._tasks = set[asyncio.Task[Any]]()
         self._failed = failed
         self._thread = threading.Thread(target=self._run, name="door", daemon=True)
@@ -103,6 +104,17 @@ class NativeHttp:
     def adopt(self, number: int, client: str) -> None:
         """A connection of which nothing is under way; it is given a descriptor of its own."""
         self._door.adopt(os.dup(number), client)
+
+    def admit(self, keys: Keys) -> None:
+        """These are asked for from now on."""
+        self._door.admit(_digests(keys))
+
+    def share(self, name: str, file: int, offset: int, size: int) -> None:
+        """A region of shared memory; the file is given a descriptor of its own."""
+        self._door.share(name, os.dup(file), offset, size)
+
+    def unshare(self, name: str) -> None:
+        self._door.unshare(name)
 
     def allow(self, connections: int) -> None:
         """So many may be the door's."""
@@ -178,7 +190,6 @@ class NativeHttp:
 
 def open_natively(
     plane: DataPlane,
-    key: str | None,
     take: Callable[[socket.socket, Handed], Any],
     failed: Callable[[BaseException], None],
 ) -> NativeHttp | None:
@@ -190,7 +201,7 @@ def open_natively(
     if not all(map(_is_plain, model.inputs)) or not _is_scores(model.outputs):
         return None
     found = engine.native(served.policy)
-    return NativeHttp(plane, engine, *found, key, take, failed) if found else None
+    return NativeHttp(plane, engine, *found, take, failed) if found else None
 
 
 def _is_plain(spec: InputSpec) -> bool:
@@ -202,9 +213,12 @@ def _is_scores(outputs: tuple[OutputSpec, ...]) -> bool:
     return len(outputs) == 1 and outputs[0].datatype == "FP32"
 
 
-def _door(
-    plane: DataPlane, engine: Engine, core: Core, executor: Executor, key: str | None
-) -> Door:
+def _digests(keys: Keys) -> list[bytes]:
+    """Those with which queries may be asked; none: without any, all may."""
+    return keys.digests(INFER) or ([secrets.token_bytes(32)] if keys else [])
+
+
+def _door(plane: DataPlane, engine: Engine, core: Core, executor: Executor) -> Door:
     served, bounds, model = plane.served, plane.bounds, engine.model
     counted = next((s for s in model.inputs if s.scope == "candidate"), model.inputs[0]).name
     output = model.outputs[0]
@@ -219,7 +233,7 @@ def _door(
          for s in model.inputs],
         served.policy,
         paths=[plane.infer_path, plane.infer_path.replace("/infer", f"/versions/{VERSION}/infer")],
-        key=key or "",
+        keys=_digests(plane.keys),
         output=output.name,
         before=f'{{"model_name":{_encode(served.name).decode()},"model_version":"{VERSION}",',
         opening=f'"outputs":[{_encode(opening).decode()[:-1]},"shape":[',

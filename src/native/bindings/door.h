@@ -21,6 +21,8 @@ using InputRow = std::tuple<std::string, std::string, std::vector<std::int64_t>,
 // A door, and what it points into.
 struct PythonDoor {
   py::tuple kept;
+  std::shared_ptr<http::Keys> keys;
+  std::shared_ptr<http::Memory> memory;
   std::unique_ptr<http::Door> door;
 };
 
@@ -36,7 +38,7 @@ inline std::unique_ptr<PythonDoor> MakeDoor(PythonCore& core, PythonExecutor& ex
     *into = said[name].template cast<std::decay_t<decltype(*into)>>();
   };
   read("paths", &service.usual.paths);
-  read("key", &service.usual.key);
+  service.usual.keys->Set(said["keys"].cast<std::vector<std::string>>());
   read("output", &service.output);
   read("before", &service.before);
   read("opening", &service.opening);
@@ -53,6 +55,8 @@ inline std::unique_ptr<PythonDoor> MakeDoor(PythonCore& core, PythonExecutor& ex
   read("idle_s", &service.idle_s);
   read("last_file", &service.last_file);
   auto made = std::make_unique<PythonDoor>();
+  made->keys = service.usual.keys;
+  made->memory = service.memory;
   made->kept = py::make_tuple(py::cast(&core), py::cast(&executor));
   made->door = std::make_unique<http::Door>(&core.core, executor.executor, std::move(service));
   return made;
@@ -90,6 +94,17 @@ inline void BindDoor(py::module_& module) {
       .def(
           "evict", [](PythonDoor& self, double least_s) { return self.door->Evict(least_s); },
           Released())
+      .def("admit",
+           [](PythonDoor& self, std::vector<std::string> digests) {
+             self.keys->Set(std::move(digests));
+           })
+      .def("share",
+           [](PythonDoor& self, const std::string& name, int file, std::int64_t offset,
+              std::int64_t size) {
+             self.memory->Put(name, std::make_shared<http::Region>(file, offset, size));
+           })
+      .def("unshare",
+           [](PythonDoor& self, const std::string& name) { self.memory->Drop(name); })
       .def("allow",
            [](PythonDoor& self, std::int64_t connections) { self.door->allowed = connections; })
       .def("hold", [](PythonDoor& self, std::int64_t bytes) { self.door->held_elsewhere = bytes; })

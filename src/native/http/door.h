@@ -17,6 +17,7 @@
 
 #include "engine/core.h"
 #include "http/head.h"
+#include "http/memory.h"
 #include "http/request.h"
 
 namespace deeprecsys::http {
@@ -36,6 +37,7 @@ using rules::QueryId;
 // away. last_file: descriptors beyond it are kept to refuse connections with.
 struct Service {
   Usual usual;
+  std::shared_ptr<Memory> memory = std::make_shared<Memory>();
   std::vector<Input> inputs;
   std::string output;
   std::string before;
@@ -134,6 +136,7 @@ class Door {
   bool Receive(const Shared& connection, char* to, std::size_t room, std::size_t* received);
   void Begin(const Shared& connection, std::string_view data);
   void Complete(const Shared& connection);
+  bool Find(const Request& request, Query* query);
   bool Admit(Query* query, Items items, double now);
   void Offer(const Shared& connection, std::unique_ptr<Query> query);
   void Refuse(Query* query, int status, const std::string& why);
