@@ -86,8 +86,8 @@ sanitize:
 fuzz:
 	@mkdir -p build/sanitize
 	$(CXX) $(STRICT) -fsanitize=address,undefined -fno-sanitize-recover=all \
-	  src/native/tests/http_test.cpp src/native/http/head.cpp src/native/http/request.cpp \
-	  -o build/sanitize/fuzz && build/sanitize/fuzz 1000000
+	  src/native/tests/http_test.cpp src/native/http/head.cpp src/native/http/keys.cpp \
+	  src/native/http/request.cpp -o build/sanitize/fuzz && build/sanitize/fuzz 1000000
 
 bench: setup
 	$(BIN)/python benchmarks/run.py

@@ -249,7 +249,7 @@ class Door:
     def __init__(
         self,
         core: Core,
-        key: str,
+        keys: Sequence[bytes],
         body_bytes: int,
         waiting_bytes: int,
         idle_s: float,
@@ -272,6 +272,11 @@ class Door:
     def drain(self) -> None: ...
     def stop_listening(self) -> None: ...
     def evict(self, least_s: float) -> bool: ...
+    def admit(self, digests: Sequence[bytes]) -> None:
+        """Which keys let queries in, by their SHA-256; none: any."""
+    def share(self, name: str, file: int, offset: int, size: int) -> None:
+        """Bytes of a file, which is its own then, are a region of shared memory."""
+    def unshare(self, name: str) -> None: ...
     def allow(self, connections: int) -> None: ...
     def hold(self, bytes: int) -> None: ...
     def learn(

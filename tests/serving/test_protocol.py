@@ -301,7 +301,7 @@ def test_unknown_model_version_path_and_method(client):
     assert client.get(f"/v2/models/{MODEL.name}/infer")[0] == 405
     status, _, _ = client.ask("DELETE", "/v2/health/live")
     assert status == 405
-    assert client.ask("POST", f"/v2/repository/models/{MODEL.name}/load", b"{}")[0] == 501
+    assert client.ask("POST", f"/v2/repository/models/{MODEL.name}/load", b"{}")[0] == 403
 
 
 def test_only_body_bytes_over_the_limit_are_413(client, server):

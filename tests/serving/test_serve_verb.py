@@ -44,6 +44,8 @@ def policy(tmp_path):
         (["ncf", "--execution", "rows=fp8"], "rows are fp32 or fp16 or int8"),
         (["ncf", "--policy", "nowhere.json"], "cannot read the policy"),
         (["ncf", "--tls-cert", "a.pem"], "both --tls-cert and --tls-key"),
+        (["ncf", "--tls-client-ca", "a.pem"], "give --tls-cert and --tls-key"),
+        (["ncf", "--grpc-uds", "a", "--grpc-port", "-1"], "leave out --grpc-port -1"),
         (["ncf", "--deadline-ms", "-1"], "must not be negative"),
         (["ncf", "--workers", "0"], "--workers must be positive"),
         (["ncf", "--max-qps-per-client", "0"], "--max-qps-per-client must be positive"),

@@ -17,6 +17,7 @@ from deeprecsys.artifacts.versions import publish, versions
 from deeprecsys.cli.hosting import Entry
 from deeprecsys.rules.traffic import takes_other
 from deeprecsys.serving.bounds import Bounds
+from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.server import Address, Server
 from own_models import scripted
 
@@ -29,6 +30,9 @@ shape = [4]
 """
 N = 60
 WAIT_S = 30
+SECRET = "of-the-house-of-operators"
+KEYS = Keys.parse(f"operators infer,memory,admin {SECRET}")
+BRINGS = {"authorization": f"Bearer {SECRET}"}
 
 
 class Scaled(torch.nn.Module):
@@ -79,7 +83,8 @@ def log(event, **about):
 def serving(*entries, **bounds):
     server = Server([entry.source(workers=2) if k == 0 else entry.source()
                      for k, entry in enumerate(entries)],
-                    Address("127.0.0.1", 0, 0), Bounds(drain_s=0.0, **bounds), log)  # fmt: skip
+                    Address("127.0.0.1", 0, 0, key=KEYS), Bounds(drain_s=0.0, **bounds),
+                    log)  # fmt: skip
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -115,7 +120,7 @@ def ask(client, x=None, *, name="ranker", version="", id=""):
     module = client.module
     given = module.InferInput("x", list(x.shape), "FP32")
     given.set_data_from_numpy(x)
-    answer = client.infer(name, [given], model_version=version, request_id=id)
+    answer = client.infer(name, [given], model_version=version, request_id=id, headers={**BRINGS})
     scores = answer.as_numpy(answer_name(answer))
     said = answer.get_response()
     told = said["model_version"] if isinstance(said, dict) else said.model_version
@@ -128,7 +133,7 @@ def answer_name(answer):
 
 
 def index(client):
-    found = client.get_model_repository_index()
+    found = client.get_model_repository_index(headers={**BRINGS})
     rows = found if isinstance(found, list) else found.models
     get = (lambda row, key: row.get(key, "")) if isinstance(found, list) else getattr
     return {get(row, "version"): (get(row, "state"), get(row, "reason")) for row in rows}
@@ -140,14 +145,14 @@ def test_a_new_version_is_loaded_rolled_back_and_freed(ranker, client):
         assert ask(who) == ("1", 1.0)
         assert add(ranker, Scaled(2)) == "2"
         assert ask(who) == ("1", 1.0), "nobody asked for it"
-        who.load_model("ranker")
+        who.load_model("ranker", headers={**BRINGS})
         assert ask(who) == ("2", 2.0)
         assert ask(who, version="1") == ("1", 1.0), "it is kept"
         assert index(who) == {"1": ("READY", ""), "2": ("READY", "")}
-        who.load_model("ranker", config=json.dumps({"version": "1"}))
+        who.load_model("ranker", config=json.dumps({"version": "1"}), headers={**BRINGS})
         assert ask(who) == ("1", 1.0)
         assert ask(who, version="stable") == ("1", 1.0)
-        who.unload_model("ranker")
+        who.unload_model("ranker", headers={**BRINGS})
         assert index(who) == {"1": ("READY", "")}
         with pytest.raises(InferenceServerException, match="has version 1, not '2'"):
             ask(who, version="2")
@@ -161,7 +166,7 @@ def test_versions_beyond_those_kept_are_freed_and_their_numbers_used_again(ranke
         who.module = triton_http
         for version in range(2, 8):
             add(ranker, Scaled(version))
-            who.load_model("ranker")
+            who.load_model("ranker", headers={**BRINGS})
             assert ask(who) == (str(version), version)
         assert list(index(who)) == ["6", "7"]
         assert len(server.plane.engine._part.group.parts) == 2
@@ -196,7 +201,9 @@ def test_no_query_is_lost_or_answered_by_another_version_than_it_says(ranker):
             asker.start()
         admin = triton_http.InferenceServerClient(f"127.0.0.1:{server.http_port}")
         for turn in range(4):
-            admin.load_model("ranker", config=json.dumps({"version": "21"[turn % 2]}))
+            admin.load_model(
+                "ranker", config=json.dumps({"version": "21"[turn % 2]}), headers={**BRINGS}
+            )
         over.set()
         for asker in askers:
             asker.join()
@@ -210,12 +217,14 @@ def test_a_canary_has_its_share_of_ids_and_each_id_keeps_its_version(ranker, cli
     ids = [f"user-{k}" for k in range(60)]
     with serving(Entry(str(ranker), version="1")) as server:
         who = client(server)
-        who.load_model("ranker", config=json.dumps({"version": "2", "share": 0.4}))
+        who.load_model(
+            "ranker", config=json.dumps({"version": "2", "share": 0.4}), headers={**BRINGS}
+        )
         told = {id: ask(who, id=id)[0] for id in ids}
         assert told == {id: "2" if takes_other(id.encode(), 0.4) else "1" for id in ids}
         assert ask(who, version="canary") == ("2", 2.0)
         assert {ask(who)[0] for _ in range(60)} == {"1", "2"}, "those without an id are shared"
-        who.load_model("ranker", config=json.dumps({"version": "2"}))
+        who.load_model("ranker", config=json.dumps({"version": "2"}), headers={**BRINGS})
         assert {ask(who, id=id)[0] for id in ids} == {"2"}
 
 
@@ -225,7 +234,9 @@ def test_a_shadow_is_compared_and_never_answers(ranker, client):
         server.plane.recent.every_s = 0.0
         server.plane.native.sample_every(0.0)
         who = client(server)
-        who.load_model("ranker", config=json.dumps({"version": "2", "label": "shadow"}))
+        who.load_model(
+            "ranker", config=json.dumps({"version": "2", "label": "shadow"}), headers={**BRINGS}
+        )
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             assert ask(who) == ("1", 1.0)
@@ -238,7 +249,7 @@ def test_a_shadow_is_compared_and_never_answers(ranker, client):
 
 def refused(who, said, **config):
     with pytest.raises(InferenceServerException, match=said):
-        who.load_model("ranker", config=json.dumps(config))
+        who.load_model("ranker", config=json.dumps(config), headers={**BRINGS})
     assert ask(who) == ("1", 1.0), "what served is as it was"
 
 
@@ -263,9 +274,9 @@ def test_what_does_not_pass_never_serves(ranker, client):
         refused(who, "from 0 to 1", share=2)
         refused(who, "unknown parameter 'shares'", shares=0.5)
         with pytest.raises(InferenceServerException, match="load another version first"):
-            who.unload_model("ranker")
+            who.unload_model("ranker", headers={**BRINGS})
         with pytest.raises(InferenceServerException, match="unknown model 'other'; served: ranker"):
-            who.load_model("other")
+            who.load_model("other", headers={**BRINGS})
 
 
 def test_a_slower_version_does_not_serve_unless_it_is_forced(ranker, client):
@@ -273,7 +284,9 @@ def test_a_slower_version_does_not_serve_unless_it_is_forced(ranker, client):
     with serving(Entry(str(ranker), version="1")) as server:
         who = client(server)
         refused(who, "takes .* times as long as version 1", version="2")
-        who.load_model("ranker", config=json.dumps({"version": "2", "force": True}))
+        who.load_model(
+            "ranker", config=json.dumps({"version": "2", "force": True}), headers={**BRINGS}
+        )
         assert ask(who) == ("2", 2.0)
 
 
@@ -309,7 +322,7 @@ def test_two_models_have_one_set_of_workers_and_each_its_own_counts(ranker, tmp_
             server.plane.engine._part.group
         }
         add(other, Scaled(8))
-        who.load_model("b")
+        who.load_model("b", headers={**BRINGS})
         assert ask(who, name="b") == ("2", 8.0)
         assert ask(who) == ("1", 1.0)
         counts = {(h.name, h.version): h.observed for h in server.plane.hosted()}

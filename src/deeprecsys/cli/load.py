@@ -47,7 +47,10 @@ class LoadRequest:
     """The verb's options. UserError, before anything is asked, if they cannot be meant."""
 
     url: Annotated[
-        str, typer.Argument(metavar="URL", help="http://, https://, grpc:// or grpcs://HOST:PORT.")
+        str,
+        typer.Argument(
+            metavar="URL", help="http://, https://, grpc:// or grpcs://HOST:PORT, or unix:PATH."
+        ),
     ]
     model: Annotated[str, typer.Option(help="The model's name on the server.")]
     qps: Annotated[
@@ -88,6 +91,12 @@ class LoadRequest:
     ] = None
     json_data: Annotated[
         bool, typer.Option("--json-data", help="Tensors as JSON instead of bytes: slow.")
+    ] = False
+    shared_memory: Annotated[
+        bool,
+        typer.Option(
+            "--shared-memory", help="Tensors in shared memory, of a server on this machine."
+        ),
     ] = False
     seed: Annotated[int, typer.Option(help="Of workload and inputs.")] = 0
     out: opt.Out = None
@@ -134,6 +143,7 @@ class LoadRequest:
             values=read_values(self.values) if self.values else None, queries=self.queries_file,
             seed=self.seed, key=self.key, ca_file=self.ca_file, binary=not self.json_data,
             headers=[parse_header(text) for text in self.header or ()],
+            shared_memory=self.shared_memory,
             timeout_s=None if self.timeout_ms is None else self.timeout_ms / 1e3,
         )  # fmt: skip
 

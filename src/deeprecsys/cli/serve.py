@@ -8,7 +8,6 @@ import math
 import os
 import sys
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +18,8 @@ from deeprecsys.cli import serve_file
 from deeprecsys.cli.hosting import Entry
 from deeprecsys.core import UserError
 from deeprecsys.experiments.result import origin
+from deeprecsys.serving import log_line
+from deeprecsys.serving.keys import Keys
 
 if TYPE_CHECKING:
     from deeprecsys.serving.bounds import Bounds
@@ -78,6 +79,10 @@ class Wanted:
     )
     http_port: Annotated[int, typer.Option(help="0: a free one.")] = 8000
     grpc_port: Annotated[int, typer.Option(help="0: a free one; -1: no gRPC.")] = 8001
+    uds: Annotated[
+        str | None, typer.Option(help="Path of a Unix socket to listen at beside --http-port.")
+    ] = None
+    grpc_uds: Annotated[str | None, typer.Option(help="The same beside --grpc-port.")] = None
     workers: opt.Workers = None
     pin: opt.Pin = "auto"
     scale: opt.Scale = 1.0
@@ -125,8 +130,16 @@ class Wanted:
     ] = 0.5
     tls_cert: Annotated[str | None, typer.Option(help="PEM file; with --tls-key.")] = None
     tls_key: Annotated[str | None, typer.Option(help="PEM file.")] = None
+    tls_client_ca: Annotated[
+        str | None,
+        typer.Option(help="PEM file: clients must show a certificate that one of these signed."),
+    ] = None
     key_file: Annotated[
-        str | None, typer.Option(help="File with the bearer key that clients must bring.")
+        str | None,
+        typer.Option(
+            help="File with the bearer key that clients must bring, or with a line NAME RIGHTS KEY "
+            "for each; rights: infer, memory, admin."
+        ),
     ] = None
     weight: Annotated[
         float, typer.Option(help="Of each model's share of the workers, beside others.")
@@ -158,10 +171,10 @@ def run(wanted: Wanted) -> int:
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"two models are called {twice}: give one another name, NAME=MODEL")
     _check(wanted)
-    key = _key(wanted.key_file)
+    keys = Keys.read(wanted.key_file) if wanted.key_file is not None else None
     _start_logging(wanted.log_level)
     try:
-        server = _server(wanted, entries, key)
+        server = _server(wanted, entries, keys)
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
     server.run()
@@ -217,7 +230,7 @@ def _by_name(option: str, texts: list[str], models: int) -> dict[str, str]:
     return found
 
 
-def _server(wanted: Wanted, entries: list[Entry], key: str | None) -> Server:
+def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None) -> Server:
     from deeprecsys.serving.server import Address, Server, json_log
 
     grpc_port = None if wanted.grpc_port < 0 else wanted.grpc_port
@@ -234,7 +247,17 @@ def _server(wanted: Wanted, entries: list[Entry], key: str | None) -> Server:
     ]
     return Server(
         sources,
-        Address(wanted.host, wanted.http_port, grpc_port, wanted.tls_cert, wanted.tls_key, key),
+        Address(
+            wanted.host,
+            wanted.http_port,
+            grpc_port,
+            wanted.tls_cert,
+            wanted.tls_key,
+            keys,
+            wanted.tls_client_ca,
+            wanted.uds,
+            wanted.grpc_uds,
+        ),
         _bounds(wanted),
         json_log(),
         wanted.load_share,
@@ -272,6 +295,10 @@ def _check(wanted: Wanted) -> None:
         raise UserError(f"--load-share is from 0 to 1, not {wanted.load_share:g}")
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
+    if wanted.tls_client_ca and not wanted.tls_cert:
+        raise UserError("--tls-client-ca is of TLS: give --tls-cert and --tls-key")
+    if wanted.grpc_uds and wanted.grpc_port < 0:
+        raise UserError("--grpc-uds is of gRPC: leave out --grpc-port -1")
     files.check_target("--json", wanted.json_file)
 
 
@@ -279,16 +306,6 @@ def _start_logging(level: str) -> None:
     number = getattr(logging, level.upper(), None)
     if not isinstance(number, int):
         raise UserError(f"--log-level is info, warning or error, not {level!r}")
-    logging.basicConfig(level=number, format="%(message)s", stream=sys.stderr)
-
-
-def _key(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        key = Path(path).read_text().strip()
-    except OSError as error:
-        raise UserError(f"cannot read the key {path}: {error.strerror}") from error
-    if not key:
-        raise UserError(f"{path} is empty: write the key into it")
-    return key
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(log_line.Formatter())
+    logging.basicConfig(level=number, handlers=[handler])

@@ -29,6 +29,7 @@ from deeprecsys.client.pools import Column, offsets, pool_items
 from deeprecsys.client.process import Plan, Setup
 from deeprecsys.client.recorded import Recorded, read_queries
 from deeprecsys.client.server import Address, Description, Tensor, describe
+from deeprecsys.client.shared import check_shared
 from deeprecsys.client.sheet import Sheet, Tally, new_file
 from deeprecsys.client.values import known_inputs, offset_inputs, plan, ragged_inputs
 from deeprecsys.core import (
@@ -66,6 +67,8 @@ class Client:
     key: for a bearer token. headers: sent with every request, of gRPC as metadata. ca_file: PEM
     certificates to trust over https:// and grpcs:// instead of the system's.
     binary: tensors as bytes; False: as JSON, which is slow.
+    shared_memory: tensors lie in shared memory, of which the server is told where; it must be on
+    this machine, and drawn queries are of inputs that are not jagged.
     bare: for a server of no protocol, over HTTP: it is asked nothing, and a query is its tensors
     alone, one after another, for the path of the URL; `values` must describe every input.
     timeout_s: the server's own deadline, sent with every request (None: none). patience_s: a
@@ -89,6 +92,7 @@ class Client:
         ca_file: str | None = None,
         binary: bool = True,
         bare: bool = False,
+        shared_memory: bool = False,
         timeout_s: float | None = None,
         patience_s: float = _PATIENCE_S,
     ) -> None:
@@ -101,6 +105,11 @@ class Client:
                 raise UserError(f"{name} must be positive, not {seconds:g}")
         if bare and not self.address.http:
             raise UserError(f"bare queries are sent over http:// or https://, not {url}")
+        if shared_memory and (bare or queries is not None or not self.address.http):
+            raise UserError(
+                "--shared-memory is for drawn queries over http:// or unix:; leave it out, or "
+                "--queries-file"
+            )
         self._access = Access.of(self.address.scheme, headers, key, ca_file)
         self._processes, self._connections = processes, connections
         self._values, self.queries, self._seed = values, queries, seed
@@ -108,7 +117,7 @@ class Client:
         self.columns: tuple[Column, ...] = ()
         # What had to be assumed of the inputs' values, one sentence each.
         self.assumptions: list[str] = []
-        self._binary, self._bare = binary, bare
+        self._binary, self._bare, self._shared = binary, bare, shared_memory
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._fd: int | None = None
         self._children: list[_Child] = []
@@ -126,6 +135,10 @@ class Client:
             else describe(self.address, self.model, self._access)
         )
         self._choose_inputs()
+        if self._shared:
+            if any(column.ragged or column.counts for column in self.columns):
+                raise UserError("jagged inputs are made anew for each query: no --shared-memory")
+            check_shared(self.address, self._access)
         self._fd = new_file()
         try:
             self._start_missing(self._fd)
@@ -234,8 +247,8 @@ class Client:
         timeout_us = None if self._timeout_s is None else max(1, round(self._timeout_s * 1e6))
         return Setup(
             self.address, self.model, self.columns, number, self._processes, fd,
-            self._connections, self._access, self._seed, self._binary, self._bare, timeout_us,
-            self._patience_s, self.described.peer, self.queries, *self._recorded_as,
+            self._connections, self._access, self._seed, self._binary, self._bare, self._shared,
+            timeout_us, self._patience_s, self.described.peer, self.queries, *self._recorded_as,
         )  # fmt: skip
 
     def _open_fd(self) -> int:

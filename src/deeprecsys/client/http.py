@@ -208,7 +208,11 @@ class HttpLoad:
         access: Access,
         first: str | None = None,
     ) -> None:
-        self._places = places(address.host, address.port, first)
+        self._places = (
+            [Place(socket.AF_UNIX, address.host)]
+            if address.unix
+            else places(address.host, address.port, first)
+        )
         self._context = access.context() if address.secure else None
         self._name = address.host
         self._most, self._patience_s = connections, patience_s
@@ -325,7 +329,8 @@ class HttpLoad:
         sock = socket.socket(place.family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if place.family != socket.AF_UNIX:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BYTES)
             failed = sock.connect_ex(place.to)
             if failed not in (0, errno.EINPROGRESS):

@@ -32,6 +32,7 @@ from deeprecsys.client.messages import (
 )
 from deeprecsys.client.pools import Column, draw_pool
 from deeprecsys.client.server import Address, Tensor
+from deeprecsys.client.shared import SharedPool, shared_head
 from deeprecsys.client.sheet import Rows, Sheet, Tally
 from deeprecsys.engine.process import generator_priority
 
@@ -52,6 +53,7 @@ class Setup:
     seed: int
     binary: bool
     bare: bool
+    shared: bool
     timeout_us: int | None
     patience_s: float
     peer: str | None
@@ -76,9 +78,11 @@ def main() -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(lines,), daemon=True).start()
+    leaving = list[Callable[[], None]]()
+    threading.Thread(target=_read, args=(lines, leaving), daemon=True).start()
     _many_files()
     process = _Process(msgspec.json.decode(lines.get(), type=Setup))
+    leaving.append(process.close)
     print('"started"', file=answers, flush=True)
     while True:
         plan = msgspec.json.decode(lines.get(), type=Plan)
@@ -94,6 +98,7 @@ class _Process:
         self._setup = setup
         self._load = _load(setup)
         self._pool: tuple[Plan, Queries] | None = None
+        self._shared: SharedPool | None = None
         self._recorded: Queries | None = None
         inputs: Sequence[Input] = setup.columns
         if setup.recorded is not None:
@@ -107,9 +112,19 @@ class _Process:
         kept = self._pool and (self._pool[0].items, self._pool[0].indices)
         if self._recorded is None and kept != (plan.items, plan.indices):
             self._pool = None  # before there are two
+            self.close()
             setup = self._setup
-            self._pool = plan, draw_pool(setup.columns, plan.items, plan.indices, setup.seed)
+            drawn = draw_pool(setup.columns, plan.items, plan.indices, setup.seed)
+            self._pool = plan, drawn
+            if setup.shared:
+                self._shared = SharedPool(drawn, setup.address, setup.access)
         self._load.connect()
+
+    def close(self) -> None:
+        """Leaves nothing with the server."""
+        shared, self._shared = self._shared, None
+        if shared is not None:
+            shared.close()
 
     def run(self, plan: Plan, began_s: float) -> Tally:
         queries = self._recorded or (self._pool and self._pool[1])
@@ -119,7 +134,7 @@ class _Process:
         rows = Rows(sheet, setup.number, setup.processes, began_s)
         before_s = time.process_time()
         with generator_priority():
-            tally: Tally = self._load.run(rows, self._message(queries))
+            tally: Tally = self._load.run(rows, self._message(self._shared or queries))
         tally.cpu_s = time.process_time() - before_s
         return tally
 
@@ -135,9 +150,7 @@ def _load(setup: Setup) -> Any:
     return GrpcLoad(*given)
 
 
-def _messages(
-    setup: Setup, inputs: Sequence[Input]
-) -> Callable[[Queries], Callable[[int, int], Any]]:
+def _messages(setup: Setup, inputs: Sequence[Input]) -> Callable[[Any], Callable[[int, int], Any]]:
     """Of queries: what is sent of one, by its offset there and its size."""
     if not setup.address.http:
         before = grpc_head(setup.model, inputs, setup.timeout_us)
@@ -178,14 +191,19 @@ def _messages(
 
         return message
 
+    if setup.shared:
+        return shared_head(start, setup.timeout_us)
     if setup.bare:
         return bare
     return binary if setup.binary else plain
 
 
-def _read(lines: queue.SimpleQueue[bytes]) -> None:
+def _read(lines: queue.SimpleQueue[bytes], leaving: Sequence[Callable[[], None]]) -> None:
     for line in sys.stdin.buffer:
         lines.put(line)
+    for leave in leaving:
+        with suppress(Exception):  # the server may have gone before
+            leave()
     os._exit(0)  # the parent is gone, and nobody waits for what is under way
 
 

@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -48,8 +49,17 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Of `http://HOST:PORT` or `grpc://HOST:PORT`, with TLS `https://` or `grpcs://`."""
-        usage = "write http://HOST:PORT or grpc://HOST:PORT, or https:// or grpcs:// for TLS"
+        """Of `http://HOST:PORT` or `grpc://HOST:PORT`, with TLS `https://` or `grpcs://`; or of
+        `unix:PATH`, HTTP over a Unix socket, whose host is the path."""
+        usage = (
+            "write http://HOST:PORT or grpc://HOST:PORT, or https:// or grpcs:// for TLS, or "
+            "unix:PATH"
+        )
+        if url.startswith("unix:"):
+            path = url.removeprefix("unix:").removeprefix("//")
+            if not path:
+                raise UserError(f"cannot read the URL {url!r}: {usage}")
+            return cls("unix", path, 0)
         try:
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
@@ -66,7 +76,11 @@ class Address:
 
     @property
     def http(self) -> bool:
-        return self.scheme.startswith("http")
+        return self.scheme.startswith("http") or self.unix
+
+    @property
+    def unix(self) -> bool:
+        return self.scheme == "unix"
 
     @property
     def secure(self) -> bool:
@@ -80,6 +94,8 @@ class Address:
     @property
     def host_field(self) -> str:
         """For a header: gateways compare names, and the usual port is not named."""
+        if self.unix:
+            return "localhost"
         usual = _USUAL_PORT[self.scheme] == self.port
         return self.netloc.rpartition(":")[0] if usual else self.netloc
 
@@ -87,7 +103,7 @@ class Address:
         return f"{self.prefix}/v2/models/{quote(model, safe='')}"
 
     def __str__(self) -> str:
-        return f"{self.scheme}://{self.netloc}{self.prefix}"
+        return f"unix:{self.host}" if self.unix else f"{self.scheme}://{self.netloc}{self.prefix}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +161,7 @@ class Asker(Protocol):
 
 def describe(address: Address, model: str, access: Access) -> Description:
     """Asks the server; UserError, in one line, where it cannot be put under load."""
-    asker: Asker = (_Http if address.http else _Grpc)(address, access)
+    asker: Asker = (Http if address.http else _Grpc)(address, access)
     try:
         return _described(asker, address, model)
     except Answered as error:
@@ -217,16 +233,19 @@ def unreached(call: Any) -> bool:
     return call.code().name == "UNAVAILABLE" and bool(_UNREACHED.search(str(call.details())))
 
 
-class _Http:
+class Http:
     def __init__(self, address: Address, access: Access) -> None:
         self._address = address
         self.peer: str | None = None
         where = (address.host, address.port)
-        self._http = (
-            http.client.HTTPSConnection(*where, timeout=_PATIENCE_S, context=access.context())
-            if address.secure
-            else http.client.HTTPConnection(*where, timeout=_PATIENCE_S)
-        )
+        if address.unix:
+            self._http: http.client.HTTPConnection = _Unix(address.host)
+        elif address.secure:
+            self._http = http.client.HTTPSConnection(
+                *where, timeout=_PATIENCE_S, context=access.context()
+            )
+        else:
+            self._http = http.client.HTTPConnection(*where, timeout=_PATIENCE_S)
         self._headers = access.headers
 
     def server(self) -> dict[str, Any]:
@@ -245,6 +264,9 @@ class _Http:
     def config(self, model: str) -> dict[str, Any]:
         return self._get(f"{self._address.path(model)}/config")
 
+    def post(self, path: str, body: bytes) -> bytes:
+        return self._body(path, body)
+
     def close(self) -> None:
         self._http.close()
 
@@ -254,9 +276,10 @@ class _Http:
             raise ValueError(f"GET {path} is no object")
         return found
 
-    def _body(self, path: str) -> bytes:
+    def _body(self, path: str, sent: bytes | None = None) -> bytes:
+        """sent: with POST; None: GET."""
         try:
-            self._ask(path)
+            self._ask(path, sent)
             answer = self._http.getresponse()
             body = answer.read()
         except ssl.SSLError as error:
@@ -267,13 +290,15 @@ class _Http:
             raise Answered(answer.status, error_text(body))
         return body
 
-    def _ask(self, path: str) -> None:
+    def _ask(self, path: str, sent: bytes | None) -> None:
         named = any(name.lower() == "host" for name, _ in self._headers)
         self._connect()
-        self._http.putrequest("GET", path, skip_host=named)
+        self._http.putrequest("GET" if sent is None else "POST", path, skip_host=named)
         for name, value in self._headers:  # which may come more than once
             self._http.putheader(name, value)
-        self._http.endheaders()
+        if sent is not None:
+            self._http.putheader("Content-Length", str(len(sent)))
+        self._http.endheaders(sent)
 
     def _connect(self) -> None:
         """At once, so that whoever waits for a handshake is told from who waits for an answer."""
@@ -286,7 +311,21 @@ class _Http:
                 raise NotTrusted(NO_HANDSHAKE) from error
             raise
         connected: Any = self._http.sock
-        self.peer = str(connected.getpeername()[0])
+        peer = connected.getpeername()
+        self.peer = str(peer[0]) if isinstance(peer, tuple) else None
+
+
+class _Unix(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_PATIENCE_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(_PATIENCE_S)
+        self.sock.connect(self._path)
 
 
 class _Grpc:

@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deeprecsys.protocol.reasons import invalid
+from deeprecsys.protocol.shared import Target
 from deeprecsys.protocol.tensors import Array
 
-_UNSUPPORTED = ("shared_memory_region", "classification")
+_UNSUPPORTED = ("classification",)
 
 
 @dataclass(slots=True)
 class Call:
     """outputs: the names asked for (None: all), and what the adapter wants to remember of each.
+    targets: those that go to shared memory, by name.
     arrived_s, parsed_s: when its first byte was here, and when it was read, on the server's
     clock. until_s: when the client stops waiting, on that clock. client: who asks, a key or an
     address, by whatever the adapter tells clients apart. hosted: the server's word for who answers
@@ -27,6 +29,7 @@ class Call:
     inputs: dict[str, Array]
     datatypes: Mapping[str, str]
     outputs: Mapping[str, bool] | None = None
+    targets: Mapping[str, Target] = field(default_factory=dict)
     parameters: Mapping[str, Any] = field(default_factory=dict)
     arrived_s: float = math.nan
     parsed_s: float = math.nan

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from deeprecsys.protocol import tensors
+from deeprecsys.protocol import shared, tensors
 from deeprecsys.protocol.call import Call, refuse_unsupported
 from deeprecsys.protocol.grpc_schema import message
 from deeprecsys.protocol.protobuf import LENGTH, Field, delimited, fields, fitting, varints
@@ -58,11 +58,12 @@ def is_quick(asked: Buffer) -> bool:
     return typed <= SHORT_BYTES
 
 
-def call_of(asked: Buffer) -> Call:
-    """The call that a ModelInferRequest makes; of a long one the tensors are views of `asked`."""
+def call_of(asked: Buffer, memory: shared.Memory | None = None) -> Call:
+    """The call that a ModelInferRequest makes; of a long one the tensors are views of `asked`.
+    memory: for what lies in shared memory (None: it is refused)."""
     if len(asked) <= SHORT_BYTES:
         request = parsed("ModelInferRequest", asked)
-        return _call(request, request.raw_input_contents, [None] * len(request.inputs))
+        return _call(request, request.raw_input_contents, [None] * len(request.inputs), memory)
     skeleton, raw, contents = bytearray(), list[Buffer](), list[Contents | None]()
     for field in fields(memoryview(asked)):
         if field.number == _RAW and field.kind == LENGTH:
@@ -73,7 +74,7 @@ def call_of(asked: Buffer) -> Call:
             contents.append(found)
         else:
             skeleton += field.whole
-    return _call(parsed("ModelInferRequest", skeleton), raw, contents)
+    return _call(parsed("ModelInferRequest", skeleton), raw, contents, memory)
 
 
 def _without_contents(field: Field) -> tuple[Buffer, Contents | None]:
@@ -91,9 +92,17 @@ def _without_contents(field: Field) -> tuple[Buffer, Contents | None]:
     return delimited(_INPUTS, bytes(kept)), packed or None
 
 
-def _call(request: Any, raw: Sequence[Buffer], contents: Sequence[Contents | None]) -> Call:
-    if raw and len(raw) != len(request.inputs):
-        raise invalid(f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs")
+def _call(
+    request: Any,
+    raw: Sequence[Buffer],
+    contents: Sequence[Contents | None],
+    memory: shared.Memory | None,
+) -> Call:
+    places = {item.name: place for item in request.inputs if (place := _place("input", item))}
+    if raw and len(raw) != len(request.inputs) - len(places):
+        beside = f", {len(places)} of them in shared memory" if places else ""
+        raise invalid(f"{len(raw)} raw_input_contents for {len(request.inputs)} inputs{beside}")
+    left = iter(raw)
     inputs: dict[str, Array] = {}
     datatypes: dict[str, str] = {}
     for number, item in enumerate(request.inputs):
@@ -102,14 +111,20 @@ def _call(request: Any, raw: Sequence[Buffer], contents: Sequence[Contents | Non
             raise invalid(f"input {name} is given twice")
         refuse_unsupported(item.parameters)
         datatypes[name] = datatype
+        if (place := places.get(name)) is not None:
+            if item.HasField("contents") or contents[number]:
+                raise invalid(f"input {name} has contents beside {shared.REGION}")
+            inputs[name] = shared.read(memory, name, datatype, shape, place)
+            continue
         if not raw:
             inputs[name] = _typed(item, contents[number])
             continue
         if item.HasField("contents") or contents[number]:
             raise invalid(f"input {name} has contents beside raw_input_contents")
-        inputs[name] = tensors.from_bytes(name, datatype, shape, raw[number])
+        inputs[name] = tensors.from_bytes(name, datatype, shape, next(left))
     for output in request.outputs:
         refuse_unsupported(output.parameters)
+    put = {item.name: place for item in request.outputs if (place := _place("output", item))}
     return Call(
         model=request.model_name,
         version=request.model_version,
@@ -117,6 +132,7 @@ def _call(request: Any, raw: Sequence[Buffer], contents: Sequence[Contents | Non
         inputs=inputs,
         datatypes=datatypes,
         outputs={output.name: True for output in request.outputs} or None,
+        targets=shared.targets(memory, put),
         parameters=_parameters(request.parameters),
     )
 
@@ -142,6 +158,12 @@ def _numbers(number: int, packed: memoryview) -> Array:
             raise invalid("the message is not the protocol's: a number in it is cut off")
         return np.frombuffer(packed, dtype)
     return varints(packed).astype(_INTEGERS[number])
+
+
+def _place(what: str, item: Any) -> shared.Place | None:
+    if shared.REGION not in item.parameters:
+        return None
+    return shared.place_of(f"{what} {item.name}", _parameters(item.parameters))
 
 
 def _parameters(given: Mapping[str, Any]) -> dict[str, Any]:

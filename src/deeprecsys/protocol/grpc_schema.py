@@ -96,6 +96,23 @@ _MESSAGES: dict[str, list[str]] = {
         "3 parameters {}ModelRepositoryParameter",
     ],
     "RepositoryModelUnloadResponse": [],
+    "SystemSharedMemoryStatusRequest": ["1 name string"],
+    "SystemSharedMemoryRegion": [
+        "1 name string", "2 key string", "3 offset uint64", "4 byte_size uint64",
+    ],
+    "SystemSharedMemoryStatusResponse": ["1 regions {}SystemSharedMemoryRegion"],
+    "SystemSharedMemoryRegisterRequest": [
+        "1 name string", "2 key string", "3 offset uint64", "4 byte_size uint64",
+    ],
+    "SystemSharedMemoryRegisterResponse": [],
+    "SystemSharedMemoryUnregisterRequest": ["1 name string"],
+    "SystemSharedMemoryUnregisterResponse": [],
+    "CudaSharedMemoryStatusRequest": ["1 name string"],
+    "CudaSharedMemoryStatusResponse": [],
+    "CudaSharedMemoryRegisterRequest": ["1 name string"],
+    "CudaSharedMemoryRegisterResponse": [],
+    "CudaSharedMemoryUnregisterRequest": ["1 name string"],
+    "CudaSharedMemoryUnregisterResponse": [],
 }  # fmt: skip
 _REFLECTION: dict[str, list[str]] = {
     "ServerReflectionRequest": [
@@ -124,6 +141,8 @@ METHODS = (
     "ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer",
     "ModelConfig", "ModelStatistics", "RepositoryIndex", "RepositoryModelLoad",
     "RepositoryModelUnload",
+    "SystemSharedMemoryStatus", "SystemSharedMemoryRegister", "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister",
 )  # fmt: skip
 
 _Field = pb.FieldDescriptorProto

@@ -59,16 +59,21 @@ def count(name: str, shape: Sequence[int]) -> int:
     return math.prod(shape)
 
 
+def check_length(name: str, datatype: str, shape: Sequence[int], length: int) -> None:
+    """Refusal where so many bytes are not what this is."""
+    items, size = count(name, shape), item_bytes(_known(name, datatype))
+    if size is not None and items * size != length:
+        raise invalid(
+            f"input {name}: {datatype} {list(shape)} is {items * size} bytes, not {length}"
+        )
+
+
 def from_bytes(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> Array:
     """An array of `shape` that is a view of `data`, wherever its type allows."""
-    items = count(name, shape)
-    size = item_bytes(_known(name, datatype))
-    if size is None:
+    check_length(name, datatype, shape, len(data))
+    items = math.prod(shape)
+    if datatype == BYTES:
         return _bytes_elements(name, data, items).reshape(shape)
-    if items * size != len(data):
-        raise invalid(
-            f"input {name}: {datatype} {list(shape)} is {items * size} bytes, not {len(data)}"
-        )
     if datatype == BF16:
         wide = np.frombuffer(data, "<u2").astype(np.uint32) << 16
         return wide.view(np.float32).reshape(shape)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from deeprecsys.protocol import long_json, tensors
+from deeprecsys.protocol import long_json, shared, tensors
 from deeprecsys.protocol.call import Call, refuse_unsupported
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
@@ -49,11 +49,14 @@ class _Request(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True)
 class _Head:
-    """What a head says; nothing changes it. outputs: see `Call`."""
+    """What a head says; nothing changes it. outputs: see `Call`. places: of the inputs in shared
+    memory; targets: of the outputs there."""
 
     request: _Request
     datatypes: dict[str, str]
     outputs: dict[str, bool] | None
+    places: dict[str, shared.Place]
+    targets: dict[str, shared.Place]
 
 
 _decode = msgspec.json.Decoder(_Request).decode
@@ -61,11 +64,18 @@ _encode = msgspec.json.Encoder().encode
 
 
 def parse(
-    model: str, version: str, body: Buffer, head_bytes: int | None, *, long: bool = False
+    model: str,
+    version: str,
+    body: Buffer,
+    head_bytes: int | None,
+    *,
+    long: bool = False,
+    memory: shared.Memory | None = None,
 ) -> Call:
     """The call that a body makes; `head_bytes` of it are JSON (None: all).
 
     long: in many small steps, so that a thread that does it lets others work in between.
+    memory: for what lies in shared memory (None: it is refused).
     """
     view = memoryview(body)
     if head_bytes is not None and not 0 <= head_bytes <= len(view):
@@ -75,13 +85,16 @@ def parse(
     if head_bytes is not None and head_bytes <= _REMEMBERED_BYTES:
         head = _remembered(bytes(view[:head_bytes]))
     elif long:
-        return _parse_long(model, version, view, len(view) if head_bytes is None else head_bytes)
+        text = len(view) if head_bytes is None else head_bytes
+        return _parse_long(model, version, view, text, memory)
     else:
         head = _read(view[:head_bytes])
-    return _call(model, version, head, view, head_bytes, tensors.from_json)
+    return _call(model, version, head, view, head_bytes, tensors.from_json, memory)
 
 
-def _parse_long(model: str, version: str, view: memoryview, head_bytes: int) -> Call:
+def _parse_long(
+    model: str, version: str, view: memoryview, head_bytes: int, memory: shared.Memory | None
+) -> Call:
     skeleton, arrays = long_json.take_out(view[:head_bytes])
 
     def values(name: str, datatype: str, shape: Sequence[int], data: Buffer) -> Array:
@@ -90,7 +103,7 @@ def _parse_long(model: str, version: str, view: memoryview, head_bytes: int) -> 
             return tensors.from_json(name, datatype, shape, data)
         return long_json.values(name, datatype, shape, taken)
 
-    return _call(model, version, _read(skeleton), view, head_bytes, values)
+    return _call(model, version, _read(skeleton), view, head_bytes, values, memory)
 
 
 def _call(
@@ -100,11 +113,15 @@ def _call(
     view: memoryview,
     head_bytes: int | None,
     values: Callable[[str, str, Sequence[int], Buffer], Array],
+    memory: shared.Memory | None,
 ) -> Call:
     request, at = head.request, len(view) if head_bytes is None else head_bytes
     inputs: dict[str, Array] = {}
     for item in request.inputs:
         name, size = item.name, item.parameters.get("binary_data_size")
+        if (place := head.places.get(name)) is not None:
+            inputs[name] = shared.read(memory, name, item.datatype, item.shape, place)
+            continue
         if size is None:
             inputs[name] = values(name, item.datatype, item.shape, item.data)
             continue
@@ -121,6 +138,7 @@ def _call(
         inputs=inputs,
         datatypes=head.datatypes,
         outputs=head.outputs,
+        targets=shared.targets(memory, head.targets),
         parameters=request.parameters,
     )
 
@@ -132,14 +150,24 @@ def _read(head: Buffer) -> _Head:
         said = _said(error, bytes(head))
         raise invalid(f"the request is not what the protocol asks for: {said}") from None
     datatypes: dict[str, str] = {}
+    places: dict[str, shared.Place] = {}
     for item in request.inputs:
         refuse_unsupported(item.parameters)
         if item.name in datatypes:
             raise invalid(f"input {item.name} is given twice")
-        if "binary_data_size" not in item.parameters and not item.data:
+        brings = "binary_data_size" in item.parameters or bool(item.data)
+        if (place := shared.place_of(f"input {item.name}", item.parameters)) is not None:
+            if brings:
+                raise invalid(f"input {item.name} has data beside {shared.REGION}")
+            places[item.name] = place
+        elif not brings:
             raise invalid(f"input {item.name} has neither data nor parameters.binary_data_size")
         datatypes[item.name] = item.datatype
-    return _Head(request, datatypes, _outputs(request))
+    targets = _targets(request)
+    outputs = _outputs(request)
+    if outputs is not None:  # those in shared memory are bytes as well
+        outputs |= dict.fromkeys(targets, True)
+    return _Head(request, datatypes, outputs, places, targets)
 
 
 # Clients send the same few heads again and again: one for each size, unless they give ids.
@@ -154,6 +182,14 @@ def _outputs(request: _Request) -> dict[str, bool] | None:
     for output in request.outputs:
         refuse_unsupported(output.parameters)
     return {o.name: _flag(o.parameters, "binary_data", usual) for o in request.outputs}
+
+
+def _targets(request: _Request) -> dict[str, shared.Place]:
+    """Of the outputs that go to shared memory."""
+    places = {
+        o.name: shared.place_of(f"output {o.name}", o.parameters) for o in request.outputs or ()
+    }
+    return {name: place for name, place in places.items() if place is not None}
 
 
 def is_binary(call: Call, output: str) -> bool:
@@ -187,7 +223,9 @@ def answer(
         datatype = tensors.datatype_of(array)
         about = _encode(name), datatype.encode(), _encode(array.shape)
         item = b'{"name":%b,"datatype":"%b","shape":%b,' % about
-        if is_binary(call, name):
+        if (target := call.targets.get(name)) is not None:
+            item += b'"parameters":%b}' % _encode(target.place.said(array.nbytes))
+        elif is_binary(call, name):
             data.append(tensors.to_bytes(array, datatype))
             item += b'"parameters":{"binary_data_size":%d}}' % len(data[-1])
         else:

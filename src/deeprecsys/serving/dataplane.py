@@ -16,17 +16,22 @@ from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Array
 from deeprecsys.serving.bounds import Bounds, Budget
 from deeprecsys.serving.hosted import LAST_PRIORITY, VERSION, Hosted, Served, clock, fault
+from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.models import Hosting
 from deeprecsys.serving.observed import Observed
 from deeprecsys.serving.rates import Rates
 from deeprecsys.serving.recent import Recent
+from deeprecsys.serving.shared_memory import Regions
 from deeprecsys.serving.threads import Threads
 
 if TYPE_CHECKING:
     from deeprecsys.serving.native import NativeHttp
     from deeprecsys.serving.repository import Repository
 
-EXTENSIONS = ("binary_tensor_data", "statistics", "model_configuration", "model_repository")
+EXTENSIONS = (
+    "binary_tensor_data", "statistics", "model_configuration", "model_repository",
+    "system_shared_memory",
+)  # fmt: skip
 
 
 class DataPlane:
@@ -47,6 +52,8 @@ class DataPlane:
         self.rates = Rates(self.bounds.client_qps)
         self.threads = Threads()
         self.recent = Recent()
+        self.regions = Regions()  # of shared memory
+        self.keys = Keys()  # that clients must bring
         self.observed = Observed()  # of all models, and of what asked for none
         self.of_no_model = dict.fromkeys(Reason, 0)  # queries refused
         self.state = "starting"

@@ -8,7 +8,6 @@ message is received; and messages are inflated here, where their growth is count
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -29,20 +28,29 @@ from deeprecsys.protocol.grpc_schema import (
 from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.protocol.tensors import Array, Buffer
-from deeprecsys.serving import admin
+from deeprecsys.serving import admin, http_memory, keys, shared_memory
 from deeprecsys.serving.bounds import Bounds, Hold, over
 from deeprecsys.serving.dataplane import DataPlane, clock
 from deeprecsys.serving.gate import Gate
 from deeprecsys.serving.grpc_queue import GrpcQueue, newest_server
 from deeprecsys.serving.looks import Looks
+from deeprecsys.serving.shared_memory import LongCopy, Reader
+from deeprecsys.serving.unix import private
 from deeprecsys.serving.unread import Unread
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 Method = Callable[["Asked"], Awaitable[Any]]
 _KEYLESS = ("ServerLive", "ServerReady")
+# What a key must have, by method: see `keys`; None: there need be no key.
+_RIGHTS: dict[str, str | None] = {
+    "ServerLive": None, "ServerReady": None, "ModelInfer": keys.INFER,
+    "RepositoryModelLoad": keys.ADMIN, "RepositoryModelUnload": keys.ADMIN,
+    "SystemSharedMemoryRegister": keys.MEMORY, "SystemSharedMemoryUnregister": keys.MEMORY,
+}  # fmt: skip
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
 _MOST_DESCRIBED = 1000  # questions of one reflection
 _LOOK_S = 0.2  # how often a watch looks
+_SHORT_COPY = 8 << 20  # bytes of shared memory that are copied without a thread
 # What of a stream is received before anybody asks for it.
 _AHEAD_BYTES = 64 << 10
 
@@ -51,17 +59,18 @@ async def start(
     plane: DataPlane,
     looks: Looks,
     address: str,
-    key: str | None = None,
     credentials: grpc.ServerCredentials | None = None,
+    unix: str | None = None,
 ) -> tuple[grpc.aio.Server, int]:
-    """The server, started, and its port. Raises OSError where it cannot listen."""
+    """The server, started, and its port. unix: the path of a socket beside it. Raises OSError
+    where it cannot listen."""
     server = grpc.aio.server(options=_options(plane.bounds))
     queue, unread = GrpcQueue(looks, newest_server()), Unread(plane.bounds.unsent_bytes)
     calls, probes = Calls(plane, queue, unread), Calls(plane, queue, unread, places=2)
     methods = _Methods(plane, probes)
     handlers = {
         name: (probes if name in _KEYLESS else calls).handler(
-            name, getattr(methods, name), None if name in _KEYLESS else key
+            name, getattr(methods, name), _RIGHTS.get(name, keys.ANY)
         )
         for name in METHODS
     }
@@ -69,7 +78,7 @@ async def start(
         "Check": probes.handler("HealthCheck", methods.Check, None),
         "Watch": grpc.stream_stream_rpc_method_handler(methods.Watch, None, _serialized),
     }
-    describing = grpc.stream_stream_rpc_method_handler(_describer(probes, key), None, _serialized)
+    describing = grpc.stream_stream_rpc_method_handler(_describer(probes), None, _serialized)
     server.add_generic_rpc_handlers(
         (
             grpc.method_handlers_generic_handler(SERVICE, handlers),
@@ -85,6 +94,9 @@ async def start(
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, credentials)
+        if unix is not None:
+            with private():
+                server.add_insecure_port(f"unix:{unix}")
     except RuntimeError as error:
         raise OSError(str(error)) from error
     await server.start()
@@ -127,12 +139,12 @@ class Calls:
         self._loop = asyncio.get_running_loop()
         self._open = 0
 
-    def handler(self, name: str, method: Method, key: str | None) -> Any:
+    def handler(self, name: str, method: Method, right: str | None) -> Any:
         async def call(_: Any, context: Context) -> Any:
             self._open += 1
             asked = Asked(context, self.plane.waiting.hold(), self.taken(context))
             try:
-                self._check(context, key, query=name == "ModelInfer")
+                self._check(context, right, query=name == "ModelInfer")
                 await self._receive(asked)
                 return self._handed_over(context, await method(asked))
             except Refusal as error:
@@ -175,9 +187,10 @@ class Calls:
         context.add_done_callback(lambda _: self._unread.remove(peer, size))
         return answer
 
-    def _check(self, context: Context, key: str | None, *, query: bool) -> None:
+    def _check(self, context: Context, right: str | None, *, query: bool) -> None:
         """Refuses by what is known before the message is received."""
-        _check_key(context, key)
+        if right is not None:
+            _check_key(self.plane, context, right)
         if query:
             self.plane.rates.take(_client(context.peer()), clock())
         if self._open > self.plane.bounds.calls:
@@ -263,9 +276,14 @@ class Query:
         if self._ticket is None or self.call is None:
             self._outcome = outcome
             return
+        if not isinstance(outcome, Refusal) and self.call.targets and not self._gone:
+            named = self._plane.named(self.call, outcome)
+            outcome = shared_memory.put(self.call, named) or outcome
         if self._gone and isinstance(outcome, Refusal):
             outcome = Refusal(Reason.CANCELLED, "the client has gone")
         self._plane.finished(self.call, self._ticket, outcome)
+        if self._gone or isinstance(outcome, Refusal):
+            self.call = None
         if not self.answered.done():
             self.answered.set_result(outcome)
 
@@ -338,6 +356,29 @@ class _Methods:
         done = admin.act(self._plane.administered, what, request.model_name, parameters)
         await asyncio.shield(asyncio.wrap_future(done))
 
+    async def SystemSharedMemoryStatus(self, asked: Asked) -> Any:
+        name = _read("SystemSharedMemoryStatusRequest", asked).name
+        found = self._plane.regions.status(name)
+        region = message("SystemSharedMemoryRegion")
+        regions = {one.name: region(**http_memory.said(one)) for one in found}
+        return message("SystemSharedMemoryStatusResponse")(regions=regions)
+
+    async def SystemSharedMemoryRegister(self, asked: Asked) -> Any:
+        shared_memory.check_local(_client(asked.context.peer()))
+        given = _read("SystemSharedMemoryRegisterRequest", asked)
+        self._plane.regions.register(given.name, given.key, given.offset, given.byte_size)
+        return message("SystemSharedMemoryRegisterResponse")()
+
+    async def SystemSharedMemoryUnregister(self, asked: Asked) -> Any:
+        shared_memory.check_local(_client(asked.context.peer()))
+        self._plane.regions.unregister(_read("SystemSharedMemoryUnregisterRequest", asked).name)
+        return message("SystemSharedMemoryUnregisterResponse")()
+
+    async def CudaSharedMemoryStatus(self, asked: Asked) -> Any:
+        raise Refusal(Reason.UNSUPPORTED, http_memory.NO_CUDA)
+
+    CudaSharedMemoryRegister = CudaSharedMemoryUnregister = CudaSharedMemoryStatus
+
     async def Check(self, asked: Asked) -> Any:
         status = self._status(_read("HealthCheckRequest", asked).service)
         if status == _SERVICE_UNKNOWN:
@@ -374,13 +415,18 @@ class _Methods:
     async def ModelInfer(self, asked: Asked) -> Any:
         plane, query, body = self._plane, Query(self._plane), asked.body
         encoding = _encoding(body)
-        if not encoding and grpc_request.is_quick(body):
-            self._take(query, asked, body, encoding)
-        else:
+        memory = Reader(plane.regions, asked.hold, plane.bounds, _SHORT_COPY)
+        quick = not encoding and grpc_request.is_quick(body)
+        if quick:
+            try:
+                self._take(query, asked, body, encoding, memory)
+            except LongCopy:
+                quick = False
+        if not quick:
 
             def take() -> None:  # in a thread
                 try:
-                    self._take(query, asked, body, encoding)
+                    self._take(query, asked, body, encoding, memory.again())
                 except Refusal as refusal:
                     _post(query._loop, query.fail, refusal.with_traceback(None))
                 except Exception as error:
@@ -395,27 +441,30 @@ class _Methods:
             raise
         if isinstance(outcome, Refusal):
             raise _Answered(outcome)
-        assert query.call is not None
-        return _answer(query.call, plane.named(query.call, outcome))
+        call, query.call = query.call, None  # and the regions that it holds
+        assert call is not None
+        return _answer(call, plane.named(call, outcome))
 
-    def _take(self, query: Query, asked: Asked, body: Buffer, encoding: str) -> None:
+    def _take(
+        self, query: Query, asked: Asked, body: Buffer, encoding: str, memory: Reader
+    ) -> None:
         plane = self._plane
         if encoding:
             body = _inflated(plane, body, encoding, asked.hold)
-        call = grpc_request.call_of(body)
+        call = grpc_request.call_of(body, memory)
         plane.check_model(call.model, call.version)
         call.arrived_s, call.until_s = asked.arrived_s, asked.until_s
         call.client = _client(asked.context.peer())
         query.offer(call)
 
 
-def _describer(probes: Calls, key: str | None) -> Any:
+def _describer(probes: Calls) -> Any:
     """Server reflection: the services, and the files that describe them."""
 
     async def describe(_: Any, context: Context) -> AsyncIterator[Any]:
         probes.taken(context)
         try:
-            _check_key(context, key)
+            _check_key(probes.plane, context, keys.ANY)
             for _ in range(_MOST_DESCRIBED):
                 if (body := await probes.read(context)) is None:
                     return
@@ -473,8 +522,14 @@ def _answer(call: Call, outputs: Mapping[str, Array]) -> Any:
     reply = message("ModelInferResponse")(model_name=call.model, model_version=version, id=call.id)
     for name, array in outputs.items():
         datatype = tensors.datatype_of(array)
-        reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
-        reply.raw_output_contents.append(bytes(tensors.to_bytes(array, datatype)))
+        output = reply.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        if (target := call.targets.get(name)) is None:
+            reply.raw_output_contents.append(bytes(tensors.to_bytes(array, datatype)))
+            continue
+        reply.raw_output_contents.append(b"")  # clients count them with the outputs
+        for parameter, value in target.place.said(array.nbytes).items():
+            kind = "string_param" if isinstance(value, str) else "int64_param"
+            setattr(output.parameters[parameter], kind, value)
     return reply
 
 
@@ -488,12 +543,9 @@ def _serialized(reply: Any) -> bytes:
     return bytes(reply.SerializeToString())
 
 
-def _check_key(context: Context, key: str | None) -> None:
-    if key is None:
-        return
-    given = dict(context.invocation_metadata() or ()).get("authorization", "")
-    if not hmac.compare_digest(str(given).encode(), f"Bearer {key}".encode()):
-        raise Refusal(Reason.UNAUTHENTICATED, "a key is needed: authorization: Bearer KEY")
+def _check_key(plane: DataPlane, context: Context, right: str) -> None:
+    brought = dict(context.invocation_metadata() or ()).get("authorization", "")
+    plane.keys.check(brought, right)
 
 
 __all__ = ["start"]

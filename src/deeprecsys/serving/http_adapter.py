@@ -15,6 +15,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from http import HTTPStatus
 from typing import cast
 
@@ -26,14 +27,16 @@ from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Array, Buffer
-from deeprecsys.serving import admin, files
+from deeprecsys.serving import admin, files, http_memory, shared_memory
 from deeprecsys.serving import http_routes as routes
 from deeprecsys.serving.bounds import Hold, over
 from deeprecsys.serving.dataplane import clock
 from deeprecsys.serving.http_head import Chunks, Head
 from deeprecsys.serving.http_routes import Answer
 from deeprecsys.serving.native import Handed, NativeHttp
+from deeprecsys.serving.shared_memory import LongCopy, Reader
 from deeprecsys.serving.site import Site
+from deeprecsys.serving.unix import peer_of
 
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
 _ALIGNMENT = 16  # of binary tensors: what numpy's own memory begins at
@@ -244,8 +247,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def _check(self, head: Head) -> None:
         """Refuses by the head alone: its body is not even read."""
-        if self.site.key is not None and not routes.is_keyless(head.path):
-            head.check_key(self.site.key)
+        if not routes.is_keyless(head.path):
+            brought = head.headers.get(b"authorization", b"")
+            self.site.plane.keys.check(brought, routes.right_of(head.method, head.path))
         if head.length != 0 and not routes.takes_body(head.method, head.path):
             raise Refusal(Reason.TOO_LARGE, "this takes no body")
         if (head.length or 0) > self.bounds.body_bytes:
@@ -329,7 +333,12 @@ class Connection(asyncio.BufferedProtocol):
         if asked is not None:
             self._administer(*asked, bytes(body))
             return
-        answer = routes.answer(plane, self.site.pages, head.method, head.path)
+        if http_memory.is_path(parts := routes.parts_of(head.path)):
+            client = _client(self.transport)
+            said = http_memory.answer(plane.regions, head.method, parts, body, client)
+            answer = routes.said(200, said)
+        else:
+            answer = routes.answer(plane, self.site.pages, head.method, head.path)
         size = sum(map(len, answer.parts))
         if size > self.bounds.pipe_bytes:
             self.site.room(size)
@@ -359,11 +368,13 @@ class Connection(asyncio.BufferedProtocol):
         encoding = head.text(b"content-encoding")
         json_bytes = head.json_bytes()
         text = len(body) if json_bytes is None else json_bytes
-        if encoding in ("", "identity") and text <= _SHORT_JSON and len(body) <= _SHORT_BODY:
-            call = wire.parse(model, version, body, json_bytes)
-            self._ticket = self._offer(head, call)
-            return
         hold = self._hold = self._hold or plane.waiting.hold()  # an empty body has none yet
+        memory = Reader(plane.regions, hold, self.bounds, _SHORT_BODY)
+        if encoding in ("", "identity") and text <= _SHORT_JSON and len(body) <= _SHORT_BODY:
+            with suppress(LongCopy):
+                call = wire.parse(model, version, body, json_bytes, memory=memory)
+                self._ticket = self._offer(head, call)
+                return
         loop = self.loop
 
         def take() -> None:  # in a thread
@@ -371,7 +382,8 @@ class Connection(asyncio.BufferedProtocol):
             refusal: Exception | None = None
             try:
                 plain = self._inflated(body, encoding, hold)
-                call = wire.parse(model, version, plain, json_bytes, long=True)
+                there = memory.again()
+                call = wire.parse(model, version, plain, json_bytes, long=True, memory=there)
                 ticket = self._offer(head, call)
             except Refusal as error:
                 refusal = error.with_traceback(None)  # which holds the body
@@ -428,6 +440,8 @@ class Connection(asyncio.BufferedProtocol):
             self._early = call, outcome
             return
         ticket, self._ticket = self._ticket, None
+        if not isinstance(outcome, Refusal) and call.targets and not self._gone:
+            outcome = shared_memory.put(call, self.site.plane.named(call, outcome)) or outcome
         if not isinstance(outcome, Refusal) and not np.isfinite(outcome).all():
             outcome = wire.unsayable(call, self.site.plane.named(call, outcome)) or outcome
         if self._gone and isinstance(outcome, Refusal):
@@ -632,14 +646,16 @@ class Connection(asyncio.BufferedProtocol):
         connection = self.transport.get_extra_info("socket")
         if _TCP_INFO is None or connection is None:
             return
+        if connection.family == socket.AF_UNIX:  # the response failed at once if it has
+            return
         if connection.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] == _TCP_CLOSE:
             self.transport.abort()
 
 
 def _client(transport: asyncio.Transport) -> str:
-    """Who asks, as far as shares between clients go: its address. There is one key for all."""
+    """Who asks, as far as shares between clients go: its address, or user."""
     peer = transport.get_extra_info("peername")
-    return str(peer[0]) if isinstance(peer, tuple) else "local"
+    return str(peer[0]) if isinstance(peer, tuple) else peer_of(transport.get_extra_info("socket"))
 
 
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}

@@ -1,4 +1,4 @@
-"""What a request of HTTP/1.1 says before and around its body: its head, its chunks, its key.
+"""What a request of HTTP/1.1 says before and around its body: its head, its chunks.
 
 Pure: bytes in, values or a `Refusal` out; knows no socket. httptools parses heads, and refuses what
 two servers might read differently (a length given twice, a length beside chunks, bare line feeds).
@@ -7,8 +7,6 @@ Chunks are read here, since httptools cannot say where a body ends and the next 
 
 from __future__ import annotations
 
-import base64
-import hmac
 import re
 
 import httptools
@@ -63,19 +61,6 @@ class Head:
         if not text.isdigit() or len(text) > 15:
             raise invalid("Inference-Header-Content-Length is not a number")
         return int(text)
-
-    def check_key(self, key: str) -> None:
-        """`Bearer KEY`; or `Basic`, any name and the key as password: browsers can ask for it."""
-        kind, _, given = self.headers.get(b"authorization", b"").partition(b" ")
-        if kind.lower() == b"basic":
-            try:
-                given = base64.b64decode(given, validate=True).partition(b":")[2]
-            except ValueError:
-                given = b""
-        elif kind.lower() != b"bearer":
-            given = b""
-        if not hmac.compare_digest(given.strip(), key.encode()):
-            raise Refusal(Reason.UNAUTHENTICATED, "a key is needed: Authorization: Bearer KEY")
 
     def _length(self) -> int | None:
         coding = self.headers.get(b"transfer-encoding")

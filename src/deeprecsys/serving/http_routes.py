@@ -14,6 +14,7 @@ import msgspec
 
 from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Buffer
+from deeprecsys.serving import http_memory, keys
 from deeprecsys.serving.dataplane import DataPlane
 from deeprecsys.serving.page import CONTENT_SECURITY_POLICY
 
@@ -53,13 +54,27 @@ def is_keyless(path: str) -> bool:
 
 
 def takes_body(method: str, path: str) -> bool:
-    parts = _parts(path)
-    return method == "POST" and parts[:1] == ["v2"] and parts[1:2] in (["models"], ["repository"])
+    parts = parts_of(path)
+    takes = http_memory.is_path(parts) or parts[1:2] in (["models"], ["repository"])
+    return method == "POST" and parts[:1] == ["v2"] and takes
+
+
+def right_of(method: str, path: str) -> str:
+    """What a key must have for it: see `keys`."""
+    if method == "POST" and (path.endswith("/infer") or asked_model(path) is not None):
+        return keys.INFER
+    parts = parts_of(path)
+    if http_memory.is_change(parts):
+        return keys.MEMORY
+    match parts:
+        case ["v2", "repository", "models", *_]:
+            return keys.ADMIN
+    return keys.ANY
 
 
 def asked_model(path: str) -> tuple[str, str] | None:
     """Model and version of an inference request; None: it is none."""
-    match _parts(path):
+    match parts_of(path):
         case ["v2", "models", model, "infer"]:
             return model, ""
         case ["v2", "models", model, "versions", version, "infer"]:
@@ -69,7 +84,7 @@ def asked_model(path: str) -> tuple[str, str] | None:
 
 def asked_of_repository(path: str) -> tuple[str, str] | None:
     """What is to be done, and with which model; None: nothing."""
-    match _parts(path):
+    match parts_of(path):
         case ["v2", "repository", "models", model, ("load" | "unload") as what]:
             return what, model
     return None
@@ -77,7 +92,7 @@ def asked_of_repository(path: str) -> tuple[str, str] | None:
 
 def answer(plane: DataPlane, pages: Mapping[str, Page], method: str, path: str) -> Answer:
     """Of all but inference. HEAD is answered as GET is, and the connection leaves the body out."""
-    parts = _parts(path)
+    parts = parts_of(path)
     page = "/" + "/".join(parts)
     match "GET" if method == "HEAD" else method, parts:
         case "GET", ["v2", "health", "live"]:
@@ -120,7 +135,7 @@ def _of_model(plane: DataPlane, model: str, rest: Sequence[str]) -> Answer:
     raise Refusal(Reason.NOT_FOUND, "no such path")
 
 
-def _parts(path: str) -> list[str]:
+def parts_of(path: str) -> list[str]:
     return [unquote(part) for part in path.split("?", 1)[0].split("/")[1:]]
 
 

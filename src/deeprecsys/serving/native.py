@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import secrets
 import socket
 import threading
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from deeprecsys.rules.admission import Admission
 from deeprecsys.serving import files
 from deeprecsys.serving.dataplane import LAST_PRIORITY, DataPlane
 from deeprecsys.serving.hosted import Hosted
+from deeprecsys.serving.keys import INFER, Keys
 from deeprecsys.serving.models import Hosting
 
 _COLLECT_S = 0.1
@@ -66,7 +68,6 @@ class NativeHttp:
         self,
         plane: DataPlane,
         core: Core,
-        key: str | None,
         take: Callable[[socket.socket, Handed], Any],
         failed: Callable[[BaseException], None],
     ) -> None:
@@ -75,7 +76,7 @@ class NativeHttp:
         bounds = plane.bounds
         self._door = Door(
             core,
-            key=key or "",
+            keys=_digests(plane.keys),
             body_bytes=min(bounds.body_bytes, _MOST_BYTES),
             waiting_bytes=bounds.waiting_bytes,
             idle_s=bounds.idle_s,
@@ -163,6 +164,17 @@ class NativeHttp:
         """A connection of which nothing is under way; it is given a descriptor of its own."""
         self._door.adopt(os.dup(number), client)
 
+    def admit(self, keys: Keys) -> None:
+        """These are asked for from now on."""
+        self._door.admit(_digests(keys))
+
+    def share(self, name: str, file: int, offset: int, size: int) -> None:
+        """A region of shared memory; the file is given a descriptor of its own."""
+        self._door.share(name, os.dup(file), offset, size)
+
+    def unshare(self, name: str) -> None:
+        self._door.unshare(name)
+
     def allow(self, connections: int) -> None:
         """So many may be the door's."""
         self._door.allow(connections)
@@ -246,7 +258,6 @@ class NativeHttp:
 
 def open_natively(
     plane: DataPlane,
-    key: str | None,
     take: Callable[[socket.socket, Handed], Any],
     failed: Callable[[BaseException], None],
 ) -> NativeHttp | None:
@@ -256,7 +267,7 @@ def open_natively(
     executors = {hosted: executor_of(hosted) for hosted in plane.hosted()}
     if not any(executors.values()):
         return None
-    native = NativeHttp(plane, plane.serving().core, key, take, failed)
+    native = NativeHttp(plane, plane.serving().core, take, failed)
     for hosted, executor in executors.items():
         native.add(hosted, executor)
     for model in plane.models.values():
@@ -281,6 +292,11 @@ def _is_plain(spec: InputSpec) -> bool:
 
 def _is_scores(outputs: tuple[OutputSpec, ...]) -> bool:
     return len(outputs) == 1 and outputs[0].datatype == "FP32"
+
+
+def _digests(keys: Keys) -> list[bytes]:
+    """Those with which queries may be asked; none: without any, all may."""
+    return keys.digests(INFER) or ([secrets.token_bytes(32)] if keys else [])
 
 
 def _service(

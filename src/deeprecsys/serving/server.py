@@ -12,7 +12,6 @@ import logging
 import math
 import signal
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -28,15 +26,17 @@ import msgspec
 
 from deeprecsys.core import UserError
 from deeprecsys.engine import Load, topology
-from deeprecsys.serving import files, metrics, page
+from deeprecsys.serving import files, log_line, metrics, page, unix
 from deeprecsys.serving.bounds import Bounds, give_back
 from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
 from deeprecsys.serving.hosted import Hosted
 from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.http_routes import Page
+from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.native import Handed, open_natively
 from deeprecsys.serving.repository import LOAD_SHARE, Repository, Source
 from deeprecsys.serving.site import Site
+from deeprecsys.serving.tls import Certificates
 
 _encode = msgspec.json.Encoder().encode
 # After the time to drain, what was taken is answered within so long, and what is left is ended.
@@ -53,7 +53,10 @@ class Address:
     grpc_port: int | None = 8001
     certificate: str | None = None  # PEM files
     private_key: str | None = None
-    key: str | None = None  # that clients must bring
+    key: str | Keys | None = None  # that clients must bring
+    client_ca: str | None = None  # PEM file: who signs the certificates that clients must show
+    unix: str | None = None  # the paths of Unix sockets beside the ports, of HTTP and of gRPC
+    grpc_unix: str | None = None
 
 
 class Server:
@@ -74,9 +77,14 @@ class Server:
         self.served, self.log = sources[0].served, log
         self.address = address or Address()
         self.plane = DataPlane(tuple(source.served.name for source in sources), bounds, log)
+        self.plane.keys = Keys.of(self.address.key)
+        self.certificates: Certificates | None = None
+        if (certificate := self.address.certificate) is not None:
+            pair = certificate, self.address.private_key
+            self.certificates = Certificates(*pair, self.address.client_ca)
         self.repository = Repository(self.plane, sources, self._in_loop, log, load_share)
         self.plane.repository = self.repository
-        self.site = Site(self.plane, self._pages(), self.address.key)
+        self.site = Site(self.plane, self._pages())
         self._failures: dict[int, int] = {}  # of each accelerator, as they were logged
         self.http_port = 0
         self.grpc_port: int | None = None
@@ -84,6 +92,7 @@ class Server:
         self.failure: BaseException | None = None
         self._shown: dict[str, tuple[float, bytes]] = {}  # `/live.json`, and when it was made
         self._listener: asyncio.Server | None = None
+        self._unix: list[unix.Listener | unix.File] = []
         self.left_behind = False  # a thread that loads or computes did not end in time
         self._stop = self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,17 +120,23 @@ class Server:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
     async def _serve(self) -> None:
-        loop = self._loop = asyncio.get_running_loop()
+        loop, address = asyncio.get_running_loop(), self.address
+        self._loop = loop
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
         _catch_signals(loop, self._asked_to_stop)
         site = self.site
         listener = self._listener = await self._listen(site)
         try:
+            if address.unix is not None:
+                self._unix.append(unix.Listener(address.unix, "--uds", self._enter))
             grpc_server = await self._listen_grpc()
         except UserError:
             listener.close()
+            self._leave_unix()
             raise
-        self.log("listening", http_port=self.http_port, grpc_port=self.grpc_port)
+        sockets = {"uds": address.unix, "grpc_uds": address.grpc_unix}
+        self.log("listening", http_port=self.http_port, grpc_port=self.grpc_port,
+                 **{name: path for name, path in sockets.items() if path})  # fmt: skip
         self.started.set()
         ticking = loop.create_task(self._tick(site))
         _in_thread(self._open, "opening", self._opened)
@@ -175,17 +190,31 @@ class Server:
         site, listener, plane = self.site, self._listener, self.plane
         if self.address.certificate is not None or listener is None:
             return
-        native = plane.native = open_natively(plane, self.address.key, self._take, self._fail)
+        native = plane.native = open_natively(plane, self._take, self._fail)
         if native is not None:
             native.sample_every(plane.recent.every_s)
         if native is not None:
             plane.waiting.native = native
+            plane.regions.share_with(native)
             native.hold(plane.waiting.held)
             native.allow(plane.bounds.connections - len(site.connections))
             native.listen(listener.sockets[0])
             listener.close()
 
-    async def _take(self, connection: socket.socket, handed: Handed) -> None:
+    async def _enter(self, connection: socket.socket) -> None:
+        """One of the Unix socket's."""
+        native = self.plane.native
+        if native is None or not native.taking:
+            await self._take(connection)
+            return
+        native.adopt(connection.fileno(), unix.peer_of(connection))
+        connection.close()
+
+    def _leave_unix(self) -> None:
+        for one in self._unix:
+            one.close()
+
+    async def _take(self, connection: socket.socket, handed: Handed | None = None) -> None:
         """One that the door hands over."""
         make = partial(Connection, self.site, handed)
         try:
@@ -201,7 +230,7 @@ class Server:
 
     async def _listen(self, site: Site) -> asyncio.Server:
         address, loop = self.address, asyncio.get_running_loop()
-        tls = _tls(address)
+        tls = self.certificates.context() if self.certificates else None
         try:
             server = await loop.create_server(
                 lambda: Connection(site),
@@ -219,28 +248,27 @@ class Server:
         address = self.address
         if address.grpc_port is None:
             return None
-        import grpc
-
         from deeprecsys.serving import grpc_adapter
 
         try:  # gRPC does not say what is wrong with an address
             _bound(address.host, address.grpc_port).close()
         except OSError as error:
             raise _cannot_listen(address.host, address.grpc_port, "grpc", error) from error
-        credentials = None
-        if address.certificate and address.private_key:
-            pair = Path(address.private_key).read_bytes(), Path(address.certificate).read_bytes()
-            credentials = grpc.ssl_server_credentials([pair])
+        credentials = self.certificates.credentials() if self.certificates else None
+        if address.grpc_unix is not None:
+            unix.make_room(address.grpc_unix, "--grpc-uds")
         try:
             server, self.grpc_port = await grpc_adapter.start(
                 self.plane,
                 self.site.looks,
                 f"{_bracketed(address.host)}:{address.grpc_port}",
-                address.key,
                 credentials,
+                address.grpc_unix,
             )
         except OSError as error:
             raise _cannot_listen(address.host, address.grpc_port, "grpc", error) from error
+        if address.grpc_unix is not None:
+            self._unix.append(unix.File(address.grpc_unix))
         return server
 
     async def _tick(self, site: Site) -> None:
@@ -296,6 +324,7 @@ class Server:
                 await asyncio.wait_for(self._hurry.wait(), plane.bounds.drain_s)
         plane.state = "finishing"
         listener.close()
+        self._leave_unix()
         if native is not None:
             native.stop_listening()
         until = clock() + FINISH_S
@@ -402,14 +431,14 @@ def _close_all(hosted: list[Hosted], within_s: float = 0.0) -> bool:
 _machine = cache(topology.machine)
 
 
-def json_log(name: str = "deeprecsys.serving") -> Callable[..., None]:
+def json_log(name: str = log_line.OURS) -> Callable[..., None]:
     """One JSON object a line, to the logger of that name, at the level of what is said."""
     logger = logging.getLogger(name)
 
     def log(event: str, **about: Any) -> None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         level = _level(event, about.get("status", 0))
-        logger.log(level, _encode({"time": stamp, "event": event, **about}).decode())
+        logger.log(level, log_line.line({"time": stamp, "event": event, **about}))
 
     return log
 
@@ -464,17 +493,6 @@ async def _ends(act: Callable[[], bool], within_s: float) -> bool:
         return await asyncio.wait_for(asyncio.shield(ended), max(within_s, 0.5))
     except TimeoutError:
         return False
-
-
-def _tls(address: Address) -> ssl.SSLContext | None:
-    if address.certificate is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(address.certificate, address.private_key)
-    except (OSError, ssl.SSLError) as error:
-        raise UserError(f"cannot use the certificate {address.certificate}: {error}") from error
-    return context
 
 
 def _bound(host: str, port: int) -> socket.socket:

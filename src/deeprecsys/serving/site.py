@@ -25,13 +25,12 @@ _SAFE_S = 1.0  # a body that began later is not asked to make room
 
 @dataclass(slots=True, eq=False)
 class Site:
-    """pages: path -> what a GET of it answers; key: bearer key. waiting: connections whose next
-    head has not come; receiving: whose body has not, since when. Both by age. unsent: bytes of
-    answers that clients do not read."""
+    """pages: path -> what a GET of it answers. waiting: connections whose next head has not come;
+    receiving: whose body has not, since when. Both by age. unsent: bytes of answers that clients do
+    not read."""
 
     plane: DataPlane
     pages: Mapping[str, Page] = field(default_factory=dict)
-    key: str | None = None
     connections: set[Connection] = field(default_factory=set)
     waiting: dict[Connection, None] = field(default_factory=dict)
     receiving: dict[Connection, float] = field(default_factory=dict)

@@ -21,8 +21,11 @@ using InputRow = std::tuple<std::string, std::string, std::vector<std::int64_t>,
 // A door, and what it points into.
 struct PythonDoor {
   PythonDoor(PythonCore& core, http::Options options)
-      : kept(py::cast(&core)), door(&core.core, std::move(options)) {}
+      : kept(py::cast(&core)), keys(options.keys), memory(options.memory),
+        door(&core.core, std::move(options)) {}
   py::object kept;
+  std::shared_ptr<http::Keys> keys;
+  std::shared_ptr<http::Memory> memory;
   http::Door door;
 };
 
@@ -89,12 +92,17 @@ inline void BindDoor(py::module_& module) {
       .def_property_readonly("uses",
                              [](PythonService& self) { return self.service.use_count() - 1; });
   py::class_<PythonDoor>(module, "Door")
-      .def(py::init([](PythonCore& core, std::string key, std::int64_t body_bytes,
+      .def(py::init([](PythonCore& core, std::vector<std::string> keys, std::int64_t body_bytes,
                        std::int64_t waiting_bytes, double idle_s, int last_file) {
-             return std::make_unique<PythonDoor>(
-                 core, http::Options{std::move(key), body_bytes, waiting_bytes, idle_s, last_file});
+             http::Options options;
+             options.keys->Set(std::move(keys));
+             options.body_bytes = body_bytes;
+             options.waiting_bytes = waiting_bytes;
+             options.idle_s = idle_s;
+             options.last_file = last_file;
+             return std::make_unique<PythonDoor>(core, std::move(options));
            }),
-           "core"_a, "key"_a, "body_bytes"_a, "waiting_bytes"_a, "idle_s"_a, "last_file"_a)
+           "core"_a, "keys"_a, "body_bytes"_a, "waiting_bytes"_a, "idle_s"_a, "last_file"_a)
       .def(
           "serve",
           [](PythonDoor& self, const std::string& path, PythonService* usual, PythonService* other,
@@ -127,6 +135,17 @@ inline void BindDoor(py::module_& module) {
       .def(
           "evict", [](PythonDoor& self, double least_s) { return self.door.Evict(least_s); },
           Released())
+      .def("admit",
+           [](PythonDoor& self, std::vector<std::string> digests) {
+             self.keys->Set(std::move(digests));
+           })
+      .def("share",
+           [](PythonDoor& self, const std::string& name, int file, std::int64_t offset,
+              std::int64_t size) {
+             self.memory->Put(name, std::make_shared<http::Region>(file, offset, size));
+           })
+      .def("unshare",
+           [](PythonDoor& self, const std::string& name) { self.memory->Drop(name); })
       .def("allow",
            [](PythonDoor& self, std::int64_t connections) { self.door.allowed = connections; })
       .def("hold", [](PythonDoor& self, std::int64_t bytes) { self.door.held_elsewhere = bytes; })

@@ -82,6 +82,7 @@ void Door::Answer(Query* raw) {
 
 // Where its turn has come: one of many, evenly spread over time, and no more than are taken.
 void Door::Keep(Query* query, double now) {
+  if (!query->copies.empty()) return;  // its body is not all of it
   const double every_s = sample_every_s_.load(std::memory_order_relaxed);
   double since_s = sampled_s_.load(std::memory_order_relaxed);
   if (now < since_s + every_s || !sampled_s_.compare_exchange_strong(since_s, now)) return;

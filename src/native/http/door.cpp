@@ -56,7 +56,7 @@ Door::Door(Core* core, Options options)
       wake_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       signal_(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)),
       scratch_(kHeadBytes),
-      table_(std::make_shared<Table>(Table{{{}, options_.key}, {}})) {
+      table_(std::make_shared<Table>(Table{{{}, options_.keys}, {}})) {
   epoll_event event{.events = EPOLLIN, .data = {.fd = wake_}};
   epoll_ctl(epoll_, EPOLL_CTL_ADD, wake_, &event);
 }

@@ -17,6 +17,7 @@
 
 #include "engine/core.h"
 #include "http/head.h"
+#include "http/memory.h"
 #include "http/request.h"
 
 namespace deeprecsys::http {
@@ -69,7 +70,8 @@ struct Route {
 
 // last_file: descriptors beyond it are kept to refuse connections with.
 struct Options {
-  std::string key;
+  std::shared_ptr<Keys> keys = std::make_shared<Keys>();
+  std::shared_ptr<Memory> memory = std::make_shared<Memory>();
   std::int64_t body_bytes = 0;
   std::int64_t waiting_bytes = 0;
   double idle_s = 75.0;
@@ -175,6 +177,7 @@ class Door {
   bool Receive(const Shared& connection, char* to, std::size_t room, std::size_t* received);
   void Begin(const Shared& connection, std::string_view data);
   void Complete(const Shared& connection);
+  bool Find(const Request& request, Query* query);
   bool Admit(Query* query, Items items, double now);
   void Offer(const Shared& connection, std::unique_ptr<Query> query);
   void Refuse(Query* query, int status, const std::string& why);

@@ -9,6 +9,7 @@ namespace {
 
 constexpr std::string_view kEnd = "\r\n\r\n";
 constexpr std::size_t kMostDigits = 12;
+constexpr std::int64_t kMostJson = 16 << 10;
 
 bool Lower(std::string_view text, std::string* lower) {
   lower->clear();
@@ -42,15 +43,6 @@ bool Number(std::string_view text, std::int64_t* number) {
   return true;
 }
 
-// In a time that says nothing of where they differ.
-bool SameKey(std::string_view given, std::string_view key) {
-  unsigned char differ = given.size() != key.size();
-  for (std::size_t i = 0; i < given.size(); ++i) {
-    differ |= static_cast<unsigned char>(given[i] ^ key[i % key.size()]);
-  }
-  return differ == 0;
-}
-
 bool IsPlain(std::string_view value) {
   return std::all_of(value.begin(), value.end(), [](char c) { return (c >= ' ' && c < 127); });
 }
@@ -81,7 +73,8 @@ Found ReadHead(std::string_view data, const Usual& usual, Head* head) {
   std::size_t stop = rest.find("\r\n");
   if (!RequestLine(rest.substr(0, stop), usual, &head->path)) return Found::kOther;
   rest.remove_prefix(stop + 2);
-  bool allowed = usual.key.empty();
+  const bool asked = usual.keys->Asked();
+  bool allowed = !asked;
   bool host = false, authorized = false;
   std::string name;
   while (!rest.empty()) {
@@ -103,19 +96,21 @@ Found ReadHead(std::string_view data, const Usual& usual, Head* head) {
       host = true;
     } else if (name == "connection") {
       if (!SameWithoutCase(value, "keep-alive")) return Found::kOther;
-    } else if (name == "authorization" && !usual.key.empty()) {
+    } else if (name == "authorization" && asked) {
       constexpr std::string_view kBearer = "bearer ";
       if (authorized || !SameWithoutCase(value.substr(0, kBearer.size()), kBearer)) {
         return Found::kOther;
       }
       authorized = true;
-      allowed = SameKey(value.substr(kBearer.size()), usual.key);
+      allowed = usual.keys->Have(value.substr(kBearer.size()));
     } else if (name == "accept-encoding" && SameWithoutCase(value, "identity")) {
       continue;
     } else if (std::find(kUnusual.begin(), kUnusual.end(), name) != kUnusual.end()) {
       return Found::kOther;
     }
   }
+  // What is short and without binary tensors may say where in shared memory they lie.
+  if (head->json < 0 && head->length <= kMostJson) head->json = head->length;
   const bool lengths = head->json > 0 && head->json <= head->length;
   return allowed && lengths ? Found::kUsual : Found::kOther;
 }

@@ -5,9 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "http/keys.h"
 
 namespace deeprecsys::http {
 
@@ -21,10 +24,10 @@ struct Head {
   std::int64_t json = 0;
 };
 
-// paths: that take queries. key: that clients must bring; empty: none.
+// paths: that take queries. keys: that clients must bring.
 struct Usual {
   std::vector<std::string> paths;
-  std::string key;
+  std::shared_ptr<Keys> keys = std::make_shared<Keys>();
 };
 
 // data: what has come of it, and perhaps of what follows it.

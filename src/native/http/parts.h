@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "engine/clock.h"
 #include "engine/owner.h"
@@ -65,6 +66,14 @@ struct Door::Connection {
   Query* query = nullptr;
 };
 
+// Of a region to where it is read.
+struct Copy {
+  std::shared_ptr<const Region> region;
+  std::int64_t offset;
+  std::int64_t size;
+  char* to;
+};
+
 // Of the door from beginning to end: made when its body is here, and unmade when it is answered and
 // none of it is executed any more.
 class Door::Query : public engine::Owner {
@@ -73,10 +82,19 @@ class Door::Query : public engine::Owner {
       : door(door), connection(std::move(connection)), service(std::move(service)) {}
   ~Query() override {
     if (prepared != nullptr) executor().forget(executor().self, prepared);
-    door->held_.fetch_sub(static_cast<std::int64_t>(body.length()), std::memory_order_relaxed);
+    const auto held = static_cast<std::int64_t>(body.length() + shared.length());
+    door->held_.fetch_sub(held, std::memory_order_relaxed);
   }
 
   const Executor& executor() const override { return service->executor; }
+  // Copies what lies in shared memory; false: some of it does no longer.
+  bool Fetch() {
+    for (const Copy& copy : copies) {
+      if (!copy.region->Read(copy.offset, copy.size, copy.to)) return false;
+    }
+    return true;
+  }
+
   const rules::Policy& policy() const override { return policy_; }
   engine::Piece Begin(const engine::Slice& slice, double now) override {
     if (slice.lo == 0) start_s.store(now, std::memory_order_relaxed);
@@ -96,6 +114,8 @@ class Door::Query : public engine::Owner {
   const Served service;
   Body body;
   std::int64_t json = 0;  // bytes of it
+  Body shared;
+  std::vector<Copy> copies;
   std::string head;
   std::string id;
   bool binary = false;

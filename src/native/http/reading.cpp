@@ -135,6 +135,31 @@ void Door::ReadBody(const Shared& connection) {
   Complete(connection);
 }
 
+// Room for what lies in shared memory, which is copied once it is sure to be wanted.
+bool Door::Find(const Request& request, Query* query) {
+  std::int64_t total = 0;
+  for (const Tensor& tensor : request.tensors) {
+    if (tensor.region.empty()) continue;
+    auto region = options_.memory->Find(tensor.region);
+    if (region == nullptr || !region->Has(tensor.offset, tensor.bytes)) return false;
+    query->copies.push_back({std::move(region), tensor.offset, tensor.bytes, nullptr});
+    total += Padded(tensor.bytes);
+    if (total > options_.body_bytes) return false;
+  }
+  if (query->copies.empty()) return true;
+  if (held_.load() + held_elsewhere.load() + total > options_.waiting_bytes) return false;
+  Body shared(total, 0);
+  if (!shared.good()) return false;
+  query->shared = std::move(shared);
+  held_.fetch_add(total, std::memory_order_relaxed);
+  char* to = query->shared.data();
+  for (Copy& copy : query->copies) {
+    copy.to = to;
+    to += Padded(copy.size);
+  }
+  return true;
+}
+
 void Door::Complete(const Shared& connection) {
   const std::string_view all(connection->body.data(), connection->body.length());
   const auto json = static_cast<std::size_t>(connection->said.json);
@@ -145,7 +170,9 @@ void Door::Complete(const Shared& connection) {
   const Service& service = *chosen;
   auto query = std::make_unique<Query>(this, connection, chosen);
   const bool usual =
-      read && Bind(request, service.inputs, all.substr(json), &query->inputs) &&
+      read && Find(request, query.get()) &&
+      Bind(request, service.inputs, all.substr(json), &query->inputs,
+           query->copies.empty() ? nullptr : query->shared.data()) &&
       (request.output.empty() || request.output == service.output) && request.priority <= kLast &&
       (request.binary || query->inputs.candidates <= kShortAnswer / service.columns) &&
       query->inputs.candidates < static_cast<Items>(service.work_s.size());
@@ -193,7 +220,7 @@ void Door::Offer(const Shared& connection, std::unique_ptr<Query> query) {
     Refuse(query.get(), 429, why);
     return;
   }
-  if (!AreValid(service.inputs, query->inputs)) {
+  if (!query->Fetch() || !AreValid(service.inputs, query->inputs)) {
     Away(connection, "");
     return;
   }

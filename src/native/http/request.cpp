@@ -103,6 +103,8 @@ class Once {
 bool ReadTensor(Reader* reader, Request* request) {
   Tensor tensor;
   tensor.shape = request->shapes.size();
+  std::int64_t size = -1;
+  bool shared = false;
   Once once;
   const bool read = reader->Object([&](std::string_view key) {
     if (key == "name") return once(0) && reader->Text(&tensor.name);
@@ -114,11 +116,17 @@ bool ReadTensor(Reader* reader, Request* request) {
       });
     }
     if (key != "parameters" || !once(3)) return false;
-    Once bytes;
+    Once member;
     return reader->Object([&](std::string_view name) {
-      return name == "binary_data_size" && bytes(0) && reader->Number(&tensor.bytes);
+      if (name == "binary_data_size") return member(0) && reader->Number(&tensor.bytes);
+      shared = true;
+      if (name == "shared_memory_region") return member(1) && reader->Text(&tensor.region);
+      if (name == "shared_memory_byte_size") return member(2) && reader->Number(&size);
+      return name == "shared_memory_offset" && member(3) && reader->Number(&tensor.offset);
     });
   });
+  if (shared && (tensor.region.empty() || tensor.bytes >= 0)) return false;
+  if (shared) tensor.bytes = size;
   request->tensors.push_back(tensor);
   return read && tensor.bytes >= 0 && !tensor.name.empty();
 }
@@ -216,24 +224,32 @@ bool ReadRequest(std::string_view json, Request* request) {
 }
 
 bool Bind(const Request& request, const std::vector<Input>& inputs, std::string_view body,
-          Inputs* bound) {
+          Inputs* bound, const char* shared) {
   if (request.tensors.size() != inputs.size()) return false;
   bound->candidates = -1;
   bound->data.assign(inputs.size(), nullptr);
   bound->rows.assign(inputs.size(), -1);
   std::size_t next = 0;  // clients send them in order, as a rule
   for (const Tensor& tensor : request.tensors) {
-    if (tensor.bytes > static_cast<std::int64_t>(body.size())) return false;
+    const bool apart = !tensor.region.empty();
+    if (apart ? shared == nullptr : tensor.bytes > static_cast<std::int64_t>(body.size())) {
+      return false;
+    }
+    const char* data = apart ? shared : body.data();
     std::size_t looked = 0;
     while (looked < inputs.size() && inputs[next].name != tensor.name) {
       next = (next + 1) % inputs.size();
       ++looked;
     }
     if (looked == inputs.size() || bound->rows[next] >= 0) return false;
-    if (!BindOne(request, tensor, inputs[next], body.data(), &bound->rows[next])) return false;
-    bound->data[next] = body.data();
+    if (!BindOne(request, tensor, inputs[next], data, &bound->rows[next])) return false;
+    bound->data[next] = data;
     if (inputs[next].counted) bound->candidates = bound->rows[next];
-    body.remove_prefix(static_cast<std::size_t>(tensor.bytes));
+    if (apart) {
+      shared += Padded(tensor.bytes);
+    } else {
+      body.remove_prefix(static_cast<std::size_t>(tensor.bytes));
+    }
     next = (next + 1) % inputs.size();
   }
   if (!body.empty() || bound->candidates < 1) return false;

@@ -21,12 +21,15 @@ struct Input {
 };
 
 // What is read of a JSON head; texts point into it. shapes: of all tensors, one after another.
+// region: of shared memory, in which it lies at that offset; empty: it comes with the body.
 struct Tensor {
   std::string_view name;
   std::string_view datatype;
   std::size_t shape = 0;
   std::size_t dims = 0;
   std::int64_t bytes = -1;
+  std::string_view region;
+  std::int64_t offset = 0;
 };
 struct Request {
   std::string_view id;
@@ -50,10 +53,12 @@ struct Inputs {
   std::vector<std::int64_t> rows;
 };
 
-// body: what lies behind the JSON head. False: they are not what `inputs` asks for, in which case
-// Python says how; values are not looked at.
+// body: what lies behind the JSON head. shared: where what lies in shared memory will be, one tensor
+// after another, each of so many bytes as `Padded` says. False: they are not what `inputs` asks for,
+// in which case Python says how; values are not looked at.
 bool Bind(const Request& request, const std::vector<Input>& inputs, std::string_view body,
-          Inputs* bound);
+          Inputs* bound, const char* shared = nullptr);
+constexpr std::int64_t Padded(std::int64_t bytes) { return (bytes + 15) / 16 * 16; }
 // False: an id beyond its table, or a value that is not finite.
 bool AreValid(const std::vector<Input>& inputs, const Inputs& bound);
 

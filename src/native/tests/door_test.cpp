@@ -2,6 +2,7 @@
 // it was asked, whatever other clients do, and nothing is left behind.
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -30,8 +31,9 @@ class NoHost : public engine::Host {
   void Watch(double) override {}
 };
 
-Options Bounds() {
+Options Bounds(std::shared_ptr<Memory> memory) {
   Options options;
+  options.memory = std::move(memory);
   options.body_bytes = options.waiting_bytes = 1 << 24;
   options.idle_s = 0.3;
   options.last_file = 1 << 20;
@@ -101,11 +103,12 @@ class Client {
 // A door with its threads, and somebody in Python's place, who ends what it hands over.
 class House {
  public:
-  House(double request_s, double deadline_s)
+  House(double request_s, double deadline_s,
+        std::shared_ptr<Memory> memory = std::make_shared<Memory>())
       : core_(rules::kNone, {}, 2, 2),
         stub_(std::vector<double>(17, request_s)),
         ranker_(Ranker(stub_.executor(), deadline_s)),
-        door_(&core_, Bounds()) {
+        door_(&core_, Bounds(std::move(memory))) {
     door_.Serve("/infer", {ranker_, nullptr, 0.0});
     const int listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     address_.sin_family = AF_INET;
@@ -268,6 +271,65 @@ void WhateverClientsDo() {
   CHECK(good > 0 && late > 0);
 }
 
+std::string AskedBy(const std::string& region, std::int64_t candidates) {
+  const std::string json =
+      "{\"inputs\":[{\"name\":\"ids\",\"shape\":[" + std::to_string(candidates) +
+      ",2],\"datatype\":\"INT32\",\"parameters\":{\"shared_memory_region\":\"" + region +
+      "\",\"shared_memory_offset\":8,\"shared_memory_byte_size\":" +
+      std::to_string(8 * candidates) + "}}],\"parameters\":{\"binary_data_output\":true}}";
+  return "POST /infer HTTP/1.1\r\nContent-Length: " + std::to_string(json.size()) + "\r\n\r\n" +
+         json;
+}
+
+// Queries in shared memory, whose owner makes it shorter, writes over it, and takes it away.
+void WhateverBecomesOfMemory() {
+  constexpr std::int64_t kBytes = 8 * 200;
+  const int file = memfd_create("in", MFD_CLOEXEC);
+  CHECK(ftruncate(file, kBytes) == 0);
+  const auto memory = std::make_shared<Memory>();
+  const auto put = [&] {
+    memory->Put("in", std::make_shared<Region>(dup(file), 0, kBytes));
+  };
+  put();
+  House house(1e-5, rules::kNever, memory);
+  Client steady(house.address());
+  for (int i = 0; i < 20; ++i) {
+    steady.Send(AskedBy("in", 1 + i));
+    CHECK(steady.Answer() == 200);
+  }
+  CHECK(house.strays == 0);
+  std::atomic<bool> over{false};
+  std::atomic<int> good{0};
+  std::thread owner([&] {
+    const std::vector<std::int32_t> wrong(2, 100), right(2, 99);
+    for (int i = 0; !over.load(); ++i) {
+      if (i % 4 == 0) CHECK(ftruncate(file, i % 8 == 0 ? 12 : kBytes) == 0);
+      if (i % 4 == 1) CHECK(pwrite(file, (i % 8 == 1 ? wrong : right).data(), 8, 8) == 8);
+      if (i % 16 == 2) memory->Drop("in");
+      if (i % 16 == 6) put();
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  });
+  std::vector<std::thread> clients;
+  for (int number = 0; number < 4; ++number) {
+    clients.emplace_back([&, number] {
+      std::mt19937 random(number);
+      for (int i = 0; i < 100; ++i) {
+        Client client(house.address());
+        client.Send(AskedBy(random() % 8 ? "in" : "out", 1 + random() % 198));
+        const int status = client.Answer();
+        CHECK(status == 200 || status == 0);
+        good += status == 200;
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+  over.store(true);
+  owner.join();
+  close(file);
+  CHECK(good > 0 && good < 400);
+}
+
 void IdleOnesEnd() {
   House house(1e-5, rules::kNever);
   Client client(house.address());
@@ -282,6 +344,7 @@ int main() {
   deeprecsys::http::QueriesAreAnsweredOnce();
   deeprecsys::http::VersionsTakeTurns();
   deeprecsys::http::WhateverClientsDo();
+  deeprecsys::http::WhateverBecomesOfMemory();
   deeprecsys::http::IdleOnesEnd();
   std::puts("door: sound");
 }

@@ -13,7 +13,7 @@ using namespace deeprecsys::http;
 
 namespace {
 
-const Usual kUsual{{"/v2/models/m/infer"}, ""};
+const Usual kUsual{{"/v2/models/m/infer"}};
 const std::string kHead =
     "POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\n"
     "Inference-Header-Content-Length: 200\r\nContent-Length: 300\r\n\r\n";
@@ -64,6 +64,36 @@ void UsualOnesAreRead() {
   CHECK(!Bind(request, kInputs, body.substr(0, 32), &bound));
 }
 
+// Of two tensors the first lies in shared memory, the second comes with the body.
+void WhatLiesInSharedMemoryIsFound() {
+  const auto head = [](const std::string& parameters) {
+    return "{\"inputs\":[{\"name\":\"ids\",\"shape\":[3,1],\"datatype\":\"INT32\","
+           "\"parameters\":{" + parameters + "}},{\"name\":\"dense\",\"shape\":[3,2],"
+           "\"datatype\":\"FP32\",\"parameters\":{\"binary_data_size\":24}}]}";
+  };
+  const std::string region = "\"shared_memory_region\":\"in\"", offset =
+      "\"shared_memory_offset\":64", size = "\"shared_memory_byte_size\":12";
+  Request request;
+  const Exact json(head(region + "," + offset + "," + size));
+  CHECK(ReadRequest(json.view(), &request));
+  CHECK(request.tensors[0].region == "in" && request.tensors[0].offset == 64);
+  CHECK(request.tensors[0].bytes == 12 && request.tensors[1].region.empty());
+  const std::vector<std::int32_t> ids = {1, 2, 49, 0}, body = {0, 0, 0, 0, 0, 0};
+  const std::string_view sent(reinterpret_cast<const char*>(body.data()), 24);
+  const auto* shared = reinterpret_cast<const char*>(ids.data());
+  Inputs bound;
+  CHECK(Bind(request, kInputs, sent, &bound, shared) && AreValid(kInputs, bound));
+  CHECK(bound.data[0] == ids.data() && bound.data[1] == body.data());
+  CHECK(!Bind(request, kInputs, sent, &bound));
+  for (const std::string& wrong :
+       {region, size, region + "," + offset, region + "," + size + ",\"binary_data_size\":12",
+        region + "," + size + "," + region, "\"shared_memory_region\":\"\"," + size,
+        region + ",\"shared_memory_byte_size\":-12", region + "," + size + ",\"other\":1"}) {
+    const Exact text(head(wrong));
+    CHECK(!ReadRequest(text.view(), &request));
+  }
+}
+
 void WhatIsUnusualIsAnothers() {
   Head head;
   const auto with = [](const std::string& line) {
@@ -76,18 +106,50 @@ void WhatIsUnusualIsAnothers() {
     CHECK(Read(with(line), &head) == Found::kOther);
   }
   CHECK(Read(with("X-Request-Id: 1"), &head) == Found::kUsual);
-  const Usual keyed{kUsual.paths, "secret"};
+  const Usual keyed{kUsual.paths};
+  keyed.keys->Set({Sha256("the one before"), Sha256("secret")});
   CHECK(Read(kHead, &head, keyed) == Found::kOther);
   CHECK(Read(with("Authorization: Bearer secre"), &head, keyed) == Found::kOther);
   CHECK(Read(with("Authorization: Bearer "), &head, keyed) == Found::kOther);
   CHECK(Read(with("Authorization: Basic secret"), &head, keyed) == Found::kOther);
   CHECK(Read(with("authorization: bearer secret"), &head, keyed) == Found::kUsual);
+  CHECK(Read(with("Authorization: Bearer the one before"), &head, keyed) == Found::kUsual);
+  keyed.keys->Set({Sha256("the next")});
+  CHECK(Read(with("Authorization: Bearer secret"), &head, keyed) == Found::kOther);
+  CHECK(Read(with("Authorization: Bearer the next"), &head, keyed) == Found::kUsual);
+  keyed.keys->Set({});
+  CHECK(Read(kHead, &head, keyed) == Found::kUsual);
   Request request;
   for (const char* json :
        {"", "{}", "[]", "{\"inputs\":[]}", "{\"inputs\":[{\"name\":\"a\\n\"}]}", "nul"}) {
     const Exact text{std::string(json)};
     CHECK(!ReadRequest(text.view(), &request));
   }
+}
+
+// Of FIPS 180-4's own examples, and around the ends of blocks (as Python's hashlib has them).
+void DigestsAreSha256() {
+  const auto hex = [](const std::string& digest) {
+    std::string text;
+    for (const char c : digest) {
+      for (const int half : {c >> 4 & 15, c & 15}) text.push_back("0123456789abcdef"[half]);
+    }
+    return text;
+  };
+  CHECK(hex(Sha256("")) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+  CHECK(hex(Sha256("abc")) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  CHECK(hex(Sha256(std::string(55, 'a'))) ==
+        "9f4390f8d30c2dd92ec9f095b65e2b9ae9b0a925a5258e241c9f1e910f734318");
+  CHECK(hex(Sha256(std::string(56, 'a'))) ==
+        "b35439a4ac6f0948b6d6f9e3c6af0f5f590ce20f1bde7090ef7970686ec6738a");
+  CHECK(hex(Sha256(std::string(63, 'a'))) ==
+        "7d3e74a05d7db15bce4ad9ec0658ea98e3f06eeecf16b4c6fff2da457ddc2f34");
+  CHECK(hex(Sha256(std::string(64, 'a'))) ==
+        "ffe054fe7ae0cb6dc65c3af9b61d5209f439851db43d0ba5997337df154668eb");
+  CHECK(hex(Sha256(std::string(65, 'a'))) ==
+        "635361c48bb9eab14198e76ea8ab7f1a41685d6ad62aa9146d301d4f17eb0ae0");
+  CHECK(hex(Sha256(std::string(200, 'a'))) ==
+        "c2a908d98f5df987ade41b5fce213067efbcc21ef2240212a41e54b5e7c28ae5");
 }
 
 std::string Mutated(const std::string& from, std::mt19937_64* random) {
@@ -139,6 +201,8 @@ void MutationsAreReadWithoutHarm(int count) {
 
 int main(int count, char** arguments) {
   UsualOnesAreRead();
+  WhatLiesInSharedMemoryIsFound();
   WhatIsUnusualIsAnothers();
+  DigestsAreSha256();
   MutationsAreReadWithoutHarm(count > 1 ? std::atoi(arguments[1]) : 20'000);
 }
