@@ -138,8 +138,7 @@ def test_a_dead_servers_socket_is_replaced_and_a_live_ones_is_not(path):
         with pytest.raises(UserError, match="a server listens there; choose another --uds"):
             second.run()
         with pytest.raises(UserError, match="a server listens there; choose another --grpc-uds"):
-            Server(first.served, first.open_engine,
-                   Address("127.0.0.1", 0, 0, grpc_unix=path)).run()  # fmt: skip
+            Server([Source.one(first.served, lambda: None)], Address("127.0.0.1", 0, 0, grpc_unix=path)).run()  # fmt: skip
         with Through(first, path) as client:
             assert client.infer(dense())[0] == 200
     assert not os.path.exists(path)

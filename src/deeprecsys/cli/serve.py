@@ -23,6 +23,7 @@ from deeprecsys.serving.keys import Keys
 
 if TYPE_CHECKING:
     from deeprecsys.serving.bounds import Bounds
+    from deeprecsys.serving.repository import Source
     from deeprecsys.serving.server import Server
 
 NAME = "serve"
@@ -163,18 +164,13 @@ _OF_MODELS = tuple(
 
 @opt.expanded
 def run(wanted: Wanted) -> int:
-    wanted, entries = _entries(wanted)
-    for entry in entries:
-        entry.check()
-    names = [entry.served_as for entry in entries]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"two models are called {twice}: give one another name, NAME=MODEL")
+    asked = wanted  # as on the command line
+    wanted, entries, keys = _read(asked)
     _check(wanted)
-    keys = Keys.read(wanted.key_file) if wanted.key_file is not None else None
     _start_logging(wanted.log_level)
+    names = [entry.served_as for entry in entries]
     try:
-        server = _server(wanted, entries, keys)
+        server = _server(wanted, entries, keys, asked)
     except ModuleNotFoundError as error:
         raise UserError(f"serve needs {error.name}: pip install 'deeprecsys[serve]'") from error
     server.run()
@@ -186,6 +182,18 @@ def run(wanted: Wanted) -> int:
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _read(asked: Wanted) -> tuple[Wanted, list[Entry], Keys | None]:
+    """What the options and the files that they name say; UserError where that is wrong."""
+    wanted, entries = _entries(asked)
+    for entry in entries:
+        entry.check()
+    names = [entry.served_as for entry in entries]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"two models are called {twice}: give one another name, NAME=MODEL")
+    return wanted, entries, Keys.read(wanted.key_file) if wanted.key_file is not None else None
 
 
 def _entries(wanted: Wanted) -> tuple[Wanted, list[Entry]]:
@@ -230,23 +238,30 @@ def _by_name(option: str, texts: list[str], models: int) -> dict[str, str]:
     return found
 
 
-def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None) -> Server:
+def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None, asked: Wanted) -> Server:
     from deeprecsys.serving.server import Address, Server, json_log
 
     grpc_port = None if wanted.grpc_port < 0 else wanted.grpc_port
-    first, *others = entries
-    sources = [
-        first.source(
-            workers=wanted.workers,
-            max_queued_items=wanted.max_queued_items,
-            accelerators=tuple(wanted.accelerator or ()),
-            pin=opt.pinned(wanted.pin),
-            device_hang_s=wanted.device_hang_s,
-        ),
-        *(entry.source(max_queued_items=wanted.max_queued_items) for entry in others),
-    ]
+
+    def sources(entries: list[Entry]) -> list[Source]:
+        first, *others = entries
+        return [
+            first.source(
+                workers=wanted.workers,
+                max_queued_items=wanted.max_queued_items,
+                accelerators=tuple(wanted.accelerator or ()),
+                pin=opt.pinned(wanted.pin),
+                device_hang_s=wanted.device_hang_s,
+            ),
+            *(entry.source(max_queued_items=wanted.max_queued_items) for entry in others),
+        ]
+
+    def read_again() -> tuple[list[Source], Keys | None]:
+        _, entries, keys = _read(asked)
+        return sources(entries), keys
+
     return Server(
-        sources,
+        sources(entries),
         Address(
             wanted.host,
             wanted.http_port,
@@ -261,6 +276,7 @@ def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None) -> Server:
         _bounds(wanted),
         json_log(),
         wanted.load_share,
+        read_again,
     )
 
 

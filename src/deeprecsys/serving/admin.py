@@ -23,7 +23,9 @@ _WORDS = ("version", "label", "share", "force")
 def act(
     repository: Repository, what: str, model: str, parameters: Mapping[str, Any]
 ) -> Future[None]:
-    """what: load or unload. A Refusal, raised or the future's, and then nothing was done."""
+    """what: load, unload or reload. Refusal, raised or the future's: nothing was done."""
+    if what == "reload":
+        return repository.submit(repository.reload)
     if what == "load":
         return repository.submit(partial(repository.load, model, asked(parameters)))
     known = {"version", "unload_dependents"}

@@ -347,7 +347,8 @@ class Connection(asyncio.BufferedProtocol):
     def _administer(self, what: str, model: str, body: bytes) -> None:
         """Takes as long as it takes; another thread does it."""
         plane, loop = self.site.plane, self.loop
-        plane.check_model(model)
+        if what != "reload":
+            plane.check_model(model)
         done = admin.act(plane.administered, what, model, admin.parameters_of(body))
         done.add_done_callback(lambda done: loop.call_soon_threadsafe(self._administered, done))
 

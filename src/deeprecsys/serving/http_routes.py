@@ -55,7 +55,7 @@ def is_keyless(path: str) -> bool:
 
 def takes_body(method: str, path: str) -> bool:
     parts = parts_of(path)
-    takes = http_memory.is_path(parts) or parts[1:2] in (["models"], ["repository"])
+    takes = http_memory.is_path(parts) or parts[1:2] in (["models"], ["repository"], ["reload"])
     return method == "POST" and parts[:1] == ["v2"] and takes
 
 
@@ -67,7 +67,7 @@ def right_of(method: str, path: str) -> str:
     if http_memory.is_change(parts):
         return keys.MEMORY
     match parts:
-        case ["v2", "repository", "models", *_]:
+        case ["v2", "repository", "models", *_] | ["v2", "reload"]:
             return keys.ADMIN
     return keys.ANY
 
@@ -87,6 +87,8 @@ def asked_of_repository(path: str) -> tuple[str, str] | None:
     match parts_of(path):
         case ["v2", "repository", "models", model, ("load" | "unload") as what]:
             return what, model
+        case ["v2", "reload"]:
+            return "reload", ""
     return None
 
 
@@ -144,6 +146,6 @@ def _exists(parts: Sequence[str]) -> bool:
     match parts:
         case ["v2"] | ["v2", "health", "live" | "ready"] | ["v2", "models", *_]:
             return True
-        case ["v2", "repository", *_]:
+        case ["v2", "repository", *_] | ["v2", "reload"]:
             return True
     return False

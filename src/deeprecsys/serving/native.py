@@ -84,6 +84,7 @@ class NativeHttp:
         )
         self._services: dict[int, Hosted] = {}
         self._numbers = count()
+        self._replaced: list[tuple[Service, Hosted]] = []  # queries of which may be under way
         self._tasks = set[asyncio.Task[Any]]()
         self._failed = failed
         self._thread = threading.Thread(target=self._run, name="door", daemon=True)
@@ -102,6 +103,14 @@ class NativeHttp:
         hosted.native = _service(self._plane, hosted, self._core, executor, number)
         self._services[number] = hosted
         self._learn(hosted, hosted.engine.learn(()))
+
+    def renew(self, hosted: Hosted, executor: Executor | None) -> None:
+        """It is served otherwise: queries that begin to come after the next `route` see that."""
+        before, hosted.native = hosted.native, None
+        self.add(hosted, executor)
+        self._replaced = [(old, number) for old, number in self._replaced if old.uses]
+        if before is not None:
+            self._replaced.append((before, hosted))
 
     def route(self, model: Hosting) -> None:
         """Queries that begin to come from now on are answered as its traffic says."""
@@ -123,11 +132,11 @@ class NativeHttp:
 
     def forget(self, hosted: Hosted) -> bool:
         """Once nothing uses it; False: something does still."""
-        service = hosted.native
-        if service is None:
-            return True
-        if service.uses:
+        own = [old for old, of in self._replaced if of is hosted]
+        if any(service.uses for service in (*own, hosted.native) if service is not None):
             return False
+        if hosted.native is None:
+            return True
         self.collect()
         self._services = {n: one for n, one in self._services.items() if one is not hosted}
         hosted.native = None

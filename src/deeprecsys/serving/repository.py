@@ -76,6 +76,15 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
+class Configured:
+    """What a server's files say, read again. apply: of what is not the models'; in the event loop's
+    thread, before those; UserError, and nothing is changed."""
+
+    sources: Sequence[Source]
+    apply: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What a load asks for. version: the newest, unless said. label: "stable", to put it in the
     place of the one that serves; "canary", to have it answer a share of the queries; "shadow", to
@@ -98,8 +107,11 @@ class Repository:
         in_loop: Callable[[Callable[[], Any]], Any],
         log: Callable[..., None],
         load_share: float = LOAD_SHARE,
+        read: Callable[[], Configured] | None = None,
     ) -> None:
-        """load_share: of one core, what loading and freeing may take."""
+        """load_share: of one core, what loading and freeing may take. read: the server's files
+        again; None: there are none."""
+        self._read = read
         self._load_share = load_share
         self._plane, self._in_loop, self._log = plane, in_loop, log
         self._sources = {source.served.name: source for source in sources}
@@ -210,6 +222,101 @@ class Repository:
             )
         for one in gone:
             self._drop(model, one)
+
+    def reload(self) -> None:
+        """The server's files, read again: keys and certificates, policies, targets and weights of
+        models, models that are new and such as are gone. Refusal where they are wrong."""
+        if self._read is None:
+            raise invalid("this server reads no files again")
+        try:
+            configured = self._read()
+            sources = {source.served.name: source for source in configured.sources}
+            for name, source in sources.items():
+                self._check_same(name, source)
+            self._in_loop(configured.apply)
+        except UserError as error:
+            self._log("reload refused", why=str(error))
+            raise invalid(f"nothing was changed: {error}") from None
+        for name, source in sources.items():
+            if name not in self._sources:
+                self._bring(source)
+            elif source.served != self._sources[name].served:
+                self._renew(source)
+            self._sources[name] = source
+        for name in [name for name in self._sources if name not in sources]:
+            self._take_away(name)
+        self._log("reloaded", models=list(sources))
+
+    def _check_same(self, name: str, source: Source) -> None:
+        """What cannot change while a model serves."""
+        model = self._plane.models.get(name)
+        if model is not None and model.ready:
+            own = model.stable.engine.execution
+            if source.served.policy.execution != own:
+                raise UserError(
+                    f"{name} is executed {own}, its policy now asks for "
+                    f"{source.served.policy.execution}: restart the server for that"
+                )
+
+    def _renew(self, source: Source) -> None:
+        """A model's policy, target or weight: for queries that come from now on."""
+        served, plane = source.served, self._plane
+        model = plane.models[served.name]
+        executors = {}
+        for hosted in model.versions.values():
+            hosted.served = served
+            hosted.engine.weigh(served.weight)
+            executors[hosted] = executor_of(hosted)
+
+        def renew() -> None:
+            if plane.native is not None:
+                for hosted, executor in executors.items():
+                    plane.native.renew(hosted, executor)
+                plane.native.route(model)
+
+        self._in_loop(renew)
+        self._say(served.name, "renewed", model.stable.version, policy=str(served.policy),
+                  sla=str(served.sla), weight=served.weight)  # fmt: skip
+
+    def _bring(self, source: Source) -> None:
+        """A model that was not there."""
+        served, plane = source.served, self._plane
+        version = source.start or _newest(served.name, source)
+        self._check_memory(served.name, source, version)
+        self._say(served.name, "loading", version)
+        try:
+            engine = source.open(version, plane.engine, _LOADING)
+        except UserError as error:
+            self._say(served.name, "refused", version, why=str(error))
+            raise invalid(f"{served.name} was not loaded: {error}") from None
+        hosted = self._hosted(served, engine, version)
+        compare(hosted, hosted, ())
+        executor = executor_of(hosted)
+        engine.weigh(served.weight)
+
+        def host() -> None:
+            plane.models[served.name] = Hosting(served.name)
+            self.host(hosted)
+            if plane.native is not None:
+                plane.native.add(hosted, executor)
+                plane.native.route(plane.models[served.name])
+
+        self._in_loop(host)
+        self._say(served.name, "loaded", version)
+
+    def _take_away(self, name: str) -> None:
+        model, plane = self._plane.models[name], self._plane
+
+        def withdraw() -> None:
+            del plane.models[name]
+            model.traffic = None
+            if plane.native is not None:
+                plane.native.route(model)
+
+        self._in_loop(withdraw)
+        for version in list(model.versions):
+            self._drop(model, version)
+        del self._sources[name]
 
     def _known(self, name: str) -> tuple[Hosting, Source]:
         self._plane.serving()
@@ -464,4 +571,4 @@ def _give_back(address: int, size: int) -> None:
         time.sleep(_PAUSE_S)
 
 
-__all__ = ["LOAD_SHARE", "Asked", "Limits", "Repository", "Source"]
+__all__ = ["LOAD_SHARE", "Asked", "Configured", "Limits", "Repository", "Source"]

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -25,8 +26,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from deeprecsys.core import UserError
-from deeprecsys.engine import Load, topology
-from deeprecsys.serving import files, log_line, metrics, page, unix
+from deeprecsys.engine import Load, quotas, topology
+from deeprecsys.serving import files, log_line, metrics, notify, page, unix
 from deeprecsys.serving.bounds import Bounds, give_back
 from deeprecsys.serving.dataplane import VERSION, DataPlane, clock
 from deeprecsys.serving.hosted import Hosted
@@ -34,7 +35,7 @@ from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.http_routes import Page
 from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.native import Handed, open_natively
-from deeprecsys.serving.repository import LOAD_SHARE, Repository, Source
+from deeprecsys.serving.repository import LOAD_SHARE, Configured, Repository, Source
 from deeprecsys.serving.site import Site
 from deeprecsys.serving.tls import Certificates
 
@@ -73,7 +74,9 @@ class Server:
         bounds: Bounds | None = None,
         log: Callable[..., None] = lambda *_, **__: None,
         load_share: float = LOAD_SHARE,
+        read: Callable[[], tuple[Sequence[Source], Keys | None]] | None = None,
     ) -> None:
+        """read: its files again, on SIGHUP or when an operator asks for it; UserError."""
         self.served, self.log = sources[0].served, log
         self.address = address or Address()
         self.plane = DataPlane(tuple(source.served.name for source in sources), bounds, log)
@@ -82,7 +85,10 @@ class Server:
         if (certificate := self.address.certificate) is not None:
             pair = certificate, self.address.private_key
             self.certificates = Certificates(*pair, self.address.client_ca)
-        self.repository = Repository(self.plane, sources, self._in_loop, log, load_share)
+        self._read = read
+        self.supervisor = notify.Supervisor(os.environ, os.getpid(), log)
+        again = None if read is None else self._configured
+        self.repository = Repository(self.plane, sources, self._in_loop, log, load_share, again)
         self.plane.repository = self.repository
         self.site = Site(self.plane, self._pages())
         self._failures: dict[int, int] = {}  # of each accelerator, as they were logged
@@ -119,11 +125,36 @@ class Server:
     def _asked_to_stop(self) -> None:
         (self._hurry if self._stop.is_set() else self._stop).set()
 
+    def _asked_to_reload(self) -> None:
+        if self._read is None or self.plane.engine is None:
+            self.log("reload refused", why="nothing is loaded yet")
+            return
+        self.supervisor.reloading("reading the configuration")
+        self.repository.submit(self.repository.reload).add_done_callback(
+            lambda done: self.supervisor.ready(self._serving_text())
+        )
+
+    def _configured(self) -> Configured:
+        assert self._read is not None
+        sources, keys = self._read()
+
+        def apply() -> None:
+            if self.certificates is not None:
+                self.certificates.reload()
+            self.plane.keys = Keys.of(keys)
+            if self.plane.native is not None:
+                self.plane.native.admit(self.plane.keys)
+
+        return Configured(sources, apply)
+
+    def _serving_text(self) -> str:
+        return f"serving {', '.join(self.plane.models)}"
+
     async def _serve(self) -> None:
         loop, address = asyncio.get_running_loop(), self.address
         self._loop = loop
         self._stop, self._hurry = asyncio.Event(), asyncio.Event()
-        _catch_signals(loop, self._asked_to_stop)
+        _catch_signals(loop, self._asked_to_stop, self._asked_to_reload)
         site = self.site
         listener = self._listener = await self._listen(site)
         try:
@@ -163,7 +194,9 @@ class Server:
         for one in hosted:
             self.log("ready", model=one.name, version=one.version, policy=str(one.served.policy),
                      http="native" if one.native else "python",
+                     cores=quotas.said(one.engine.workers, quotas.tightest()),
                      **({"queries": "never cut"} if one.engine.model.whole else {}))  # fmt: skip
+        self.supervisor.ready(self._serving_text())
         self.ready.set()
 
     def _in_loop(self, act: Callable[[], Any]) -> Any:
@@ -276,6 +309,8 @@ class Server:
         while True:
             await asyncio.sleep(1.0)
             now_s, engine = clock(), self.plane.engine
+            if self.plane.state != "ended" and self.plane.live:
+                self.supervisor.alive(now_s)
             site.sweep(now_s)
             self.plane.rates.sweep(now_s)
             self._say_turned_away(site)
@@ -318,6 +353,7 @@ class Server:
         native = plane.native
         if native is not None:
             native.drain()
+        self.supervisor.stopping("draining")
         self.log("draining", pending=plane.pending)
         if not loading:
             with suppress(TimeoutError):
@@ -461,10 +497,13 @@ def _runner() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-def _catch_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
+def _catch_signals(
+    loop: asyncio.AbstractEventLoop, stop: Callable[[], None], reload: Callable[[], None]
+) -> None:
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
+        loop.add_signal_handler(signal.SIGHUP, reload)
 
 
 def _in_thread(
