@@ -325,6 +325,7 @@ class Server:
             )
         else:
             self.left_behind = loading and self.failure is None
+        plane.regions.unregister()
         if native is not None:
             native.close()
 
