@@ -1,8 +1,9 @@
 """A server in a process of its own, for the benchmarks, and the barest client of it.
 
 `python benchmarks/served.py stub 26` serves a model of nothing, whose one input has so many ids an
-item; `… hanging device` (or worker) one that hangs when it is asked to; `… echo` is the barest
-server that reads a body, `… uvicorn` an ASGI app that does. All print their port.
+item (and listens at a Unix socket as well, if its path follows); `… hanging device` (or worker) one
+that hangs when it is asked to; `… echo` is the barest server that reads a body, `… uvicorn` an ASGI
+app that does. All print their port.
 """
 
 from __future__ import annotations
@@ -128,7 +129,13 @@ def _answers(port: int) -> int:
 class Bare:
     """One connection; requests and answers as bytes, nothing parsed that need not be."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, path: str = "") -> None:
+        """path: of a Unix socket instead."""
+        if path:
+            self.socket = socket.socket(socket.AF_UNIX)
+            self.socket.settimeout(60)
+            self.socket.connect(path)
+            return
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=60)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -310,12 +317,12 @@ def posted(model: str, inputs: Any, **parameters: int) -> tuple[bytes, bytes]:
     return lines.encode(), body
 
 
-def _stub(ids: int) -> None:
+def _stub(ids: int, path: str | None = None) -> None:
     engine = Engine(StubModel(ids), 2, NoOp(), largest=8)
     port = free_port()
     server = Server(
         [Source.one(Served("stub", Policy(512), SLA(0.1), None, admit=False), engine.__enter__)],
-        Address("127.0.0.1", port, None),
+        Address("127.0.0.1", port, None, unix=path),
     )
     print(port, flush=True)
     server.run()
@@ -325,6 +332,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["stub", ids]:
             _stub(int(ids))
+        case ["stub", ids, path]:
+            _stub(int(ids), path)
         case ["hanging", which, scale, drain_s]:
             _hanging(which, float(scale), float(drain_s))
         case ["echo"]:

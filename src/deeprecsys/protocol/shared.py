@@ -39,6 +39,9 @@ class Target(Protocol):
     def put(self, data: Buffer) -> None:
         """Refusal where it has no room for so much, or none any more."""
 
+    def release(self) -> None:
+        """Nothing will be put there any more."""
+
 
 class Memory(Protocol):
     """What a request may use. Both raise Refusal."""

@@ -276,14 +276,14 @@ class Query:
         if self._ticket is None or self.call is None:
             self._outcome = outcome
             return
-        if not isinstance(outcome, Refusal) and self.call.targets and not self._gone:
-            named = self._plane.named(self.call, outcome)
-            outcome = shared_memory.put(self.call, named) or outcome
+        if self.call.targets:
+            outputs = None
+            if not isinstance(outcome, Refusal) and not self._gone:
+                outputs = self._plane.named(self.call, outcome)
+            outcome = shared_memory.put(self.call, outputs) or outcome
         if self._gone and isinstance(outcome, Refusal):
             outcome = Refusal(Reason.CANCELLED, "the client has gone")
         self._plane.finished(self.call, self._ticket, outcome)
-        if self._gone or isinstance(outcome, Refusal):
-            self.call = None
         if not self.answered.done():
             self.answered.set_result(outcome)
 
@@ -441,9 +441,8 @@ class _Methods:
             raise
         if isinstance(outcome, Refusal):
             raise _Answered(outcome)
-        call, query.call = query.call, None  # and the regions that it holds
-        assert call is not None
-        return _answer(call, plane.named(call, outcome))
+        assert query.call is not None
+        return _answer(query.call, plane.named(query.call, outcome))
 
     def _take(
         self, query: Query, asked: Asked, body: Buffer, encoding: str, memory: Reader

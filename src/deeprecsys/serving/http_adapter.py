@@ -441,8 +441,11 @@ class Connection(asyncio.BufferedProtocol):
             self._early = call, outcome
             return
         ticket, self._ticket = self._ticket, None
-        if not isinstance(outcome, Refusal) and call.targets and not self._gone:
-            outcome = shared_memory.put(call, self.site.plane.named(call, outcome)) or outcome
+        if call.targets:
+            outputs = None
+            if not isinstance(outcome, Refusal) and not self._gone:
+                outputs = self.site.plane.named(call, outcome)
+            outcome = shared_memory.put(call, outputs) or outcome
         if not isinstance(outcome, Refusal) and not np.isfinite(outcome).all():
             outcome = wire.unsayable(call, self.site.plane.named(call, outcome)) or outcome
         if self._gone and isinstance(outcome, Refusal):

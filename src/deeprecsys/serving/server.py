@@ -388,6 +388,7 @@ class Server:
         else:
             self.left_behind = loading and self.failure is None
         self.left_behind = self.left_behind or self.repository.busy
+        plane.regions.unregister()
         if native is not None:
             native.close()
 

@@ -49,15 +49,13 @@ class Region:
         self._file = self._writable = -1
         self.name, self.key, self.offset, self.size = name, key, offset, size
         self._lock = threading.Lock()
-        self._file = _opened(name, key)
-        found = os.fstat(self._file)
-        if not stat.S_ISREG(found.st_mode):
-            raise invalid(f"region {name[:80]!r}: {key[:80]!r} is no shared memory")
-        if found.st_size < offset + size:
-            raise invalid(
-                f"region {name[:80]!r}: {size} bytes at offset {offset} are beyond shared memory "
-                f"{key[:80]!r}, which has {found.st_size}: make it larger, or say less"
-            )
+        self._file = file = _opened(name, key)
+        try:
+            self._check()
+        except Refusal:
+            self._file = -1
+            os.close(file)  # at once: a refusal keeps this for a while
+            raise
 
     def __del__(self) -> None:
         for file in (self._file, self._writable):
@@ -112,6 +110,16 @@ class Region:
             raise invalid(
                 f"region {self.name[:80]!r} cannot be written: {error.strerror}"
             ) from None
+
+    def _check(self) -> None:
+        found, region, key = os.fstat(self._file), f"region {self.name[:80]!r}", self.key[:80]
+        if not stat.S_ISREG(found.st_mode):
+            raise invalid(f"{region}: {key!r} is no shared memory")
+        if found.st_size < self.offset + self.size:
+            raise invalid(
+                f"{region}: {self.size} bytes at offset {self.offset} are beyond shared memory "
+                f"{key!r}, which has {found.st_size}: make it larger, or say less"
+            )
 
     def _shrunk(self) -> Refusal:
         return invalid(
@@ -184,21 +192,25 @@ class LongCopy(Exception):
     """So much is copied elsewhere than in the event loop."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Output:
-    """A target: see `protocol.shared`."""
+    """A target: see `protocol.shared`. Once it is put, or will not be, it lets go of the region."""
 
     name: str
-    region: Region
+    region: Region | None
     place: Place
 
     def put(self, data: Buffer) -> None:
+        assert self.region is not None
         if len(data) > self.place.size:
             raise invalid(
                 f"output {self.name} has {len(data)} bytes, and shared_memory_byte_size says "
                 f"{self.place.size}: give it more room"
             )
         self.region.write(self.place, data)
+
+    def release(self) -> None:
+        self.region = None
 
 
 class Reader:
@@ -246,13 +258,19 @@ class Reader:
         return region
 
 
-def put(call: Call, outputs: Mapping[str, Array]) -> Refusal | None:
-    """Outputs to where they are wanted; why one of them could not go there."""
+def put(call: Call, outputs: Mapping[str, Array] | None) -> Refusal | None:
+    """Outputs to where they are wanted (None: there are none), after which the call holds no region
+    any more; why one of them could not go there."""
     try:
         for name, target in call.targets.items():
-            target.put(tensors.to_bytes(outputs[name], tensors.datatype_of(outputs[name])))
+            if outputs is not None:
+                array = outputs[name]
+                target.put(tensors.to_bytes(array, tensors.datatype_of(array)))
     except Refusal as refusal:
         return refusal.with_traceback(None)
+    finally:
+        for target in call.targets.values():
+            target.release()
     return None
 
 

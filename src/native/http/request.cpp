@@ -28,7 +28,8 @@ class Reader {
     if (!Take('"')) return false;
     const char* begin = at_;
     while (at_ != end_ && *at_ != '"') {
-      if (*at_ < ' ' || *at_ == '\\' || *at_ == 127) return false;
+      const auto c = static_cast<unsigned char>(*at_);  // whether or not a char has a sign
+      if (c < ' ' || c == '\\' || c >= 127) return false;
       ++at_;
     }
     if (at_ == end_) return false;

@@ -22,6 +22,11 @@ const std::string kJson =
     "\"parameters\":{\"binary_data_size\":12}},{\"name\":\"dense\",\"shape\":[3,2],"
     "\"datatype\":\"FP32\",\"parameters\":{\"binary_data_size\":24}}],"
     "\"parameters\":{\"timeout\":5000,\"priority\":2,\"binary_data_output\":true}}";
+const std::string kSharedJson =
+    "{\"inputs\":[{\"name\":\"ids\",\"shape\":[3,1],\"datatype\":\"INT32\",\"parameters\":"
+    "{\"shared_memory_region\":\"in\",\"shared_memory_byte_size\":12}},{\"name\":\"dense\","
+    "\"shape\":[3,2],\"datatype\":\"FP32\",\"parameters\":{\"shared_memory_region\":\"in\","
+    "\"shared_memory_byte_size\":24,\"shared_memory_offset\":12}}]}";
 const std::vector<Input> kInputs = {{"ids", "INT32", {1}, 50, false, true},
                                     {"dense", "FP32", {2}, 0, false, false}};
 
@@ -184,13 +189,20 @@ void MutationsAreReadWithoutHarm(int count) {
       CHECK(head.json > 0 && head.json <= head.length);
       ++usual;
     }
-    const Exact json(Mutated(kJson, &random));
+    const Exact json(Mutated(i % 3 ? kJson : kSharedJson, &random));
     const Exact body(i % 2 ? Mutated(data, &random) : data);
     Request request;
     Inputs bound;
     if (!ReadRequest(json.view(), &request)) continue;
-    if (!Bind(request, kInputs, body.view(), &bound)) continue;
-    CHECK(bound.candidates == 3 && body.size == 36);
+    std::int64_t shared = 0;
+    for (const Tensor& tensor : request.tensors) {
+      if (!tensor.region.empty()) shared += Padded(tensor.bytes);
+    }
+    if (shared > 1 << 20) continue;  // as the door does
+    const Exact apart(std::string(static_cast<std::size_t>(shared), '\0'));
+    const char* memory = shared != 0 ? apart.data.get() : nullptr;
+    if (!Bind(request, kInputs, body.view(), &bound, memory)) continue;
+    CHECK(bound.candidates == 3 && body.size + static_cast<std::size_t>(shared) >= 36);
     AreValid(kInputs, bound);
     ++usual;
   }
