@@ -39,6 +39,7 @@ TARGET = SLA(0.100)
 _SHARE, _QUIET_S = 0.7, 6.0
 _CHECKED, _EVERY_S = 64, 0.05  # candidates of the query whose scores are held to the versions'
 _SMALL = 0.002
+_KEY = "of-the-benchmark-alone"
 
 
 @dataclass(frozen=True)
@@ -222,32 +223,38 @@ def _p95_s(records: Records) -> float:
 @contextmanager
 def _server(ranker: Path, *, keep: int, load_share: float = 0.1) -> Iterator[Host]:
     """Without deadlines: what is slow counts, and is not turned away."""
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        file.write(
-            f"[server]\nload_share = {load_share}\n"
+    with tempfile.TemporaryDirectory() as folder:
+        keys, config = Path(folder) / "keys", Path(folder) / "serve.toml"
+        keys.write_text(f"benchmark infer,admin {_KEY}\n")
+        config.write_text(
+            f'[server]\nload_share = {load_share}\nkey_file = "{keys}"\n'
             f'[models.ranker]\nmodel = "{ranker}"\nbatch_size = 256\nsla_ms = 100\n'
             f'deadline_ms = 0\nkeep = {keep}\nversion = "2"\nslower = 10\n'
         )
-        file.flush()
-        with served("--config", file.name) as host:
+        with served("--config", str(config)) as host:
             yield host
 
 
 def _client(host: Host, name: str) -> Client:
-    return Client(f"http://127.0.0.1:{host.http_port}", name)
+    return Client(f"http://127.0.0.1:{host.http_port}", name, key=_KEY)
+
+
+def _brings() -> dict[str, str]:
+    """A new one each time: tritonclient writes into it."""
+    return {"Authorization": f"Bearer {_KEY}"}
 
 
 def _load(host: Host, model: str, **config: Any) -> None:
     with triton.InferenceServerClient(
         f"127.0.0.1:{host.http_port}", network_timeout=600.0
     ) as client:
-        client.load_model(model, config=json.dumps(config))
+        client.load_model(model, config=json.dumps(config), headers=_brings())
 
 
 def _events(host: Host, model: str) -> list[dict[str, Any]]:
     url = f"http://127.0.0.1:{host.http_port}/live.json?model={model}"
     time.sleep(0.6)  # it is made twice a second
-    with urllib.request.urlopen(url) as answer:
+    with urllib.request.urlopen(urllib.request.Request(url, headers=_brings())) as answer:
         return json.load(answer)["events"]  # type: ignore[no-any-return]
 
 
@@ -275,7 +282,7 @@ class Checked:
             while not self._over.wait(_EVERY_S):
                 self.asked += 1
                 try:
-                    answer = client.infer(self._name, inputs)
+                    answer = client.infer(self._name, inputs, headers=_brings())
                 except Exception:
                     self.wrong += 1
                     continue
@@ -289,7 +296,7 @@ class Checked:
     def _inputs(self, client: Any) -> list[Any]:
         """Of ids that every table has."""
         rng, given = np.random.default_rng(0), []
-        for one in client.get_model_metadata(self._name)["inputs"]:
+        for one in client.get_model_metadata(self._name, headers=_brings())["inputs"]:
             shape = [_CHECKED, *one["shape"][1:]]
             floats = one["datatype"] == "FP32"
             dtype = {"FP32": np.float32, "INT32": np.int32}.get(one["datatype"], np.int64)
