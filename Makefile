@@ -18,7 +18,7 @@ CXX ?= g++
 STRICT := -std=c++20 -O1 -g -Wall -Wextra -Werror -Isrc/native
 
 .PHONY: setup tune test check static kernels sanitize fuzz bench bench-serving bench-peers \
-  bench-reliability bench-gpu bench-executions bench-native characterise validate results audit clean
+  bench-reliability bench-swaps bench-gpu bench-executions bench-native characterise validate results audit clean
 
 setup:
 	@$(MAKE) --no-print-directory --jobs 2 $(READY)
@@ -107,6 +107,10 @@ bench-peers: setup
 # Overload, drain, kill, mutated requests and half an hour's soak, in 50 minutes: docs/reliability.md.
 bench-reliability: setup
 	$(BIN)/python benchmarks/reliability.py
+
+# New versions under load, many reloads, two models beside each other, in 50 minutes.
+bench-swaps: setup
+	$(BIN)/python benchmarks/swaps.py
 
 # docs/executions.md of this machine, in 15 minutes.
 bench-executions: setup

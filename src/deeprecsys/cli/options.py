@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deeprecsys.engine import Engine
     from deeprecsys.experiments.result import Asked
 
+NOT_BESIDE = "--with is measured on this machine: tune and bench take it"
 NO_TARGET = "which target? give --sla-ms, or say target = {sla_ms = 50} in model.toml"
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="One of `deeprecsys models`, or a path to your own.")
@@ -57,6 +58,12 @@ Scale = Annotated[float, typer.Option(help="Rows of every table, times this.")]
 Variant = Annotated[str, typer.Option(help="paper, or authors-code.")]
 QueryInputs = Annotated[
     bool, typer.Option(help="Queries hold their user's inputs once, not once a candidate.")
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--with", help="Another model on the same workers meanwhile: MODEL@QPS; may be repeated."
+    ),
 ]
 Trust = Annotated[
     bool, typer.Option("--trust", help="Open forms of MODEL that run foreign code in this process.")
@@ -129,12 +136,15 @@ class Request:
     accelerator: Accelerators = None
     watts: WattsText = None
     trust: Trust = False
+    beside: With = None
     seed: Seed = 0
     out: Out = None
     json_file: JsonFile = None
 
     def check(self) -> None:
         self.check_machine()
+        for model, _ in self.others:
+            model.check()
         self.which.check()
         if isinstance(self.which, Published):
             check_runtime(self.runtime)
@@ -199,6 +209,26 @@ class Request:
         """Its name, also where MODEL is a path."""
         return self.which.name
 
+    @cached_property
+    def others(self) -> list[tuple[Published | Own, float]]:
+        """Models that have the same workers meanwhile, and queries a second."""
+        from deeprecsys.artifacts import is_path
+
+        found = []
+        for text in self.beside or []:
+            name, _, rate = text.rpartition("@")
+            try:
+                rate_qps = float(rate)
+            except ValueError:
+                rate_qps = math.nan
+            if not name or not 0 < rate_qps < math.inf:
+                raise UserError(f"--with is MODEL@QPS, not {text!r}: --with dlrm-rmc1@300")
+            own = is_path(name)
+            scale, variant = (1.0, "paper") if own else (self.scale, self.variant)
+            other = which(name, trust=self.trust, scale=scale, variant=variant, seed=self.seed)
+            found.append((other, rate_qps))
+        return found
+
     def load(self) -> Servable:
         return self.which.load()
 
@@ -236,6 +266,8 @@ class SimulationRequest(Request):
     model: NoModelName = None  # type: ignore[assignment]
 
     def check(self) -> None:
+        if self.beside:
+            raise UserError(NOT_BESIDE)
         if self.model is not None:
             Request.check(self)
             return

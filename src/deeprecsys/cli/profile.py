@@ -54,6 +54,8 @@ def run(
     from deeprecsys.experiments.profiling import profile
 
     opt.positive("--budget-s", budget_s)
+    if request.beside:
+        raise UserError(opt.NOT_BESIDE)
     sizes = _sizes(batch_sizes)
     folder = files.prepared(request, NAME, request.label)
     before = _unfinished(folder, request)

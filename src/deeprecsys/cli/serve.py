@@ -23,6 +23,7 @@ from deeprecsys.serving.keys import Keys
 
 if TYPE_CHECKING:
     from deeprecsys.serving.bounds import Bounds
+    from deeprecsys.serving.record import Recorder
     from deeprecsys.serving.repository import Source
     from deeprecsys.serving.server import Server
 
@@ -30,7 +31,7 @@ NAME = "serve"
 _POSITIVE = (
     "workers", "hang_s", "device_hang_s", "max_body_mb", "max_waiting_mb", "pipe_kb",
     "max_connections", "max_calls", "head_s", "max_candidates", "max_unsent_mb", "body_s", "send_s",
-    "idle_s", "max_qps_per_client",
+    "idle_s", "max_qps_per_client", "record_mb",
 )  # fmt: skip
 HELP = """Serve models over KServe v2 (Open Inference Protocol), HTTP and gRPC, under a policy each.
 
@@ -141,6 +142,18 @@ class Wanted:
             help="File with the bearer key that clients must bring, or with a line NAME RIGHTS KEY "
             "for each; rights: infer, memory, admin."
         ),
+    ] = None
+    record: Annotated[
+        str | None,
+        typer.Option(
+            help="Write queries down, evenly spread over time: a .jsonl for load, and for tune as "
+            "a model's samples.jsonl."
+        ),
+    ] = None
+    record_mb: Annotated[float, typer.Option(help="Of one such file.")] = 256.0
+    record_schedule: Annotated[
+        str | None,
+        typer.Option(help="Write down when queries come and their sizes: a .csv for replay:FILE."),
     ] = None
     weight: Annotated[
         float, typer.Option(help="Of each model's share of the workers, beside others.")
@@ -277,7 +290,19 @@ def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None, asked: Want
         json_log(),
         wanted.load_share,
         read_again,
+        _recorder(wanted, len(entries)),
     )
+
+
+def _recorder(wanted: Wanted, models: int) -> Recorder | None:
+    from deeprecsys.serving.record import Recorder
+    from deeprecsys.serving.server import json_log
+
+    if wanted.record is None and wanted.record_schedule is None:
+        return None
+    most_bytes = int(wanted.record_mb * 2**20)
+    files = wanted.record, wanted.record_schedule
+    return Recorder(*files, most_bytes, several=models > 1, log=json_log())
 
 
 def _bounds(wanted: Wanted) -> Bounds:
@@ -307,6 +332,12 @@ def _check(wanted: Wanted) -> None:
         raise UserError("--drain-s must not be negative")
     for name in _POSITIVE:
         opt.positive(f"--{name.replace('_', '-')}", getattr(wanted, name))
+    for option, path, kind in (
+        ("--record", wanted.record, ".jsonl"),
+        ("--record-schedule", wanted.record_schedule, ".csv"),
+    ):
+        if path is not None and not path.endswith(kind):
+            raise UserError(f"{option} writes {kind}: name its file so")
     if not 0 < wanted.load_share <= 1:
         raise UserError(f"--load-share is from 0 to 1, not {wanted.load_share:g}")
     if bool(wanted.tls_cert) != bool(wanted.tls_key):

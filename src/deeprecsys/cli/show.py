@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +61,19 @@ def loaded(progress: Progress, request: Request) -> Iterator[Engine]:
             progress.line("its queries are never cut: that would change their scores")
         elif engine.model.most_items is not None:
             progress.line(f"it takes at most {engine.model.most_items} candidates at once")
-        yield engine
+        with ExitStack() as stack:
+            told = [stack.enter_context(one) for one in _beside(request, engine)]
+            yield engine
+        for other in told:
+            progress.line(str(other))
+
+
+def _beside(request: Request, engine: Engine) -> Iterator[AbstractContextManager[Any]]:
+    """Other models, asked meanwhile."""
+    from deeprecsys.experiments.beside import beside
+
+    for other, rate_qps in request.others:
+        yield beside(engine, other.load(), rate_qps, request.workload, other.target)
 
 
 def loading(progress: Progress, request: Request) -> None:

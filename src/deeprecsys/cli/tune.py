@@ -13,7 +13,7 @@ from deeprecsys.cli import folder as files
 from deeprecsys.cli import options as opt
 from deeprecsys.cli import show
 from deeprecsys.cli.profile import profiling
-from deeprecsys.core import Execution
+from deeprecsys.core import EXACT, Execution
 
 if TYPE_CHECKING:
     from deeprecsys.experiments.tuning import Tuning
@@ -55,6 +55,8 @@ def run(
 
     check_accuracy(accuracy)
     only = None if request.execution is None else Execution.parse(request.execution)
+    if request.beside and only is None:
+        only = EXACT  # others are tried out in turns, alone on the machine
     request = replace(request, execution=None)  # against which it is held
 
     usual_s = usual_budget_s(method, bool(request.accelerator))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from deeprecsys.engine import Engine, Ticket
 from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.reasons import Reason, Refusal
@@ -26,6 +28,7 @@ from deeprecsys.serving.threads import Threads
 
 if TYPE_CHECKING:
     from deeprecsys.serving.native import NativeHttp
+    from deeprecsys.serving.record import Recorder
     from deeprecsys.serving.repository import Repository
 
 EXTENSIONS = (
@@ -52,6 +55,7 @@ class DataPlane:
         self.rates = Rates(self.bounds.client_qps)
         self.threads = Threads()
         self.recent = Recent()
+        self.recorder: Recorder | None = None
         self.regions = Regions()  # of shared memory
         self.keys = Keys()  # that clients must bring
         self.observed = Observed()  # of all models, and of what asked for none
@@ -147,6 +151,9 @@ class DataPlane:
         call.hosted.finished(call, ticket, outcome, now_s)
         if not isinstance(outcome, Refusal):
             self.recent.add(call, outcome)
+            if self.recorder is not None:
+                one = np.array([call.arrived_s]), np.array([len(outcome)])
+                self.recorder.answered(call.model, *one)
         if call.hosted.served.log_queries:
             self.log("query", **_said(call, ticket, outcome, now_s))
         elif isinstance(outcome, Refusal):

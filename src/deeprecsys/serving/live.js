@@ -27,7 +27,7 @@ let logarithmic = false;
 async function poll() {
   const begun = performance.now();
   try {
-    const answer = await fetch("/live.json", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
+    const answer = await fetch(`/live.json${location.search}`, { cache: "no-store", signal: AbortSignal.timeout(PATIENCE_MS) });
     if (!answer.ok) throw new Error(`it answers ${answer.status}`);
     last = await answer.json();
     since = new Date();
@@ -98,10 +98,36 @@ function head(live, now, empty) {
     live.workers != null && counted(live.workers, "worker"),
   ];
   say("about", facts.filter(Boolean).join(" · "));
+  models(live);
+  say("versions", versions(live));
   say("verdict", [STATES[state], empty ? "" : verdict.words].filter(Boolean).join(" "));
   $("verdict").className = `verdict ${STATES[state] || empty ? "" : verdict.level}`;
   const p = live.sla?.percentile ?? 95, at = now[`p${p}_s`];
   document.title = [live.model, state, at != null && `p${p} ${ms(at)} ms`].filter(Boolean).join(" · ");
+}
+
+// The others that this server has, each a page of its own.
+function models({ models: names = [], model }) {
+  const links = names.length < 2 ? [] : names.map((name) => {
+    const link = document.createElement(name === model ? "b" : "a");
+    link.textContent = name;
+    if (name !== model) link.href = `?model=${encodeURIComponent(name)}`;
+    return link;
+  });
+  $("models").replaceChildren(...links);
+  $("models").hidden = !links.length;
+}
+
+// What is in memory beside what serves, and what happened last.
+function versions({ versions: rows = [], version, events = [] }) {
+  const others = rows.filter((row) => row.version !== version);
+  const beside = others.map((row) => `version ${row.version} ${row.state.toLowerCase()}`);
+  const last = events.at(-1);
+  if (last) {
+    const why = last.why ? `: ${last.why}` : "";
+    beside.push(`${clock(new Date(last.at_s * 1000))} version ${last.version} ${last.what}${why}`);
+  }
+  return beside.join(" · ");
 }
 
 // Does the target hold? What was shed, has expired or has failed counts as slower than any target.

@@ -238,6 +238,9 @@ class NativeHttp:
                 if (hosted := self._services.get(number)) is not None:
                     own = rows[rows["service"] == number]
                     hosted.observed.finished_natively(own, _REASONS)
+                    if (recorder := self._plane.recorder) is not None:
+                        good = own[own["status"] == 200]
+                        recorder.answered(hosted.name, good["arrived_s"], good["items"])
         for _, status, id, why in self._door.take_failed():
             self._plane.failed_natively(Refusal(_REASONS[status], why), id)
         return rows

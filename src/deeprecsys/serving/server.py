@@ -35,6 +35,7 @@ from deeprecsys.serving.http_adapter import Connection
 from deeprecsys.serving.http_routes import Page
 from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.native import Handed, open_natively
+from deeprecsys.serving.record import Recorder
 from deeprecsys.serving.repository import LOAD_SHARE, Configured, Repository, Source
 from deeprecsys.serving.site import Site
 from deeprecsys.serving.tls import Certificates
@@ -75,12 +76,16 @@ class Server:
         log: Callable[..., None] = lambda *_, **__: None,
         load_share: float = LOAD_SHARE,
         read: Callable[[], tuple[Sequence[Source], Keys | None]] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
-        """read: its files again, on SIGHUP or when an operator asks for it; UserError."""
+        """read: its files again, on SIGHUP or when an operator asks for it; UserError. recorder:
+        writes down what is asked, until the server ends."""
         self.served, self.log = sources[0].served, log
         self.address = address or Address()
         self.plane = DataPlane(tuple(source.served.name for source in sources), bounds, log)
         self.plane.keys = Keys.of(self.address.key)
+        if recorder is not None:
+            self.plane.recorder, self.plane.recent.heard = recorder, recorder.heard
         self.certificates: Certificates | None = None
         if (certificate := self.address.certificate) is not None:
             pair = certificate, self.address.private_key
@@ -389,6 +394,9 @@ class Server:
             self.left_behind = loading and self.failure is None
         self.left_behind = self.left_behind or self.repository.busy
         plane.regions.unregister()
+        if plane.recorder is not None:
+            plane.seen()
+            plane.recorder.close()
         if native is not None:
             native.close()
 
