@@ -29,7 +29,7 @@ class Scaled(StubRuntime):
 
     def execute(self, prepared, lo, hi):
         super().execute(prepared, lo, hi)
-        inputs, scores = prepared[:2]
+        _, scores = prepared
         scores[lo:hi] *= self.factor
 
 
@@ -87,7 +87,9 @@ def test_a_run_of_one_waits_for_its_own_queries_alone():
 def test_one_is_measured_while_another_is_asked():
     model = StubModel()
     with Engine(model, 2, fixed(0.001), largest=16) as engine:
-        with beside(engine, model, 50.0, drs.Workload(sizes="fixed:8"), None) as other:
+        with beside(
+            engine, model, 50.0, drs.Workload(sizes="fixed:8"), None, POLICY, runtime=fixed(0.001)
+        ) as other:
             records = engine.run(Schedule(np.linspace(0, 0.5, 50), np.full(50, 8)), POLICY)
         assert (records.status == Status.OK).all()
     assert sum(len(r) for r in other.records) >= 10
@@ -96,6 +98,8 @@ def test_one_is_measured_while_another_is_asked():
 
 def test_accelerators_are_the_first_model_s():
     model = StubModel()
-    with Engine(model, 1, StubRuntime(), largest=8) as first:
-        with pytest.raises(UserError, match="accelerators execute the first of several models"):
-            Engine(model, workers_of=first, accelerators=["gtx-1080ti"])
+    with (
+        Engine(model, 1, StubRuntime(), largest=8) as first,
+        pytest.raises(UserError, match="accelerators execute the first of several models"),
+    ):
+        Engine(model, workers_of=first, accelerators=["gtx-1080ti"])

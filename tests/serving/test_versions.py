@@ -30,6 +30,7 @@ shape = [4]
 """
 N = 60
 WAIT_S = 30
+SLOWER = 50.0  # of models of a microsecond, whose times say nothing
 SECRET = "of-the-house-of-operators"
 KEYS = Keys.parse(f"operators infer,memory,admin {SECRET}")
 BRINGS = {"authorization": f"Bearer {SECRET}"}
@@ -84,7 +85,7 @@ def serving(*entries, **bounds):
     server = Server([entry.source(workers=2) if k == 0 else entry.source()
                      for k, entry in enumerate(entries)],
                     Address("127.0.0.1", 0, 0, key=KEYS), Bounds(drain_s=0.0, **bounds),
-                    log)  # fmt: skip
+                    log, 1.0)  # fmt: skip
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -140,7 +141,7 @@ def index(client):
 
 
 def test_a_new_version_is_loaded_rolled_back_and_freed(ranker, client):
-    with serving(Entry(str(ranker))) as server:
+    with serving(Entry(str(ranker), slower=SLOWER)) as server:
         who = client(server)
         assert ask(who) == ("1", 1.0)
         assert add(ranker, Scaled(2)) == "2"
@@ -161,7 +162,7 @@ def test_a_new_version_is_loaded_rolled_back_and_freed(ranker, client):
 
 
 def test_versions_beyond_those_kept_are_freed_and_their_numbers_used_again(ranker):
-    with serving(Entry(str(ranker))) as server:
+    with serving(Entry(str(ranker), slower=SLOWER)) as server:
         who = triton_http.InferenceServerClient(f"127.0.0.1:{server.http_port}")
         who.module = triton_http
         for version in range(2, 8):
@@ -176,7 +177,7 @@ def test_versions_beyond_those_kept_are_freed_and_their_numbers_used_again(ranke
 
 def test_no_query_is_lost_or_answered_by_another_version_than_it_says(ranker):
     add(ranker, Scaled(2))
-    with serving(Entry(str(ranker), version="1", keep=0)) as server:
+    with serving(Entry(str(ranker), slower=SLOWER, version="1", keep=0)) as server:
         assert server.plane.native is not None, "this is about the native path"
         over, seen, wrong = threading.Event(), set(), []
 
@@ -215,7 +216,7 @@ def test_no_query_is_lost_or_answered_by_another_version_than_it_says(ranker):
 def test_a_canary_has_its_share_of_ids_and_each_id_keeps_its_version(ranker, client):
     add(ranker, Scaled(2))
     ids = [f"user-{k}" for k in range(60)]
-    with serving(Entry(str(ranker), version="1")) as server:
+    with serving(Entry(str(ranker), slower=SLOWER, version="1")) as server:
         who = client(server)
         who.load_model(
             "ranker", config=json.dumps({"version": "2", "share": 0.4}), headers={**BRINGS}
@@ -230,7 +231,7 @@ def test_a_canary_has_its_share_of_ids_and_each_id_keeps_its_version(ranker, cli
 
 def test_a_shadow_is_compared_and_never_answers(ranker, client):
     add(ranker, Scaled(2))
-    with serving(Entry(str(ranker), version="1")) as server:
+    with serving(Entry(str(ranker), slower=SLOWER, version="1")) as server:
         server.plane.recent.every_s = 0.0
         server.plane.native.sample_every(0.0)
         who = client(server)
@@ -254,7 +255,7 @@ def refused(who, said, **config):
 
 
 def test_what_does_not_pass_never_serves(ranker, client):
-    with serving(Entry(str(ranker))) as server:
+    with serving(Entry(str(ranker), slower=SLOWER)) as server:
         who = client(server)
         refused(who, "has no version '7'; there are: 1", version="7")
         add(ranker, Wider(), TOML.replace("[4]", "[6]"))
@@ -292,7 +293,7 @@ def test_a_slower_version_does_not_serve_unless_it_is_forced(ranker, client):
 
 def test_too_little_memory_is_said_before_anything_is_read(ranker, client, monkeypatch):
     add(ranker, Scaled(2))
-    with serving(Entry(str(ranker), version="1")) as server:
+    with serving(Entry(str(ranker), slower=SLOWER, version="1")) as server:
         monkeypatch.setattr("deeprecsys.serving.repository.available_bytes", lambda: 10)
         refused(client(server), "MB are free: unload a version first", version="2")
 
@@ -314,7 +315,9 @@ def test_half_written_versions_are_not_seen(ranker):
 def test_two_models_have_one_set_of_workers_and_each_its_own_counts(ranker, tmp_path, client):
     other = tmp_path / "other"
     publish(artifact(tmp_path / "made", Scaled(7)), other)
-    with serving(Entry(str(ranker)), Entry(str(other), name="b", weight=2.0)) as server:
+    with serving(
+        Entry(str(ranker), slower=SLOWER), Entry(str(other), slower=SLOWER, name="b", weight=2.0)
+    ) as server:
         who = client(server)
         assert ask(who) == ("1", 1.0)
         assert ask(who, name="b") == ("1", 7.0)

@@ -14,6 +14,7 @@ import numpy as np
 from deeprecsys.analysis.metrics import summarize
 from deeprecsys.core import SLA, Policy, Records, Servable
 from deeprecsys.engine import Engine
+from deeprecsys.runtimes import Runtime
 from deeprecsys.workload import Workload
 
 _PIECE_S = 20.0  # of its load, which is played again and again with other seeds
@@ -36,8 +37,8 @@ class Beside:
             return f"beside {self.name} at {self.rate_qps:g} queries/s"
         p95_s = np.median([summarize(records, self.sla).p95_s for records in whole])
         return (
-            f"beside {self.name} at {self.rate_qps:g} queries/s, whose p95 was {p95_s * 1e3:.1f} ms "
-            f"(median of {len(whole)} runs)"
+            f"beside {self.name} at {self.rate_qps:g} queries/s, whose p95 was "
+            f"{p95_s * 1e3:.1f} ms (median of {len(whole)} runs)"
         )
 
 
@@ -50,12 +51,13 @@ def beside(
     sla: SLA | None,
     policy: Policy | None = None,
     weight: float = 1.0,
+    runtime: str | Runtime = "auto",
 ) -> Iterator[Beside]:
     """`model` shares the workers of `engine` and is asked so many queries a second, open loop, for
     as long as this is open."""
     told = Beside(model.name, rate_qps, sla)
     over = threading.Event()
-    with Engine(model, workers_of=engine, weight=weight) as other:
+    with Engine(model, runtime=runtime, workers_of=engine, weight=weight) as other:
         how = policy or Policy(execution=other.execution)
 
         def ask() -> None:

@@ -75,6 +75,9 @@ class Recorder:
             self._write()
             if self._schedule is not None:
                 self._schedule.flush(np.inf)
+                self._schedule.close()
+            for queries in self._of.values():
+                queries.close()
         except OSError as error:
             self._log("recording ended", why=str(error))
 
@@ -107,7 +110,7 @@ class _Queries:
 
     def add(self, kept: Kept) -> None:
         self._seen += 1
-        if self._seen % self._every:
+        if (self._seen - 1) % self._every:
             return
         line = _encode({name: column.tolist() for name, column in kept.inputs.items()}) + b"\n"
         self._file.write(line)
@@ -115,6 +118,9 @@ class _Queries:
         self._bytes += len(line)
         if self._bytes > self._most_bytes:
             self._thin()
+
+    def close(self) -> None:
+        self._file.close()
 
     def _thin(self) -> None:
         """Every second one stays; what is there meanwhile is the whole file, or the new one."""
@@ -144,6 +150,9 @@ class _Schedule:
         rows = zip(arrived_s.tolist(), items.tolist(), strict=True)
         with self._lock:
             self._waiting += [(at_s, n, model) for at_s, n in rows if n > 0]
+
+    def close(self) -> None:
+        self._file.close()
 
     def flush(self, since_s: float) -> None:
         """Those that came so long before the latest; all of them at the end."""

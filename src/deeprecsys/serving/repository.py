@@ -186,9 +186,9 @@ class Repository:
 
     def _work(self) -> None:
         """One thread for all, so that what malloc keeps for it is kept once."""
-        with _lowly(self._load_share):
-            while not self._closed:
-                self._asked.get()()
+        _be_lowly()
+        while not self._closed:
+            self._asked.get()()
 
     # What operators ask for, in that thread; each raises Refusal and then nothing is other than it
     # was.
@@ -285,7 +285,8 @@ class Repository:
         self._check_memory(served.name, source, version)
         self._say(served.name, "loading", version)
         try:
-            engine = source.open(version, plane.engine, _LOADING)
+            with _paced(self._load_share):
+                engine = source.open(version, plane.engine, _LOADING)
         except UserError as error:
             self._say(served.name, "refused", version, why=str(error))
             raise invalid(f"{served.name} was not loaded: {error}") from None
@@ -348,9 +349,10 @@ class Repository:
         self._say(name, "loading", version)
         engine = None
         try:
-            engine = source.open(version, self._plane.engine, _LOADING)
-            hosted = self._hosted(source.served, engine, version)
-            compared = self._passes(model.stable, hosted, source.limits, asked)
+            with _paced(self._load_share):
+                engine = source.open(version, self._plane.engine, _LOADING)
+                hosted = self._hosted(source.served, engine, version)
+                compared = self._passes(model.stable, hosted, source.limits, asked)
             executor = executor_of(hosted)
             self._in_loop(lambda: self._add(model, hosted, executor))
         except BaseException as error:
@@ -433,15 +435,15 @@ class Repository:
 
         def run() -> None:
             seen_s = clock()
-            with _lowly(self._load_share):
-                while not self._closed and model.versions.get(hosted.version) is hosted:
-                    fresh = [k for k in self._plane.recent.of(model.name) if k.arrived_s > seen_s]
-                    if fresh and model.stable is not hosted:
-                        seen_s = fresh[-1].arrived_s
-                        with suppress(Refusal, UserError):
-                            more = compare(model.stable, hosted, fresh, least=0)
-                            self._shadows[model.name] = self._shadows[model.name].and_(more)
-                    time.sleep(0.25)
+            _be_lowly()
+            while not self._closed and model.versions.get(hosted.version) is hosted:
+                fresh = [k for k in self._plane.recent.of(model.name) if k.arrived_s > seen_s]
+                if fresh and model.stable is not hosted:
+                    seen_s = fresh[-1].arrived_s
+                    with suppress(Refusal, UserError), _paced(self._load_share):
+                        more = compare(model.stable, hosted, fresh, least=0)
+                        self._shadows[model.name] = self._shadows[model.name].and_(more)
+                time.sleep(0.25)
             self._shadows.pop(model.name, None)
 
         threading.Thread(target=run, name=f"shadow-{model.name}", daemon=True).start()
@@ -517,10 +519,9 @@ def _form(spec: tuple[str, Sequence[int]] | None) -> str:
     return "none" if spec is None else f"{spec[0]}{list(spec[1])}"
 
 
-@contextmanager
-def _lowly(share: float) -> Iterator[None]:
+def _be_lowly() -> None:
     """This thread has the processor when nobody else wants it, and computes alone. It may not be
-    able to go back, so it should end soon."""
+    able to go back, so it should do nothing else."""
     thread = threading.get_native_id()
     try:  # whoever wakes takes the processor from it at once, as not from one that is only nice
         os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
@@ -529,6 +530,11 @@ def _lowly(share: float) -> Iterator[None]:
             os.setpriority(os.PRIO_PROCESS, thread, _NICE)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)
+
+
+@contextmanager
+def _paced(share: float) -> Iterator[None]:
+    """What takes long, and holds no lock that others need: computing and reading."""
     pacer = Pacer(share)
     try:
         yield

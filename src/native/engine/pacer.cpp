@@ -12,8 +12,8 @@ namespace {
 
 // Computes about so long at a time, or as long as a tick of the kernel.
 constexpr std::int64_t kSliceNs = 1'000'000;
-// What it owes for what it did while others waited for it is paid for so long at a time.
-constexpr std::int64_t kLongestNs = 200'000'000;
+// At a time: what it holds then that it did not say, an allocator's lock, others wait for so long.
+constexpr std::int64_t kLongestNs = 40'000'000;
 
 thread_local std::int64_t spent_ns = 0;  // when it rested last
 thread_local double times = 0.0;         // so much longer it rests than it computes
