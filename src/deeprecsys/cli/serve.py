@@ -18,7 +18,7 @@ from deeprecsys.cli import serve_file
 from deeprecsys.cli.hosting import Entry
 from deeprecsys.core import UserError
 from deeprecsys.experiments.result import origin
-from deeprecsys.serving import log_line
+from deeprecsys.serving import log_line, tracing
 from deeprecsys.serving.keys import Keys
 
 if TYPE_CHECKING:
@@ -152,6 +152,28 @@ class Wanted:
     seed: opt.Seed = 0
     log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info"
     log_queries: Annotated[bool, typer.Option(help="A line of the log for every query.")] = False
+    log_share: Annotated[
+        float,
+        typer.Option(
+            help="Of the queries that were answered, those with a line: by their ids; all others "
+            "have theirs."
+        ),
+    ] = 1.0
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Of an OpenTelemetry collector (OTLP over HTTP), which gets the spans of queries. "
+            "HTTP is then read by Python.  [default: none]",
+        ),
+    ] = None
+    trace_share: Annotated[
+        float,
+        typer.Option(
+            help="Of the queries without a traceparent, those that are traced; one whose parent is "
+            "sampled always is."
+        ),
+    ] = tracing.SHARE
     json_file: opt.JsonFile = None
 
 
@@ -277,7 +299,16 @@ def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None, asked: Want
         json_log(),
         wanted.load_share,
         read_again,
+        _tracing(wanted),
     )
+
+
+def _tracing(wanted: Wanted) -> tracing.Tracing | None:
+    if wanted.trace is None:
+        return None
+    from deeprecsys.serving import otlp
+
+    return tracing.Tracing(otlp.to_collector(wanted.trace), wanted.trace_share)
 
 
 def _bounds(wanted: Wanted) -> Bounds:
@@ -309,6 +340,10 @@ def _check(wanted: Wanted) -> None:
         opt.positive(f"--{name.replace('_', '-')}", getattr(wanted, name))
     if not 0 < wanted.load_share <= 1:
         raise UserError(f"--load-share is from 0 to 1, not {wanted.load_share:g}")
+    if not 0 <= wanted.trace_share <= 1:
+        raise UserError(f"--trace-share is from 0 to 1, not {wanted.trace_share:g}")
+    if wanted.trace is None and wanted.trace_share != tracing.SHARE:
+        raise UserError("--trace-share is of traces: give --trace URL")
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
     if wanted.tls_client_ca and not wanted.tls_cert:
