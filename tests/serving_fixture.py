@@ -22,7 +22,7 @@ WAIT_S = 30
 @contextmanager
 def serving(
     model, runtime="auto", *, deadline_s=None, policy=None, bounds=None, engine=None, address=None,
-    workers=2, wait=True, drain_s=0.0, log=lambda *_, **__: None, recorder=None,
+    workers=2, wait=True, drain_s=0.0, log=lambda *_, **__: None, recorder=None, tracing=None,
     **served,
 ):  # fmt: skip
     """Yields the Server, ready; ends it, and checks that it ended by itself."""
@@ -35,7 +35,7 @@ def serving(
                            admit=deadline_s is not None, **served), open_engine)],
         address or Address("127.0.0.1", 0, 0),
         replace(bounds or Bounds(body_bytes=1 << 20), drain_s=drain_s),
-        log, recorder=recorder,
+        log, recorder=recorder, tracing=tracing,
     )  # fmt: skip
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -51,7 +51,8 @@ def test_imports_go_down_only(path):
 def test_importing_the_facade_loads_nothing_heavy():
     code = (
         "import sys, deeprecsys as drs; drs.Policy; drs.Workload; drs.tune; drs.summarize\n"
-        "heavy = {'torch', 'numba', 'scipy.stats', 'plotly', 'grpc', 'ray', 'pandas'}\n"
+        "heavy = {'torch', 'numba', 'scipy.stats', 'plotly', 'grpc', 'ray', 'pandas', "
+        "'opentelemetry'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -51,6 +51,12 @@ def policy(tmp_path):
         (["ncf", "--max-qps-per-client", "0"], "--max-qps-per-client must be positive"),
         (["ncf", "--key-file", "nowhere"], "cannot read the key"),
         (["ncf", "--log-level", "loud"], "--log-level is info"),
+        (["ncf", "--log-share", "0.5"], "give --log-queries"),
+        (["ncf", "--log-queries", "--log-share", "2"], "--log-share is from 0 to 1, not 2"),
+        (["ncf", "--trace", "collector:4318"], "is a collector's URL, http://HOST:4318, not coll"),
+        (["ncf", "--trace", "http://c:port"], "is a collector's URL"),
+        (["ncf", "--trace", "http://c:4318", "--trace-share", "-1"], "--trace-share is from 0 to"),
+        (["ncf", "--trace-share", "0.5"], "give --trace URL"),
     ],
 )
 def test_what_is_wrong_is_one_line(capsys, arguments, said):

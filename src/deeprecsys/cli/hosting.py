@@ -52,6 +52,7 @@ class Entry:
     version: str | None = None
     hang_s: float = 30.0
     log_queries: bool = False
+    log_share: float = 1.0
     accelerator: Sequence[str] = ()
     where: str = ""  # of a file's: what messages begin with
 
@@ -61,6 +62,10 @@ class Entry:
             raise UserError(f"{self.where}--deadline-ms must not be negative")
         for name in ("hang_s", "weight", "slower"):
             opt.positive(f"{self.where}--{name.replace('_', '-')}", getattr(self, name))
+        if not 0 <= self.log_share <= 1:
+            raise UserError(f"{self.where}--log-share is from 0 to 1, not {self.log_share:g}")
+        if self.log_share < 1 and not self.log_queries:
+            raise UserError(f"{self.where}--log-share is of the log of queries: give --log-queries")
         if self.keep < 0:
             raise UserError(f"{self.where}keep must not be negative")
         model = self.first
@@ -161,7 +166,7 @@ class Entry:
         deadline_s = sla.latency_s if self.deadline_ms is None else self.deadline_ms / 1e3 or None
         return Served(
             self.served_as, tuned.policy, sla, deadline_s, deadline_s is not None, self.hang_s,
-            self.log_queries, self.weight,
+            self.log_queries, self.weight, self.log_share,
         )  # fmt: skip
 
     def source(self, **engine: Any) -> Source:

@@ -18,7 +18,7 @@ from deeprecsys.cli import serve_file
 from deeprecsys.cli.hosting import Entry
 from deeprecsys.core import UserError
 from deeprecsys.experiments.result import origin
-from deeprecsys.serving import log_line
+from deeprecsys.serving import log_line, tracing
 from deeprecsys.serving.keys import Keys
 
 if TYPE_CHECKING:
@@ -165,6 +165,28 @@ class Wanted:
     seed: opt.Seed = 0
     log_level: Annotated[str, typer.Option(help="info, warning or error.")] = "info"
     log_queries: Annotated[bool, typer.Option(help="A line of the log for every query.")] = False
+    log_share: Annotated[
+        float,
+        typer.Option(
+            help="Of the queries that were answered, those with a line: by their ids; all others "
+            "have theirs."
+        ),
+    ] = 1.0
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Of an OpenTelemetry collector (OTLP over HTTP), which gets the spans of queries. "
+            "HTTP is then read by Python.  [default: none]",
+        ),
+    ] = None
+    trace_share: Annotated[
+        float,
+        typer.Option(
+            help="Of the queries without a traceparent, those that are traced; one whose parent is "
+            "sampled always is."
+        ),
+    ] = tracing.SHARE
     json_file: opt.JsonFile = None
 
 
@@ -224,7 +246,7 @@ def _entries(wanted: Wanted) -> tuple[Wanted, list[Entry]]:
     policies = _by_name("--policy", wanted.policy or [], len(wanted.models))
     entries: list[Entry] = []
     for text in wanted.models:
-        name, _, model = text.rpartition("=")
+        name, _, model = text.partition("=") if _is_named(text) else ("", "", text)
         said = {field: getattr(wanted, field) for field in _OF_MODELS}
         if len(wanted.models) > 1 and is_path(model):  # those are of the published ones
             said |= {"scale": Entry.scale, "variant": Entry.variant}
@@ -240,11 +262,17 @@ def _entries(wanted: Wanted) -> tuple[Wanted, list[Entry]]:
     return wanted, entries
 
 
+def _is_named(text: str) -> bool:
+    """NAME=…, and not a path with such a sign in it."""
+    name, sign, _ = text.partition("=")
+    return bool(sign and name) and "/" not in name
+
+
 def _by_name(option: str, texts: list[str], models: int) -> dict[str, str]:
     """FILE, or NAME=FILE each."""
     found: dict[str, str] = {}
     for text in texts:
-        name, _, value = text.rpartition("=")
+        name, _, value = text.partition("=") if _is_named(text) else ("", "", text)
         if name in found or (not name and models > 1):
             raise UserError(f"with several models give {option} NAME=FILE, once for each")
         found[name] = value
@@ -291,7 +319,16 @@ def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None, asked: Want
         wanted.load_share,
         read_again,
         _recorder(wanted, len(entries)),
+        _tracing(wanted),
     )
+
+
+def _tracing(wanted: Wanted) -> tracing.Tracing | None:
+    if wanted.trace is None:
+        return None
+    from deeprecsys.serving import otlp
+
+    return tracing.Tracing(otlp.to_collector(wanted.trace), wanted.trace_share)
 
 
 def _recorder(wanted: Wanted, models: int) -> Recorder | None:
@@ -340,6 +377,10 @@ def _check(wanted: Wanted) -> None:
             raise UserError(f"{option} writes {kind}: name its file so")
     if not 0 < wanted.load_share <= 1:
         raise UserError(f"--load-share is from 0 to 1, not {wanted.load_share:g}")
+    if not 0 <= wanted.trace_share <= 1:
+        raise UserError(f"--trace-share is from 0 to 1, not {wanted.trace_share:g}")
+    if wanted.trace is None and wanted.trace_share != tracing.SHARE:
+        raise UserError("--trace-share is of traces: give --trace URL")
     if bool(wanted.tls_cert) != bool(wanted.tls_key):
         raise UserError("TLS needs both --tls-cert and --tls-key")
     if wanted.tls_client_ca and not wanted.tls_cert:

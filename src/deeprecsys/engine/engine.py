@@ -37,7 +37,7 @@ from deeprecsys.engine.answers import EngineClosed
 from deeprecsys.engine.devices import open_devices, probing
 from deeprecsys.engine.group import Group
 from deeprecsys.engine.lanes import HANG_S
-from deeprecsys.engine.ledger import Ledger, Promise, Query, Reply, Row, clock
+from deeprecsys.engine.ledger import Executed, Ledger, Promise, Query, Reply, Row, clock
 from deeprecsys.engine.limits import measure_limits
 from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.part import Part
@@ -79,6 +79,11 @@ class Ticket:
     @property
     def finish_s(self) -> float:
         return self.query.ledger.finish_s[0]
+
+    @property
+    def requests(self) -> Sequence[Executed]:
+        """Those that were executed until now, where it is traced."""
+        return tuple(self.query.ledger.trace or ())
 
     def cancel(self) -> None:
         """Its owner has gone: forgets what nobody has begun."""
@@ -291,14 +296,16 @@ class Engine:
         priority: int = 0,
         client: str = "",
         admit: bool = False,
+        traced: bool = False,
         done: Callable[[Scores | BaseException], None] | None = None,
     ) -> Ticket:
         """`submit`, and more of what a server asks for.
 
         priority: queries of a lower number go first. client: whose it is, any word: clients share
         equally, and their priorities order their own queries (see `rules.dispatch`). admit: raises
-        TooLate, and takes nothing, if the deadline would most likely pass. done: called with the
-        answer, from any thread and perhaps before this returns, in place of a future.
+        TooLate, and takes nothing, if the deadline would most likely pass. traced: keeps its
+        requests. done: called with the answer, from any thread and perhaps before this returns, in
+        place of a future.
         """
         part = self._open_part()
         policy = self._own(policy or Policy(execution=self.execution))
@@ -310,7 +317,7 @@ class Engine:
             promise = part.admit(n, how, deadline, priority, client)
         reply = Reply(done) if done else None
         query, id = self._submit(
-            inputs, policy, deadline, Row(), 0, reply, priority, client, promise
+            inputs, policy, deadline, Row(traced), 0, reply, priority, client, promise
         )
         return Ticket(query, id, part)
 

@@ -22,6 +22,8 @@ from deeprecsys.runtimes import Scores
 if TYPE_CHECKING:
     from deeprecsys.engine.part import Part
 
+# A request: of which row, lo, hi, by which worker, start, finish.
+Executed = tuple[int, int, int, int, float, float]
 clock = time.perf_counter
 _log = logging.getLogger(__name__)
 _ANY = Policy()
@@ -40,10 +42,9 @@ class Ledger:
         self.worker = array("i", [-1]) * n
         self.device = array("h", [0]) * n
         self.status = array("b", [Status.PENDING]) * n
-        # (row, lo, hi, worker, start, finish); an append is atomic.
-        self.trace: list[tuple[int, int, int, int, float, float]] | None = [] if traced else None
+        self.trace: list[Executed] | None = [] if traced else None  # an append is atomic
 
-    def keep(self, requests: Sequence[tuple[int, int, int, int, float, float]]) -> None:
+    def keep(self, requests: Sequence[Executed]) -> None:
         """More of what `trace` holds."""
         if self.trace is not None:
             self.trace.extend(requests)
@@ -81,11 +82,11 @@ class Row:
 
     __slots__ = ("device", "finish_s", "start_s", "status", "submit_s", "trace", "worker")
 
-    def __init__(self) -> None:
+    def __init__(self, traced: bool = False) -> None:
         self.submit_s, self.start_s, self.finish_s = [math.nan], [math.nan], [math.nan]
         self.worker, self.device = [-1], [0]
         self.status: list[int] = [Status.PENDING]
-        self.trace = None
+        self.trace: list[Executed] | None = [] if traced else None
 
 
 class Reply:

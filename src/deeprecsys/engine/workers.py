@@ -253,9 +253,9 @@ class Workers:
             self._core.count(number, took_s)
             finished = self._books.finish(slices)
             self._learn(work, finished, took_s, now)
-        for query, lo, hi in work:
-            if query.ledger.trace is not None:
-                query.ledger.trace.append((query.row, lo, hi, number, request.began_s, now))
+            for query, lo, hi in work:
+                if query.ledger.trace is not None:
+                    query.ledger.trace.append((query.row, lo, hi, number, request.began_s, now))
         for query in finished:
             query.ledger.finish_s[query.row] = now
             query.ledger.worker[query.row] = number

@@ -21,7 +21,7 @@ class Call:
     arrived_s, parsed_s: when its first byte was here, and when it was read, on the server's
     clock. until_s: when the client stops waiting, on that clock. client: who asks, a key or an
     address, by whatever the adapter tells clients apart. hosted: the server's word for who answers
-    it."""
+    it. trace: its word for the trace that it is part of; None: it is not traced."""
 
     model: str
     version: str
@@ -36,6 +36,7 @@ class Call:
     until_s: float = math.inf
     client: str = ""
     hosted: Any = None
+    trace: Any = None
 
 
 def refuse_unsupported(parameters: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from deeprecsys.engine import Engine, Ticket
 from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.reasons import Reason, Refusal
 from deeprecsys.protocol.tensors import Array
+from deeprecsys.rules import traffic
 from deeprecsys.serving.bounds import Bounds, Budget
 from deeprecsys.serving.hosted import LAST_PRIORITY, VERSION, Hosted, Served, clock, fault
 from deeprecsys.serving.keys import Keys
@@ -25,6 +26,7 @@ from deeprecsys.serving.rates import Rates
 from deeprecsys.serving.recent import Recent
 from deeprecsys.serving.shared_memory import Regions
 from deeprecsys.serving.threads import Threads
+from deeprecsys.serving.tracing import Trace, Tracing
 
 if TYPE_CHECKING:
     from deeprecsys.serving.native import NativeHttp
@@ -37,11 +39,14 @@ EXTENSIONS = (
 )  # fmt: skip
 
 
+_LOGGED = b"log "  # before what a query is placed by: a canary's share is another
+
+
 class DataPlane:
     """`state`: "starting" until its models are loaded, "ready", "draining" (it still takes
     queries), "finishing" (on the connections that it has), "ended".
 
-    log: told of failures that are not the client's; with `Served.log_queries`, of every query.
+    log: told of failures that are not the client's; with `Served.log_queries`, of queries.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class DataPlane:
         self.models = {name: Hosting(name) for name in names}
         self.native: NativeHttp | None = None
         self.repository: Repository | None = None
+        self.tracing: Tracing | None = None
 
     @property
     def administered(self) -> Repository:
@@ -154,12 +160,22 @@ class DataPlane:
             if self.recorder is not None:
                 one = np.array([call.arrived_s]), np.array([len(outcome)])
                 self.recorder.answered(call.model, *one)
-        if call.hosted.served.log_queries:
+        if self.tracing is not None and call.trace is not None:
+            self.tracing.finished(call, ticket, outcome, now_s)
+        if _is_logged(call, outcome):
             self.log("query", **_said(call, ticket, outcome, now_s))
         elif isinstance(outcome, Refusal):
             self._log_failure(outcome, call.id)
 
-    def refused(self, refusal: Refusal, *, query: bool, model: str = "") -> None:
+    def refused(
+        self,
+        refusal: Refusal,
+        *,
+        query: bool,
+        model: str = "",
+        trace: Trace | None = None,
+        arrived_s: float = 0.0,
+    ) -> None:
         """A request that no query came of. query: it asked for inference, of that model. In the
         loop's thread."""
         self.observed.refused(refusal, query=query)
@@ -170,6 +186,8 @@ class DataPlane:
             hosted.observed.refused(refusal, query=True)
         elif query:
             self.of_no_model[refusal.reason] += 1
+        if self.tracing is not None and trace is not None:
+            self.tracing.refused(trace, refusal, hosted, arrived_s, clock())
         if query and self.logs_queries:
             self.log("query", id="", status=refusal.reason.status, why=refusal.message)
         elif refusal.bound != "max-connections":  # which are logged once a second
@@ -252,6 +270,14 @@ class DataPlane:
         ]
 
 
+def _is_logged(call: Call, outcome: Array | Refusal) -> bool:
+    """Has its line in the log: by its id, so that every server of a fleet chooses the same."""
+    served: Served = call.hosted.served
+    if not served.log_queries or isinstance(outcome, Refusal):
+        return served.log_queries
+    return traffic.place(_LOGGED + traffic.key(call.id, call.arrived_s)) < served.log_share
+
+
 def _said(call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) -> dict[str, Any]:
     """A query's line in the log."""
     ok = not isinstance(outcome, Refusal)
@@ -264,6 +290,7 @@ def _said(call: Call, ticket: Ticket, outcome: Array | Refusal, now_s: float) ->
         "took_ms": round((now_s - call.arrived_s) * 1e3, 3),
         "queue_ms": round((ticket.start_s - call.parsed_s) * 1e3, 3) if ok else None,
         "compute_ms": round((ticket.finish_s - ticket.start_s) * 1e3, 3) if ok else None,
+        **({"trace": f"{call.trace.trace_id:032x}"} if call.trace is not None else {}),
     }
 
 

@@ -35,6 +35,7 @@ from deeprecsys.serving.gate import Gate
 from deeprecsys.serving.grpc_queue import GrpcQueue, newest_server
 from deeprecsys.serving.looks import Looks
 from deeprecsys.serving.shared_memory import LongCopy, Reader
+from deeprecsys.serving.tracing import Trace
 from deeprecsys.serving.unix import private
 from deeprecsys.serving.unread import Unread
 
@@ -148,7 +149,7 @@ class Calls:
                 await self._receive(asked)
                 return self._handed_over(context, await method(asked))
             except Refusal as error:
-                self.plane.refused(error, query=name == "ModelInfer")
+                self._refused(asked, error, query=name == "ModelInfer")
                 refusal = error.with_traceback(None)  # which holds the message
             except _Answered as answered:
                 refusal = answered.refusal
@@ -157,7 +158,7 @@ class Calls:
             except Exception as error:
                 self.plane.fault(error, name)
                 refusal = Refusal(Reason.INTERNAL, "internal error")
-                self.plane.refused(refusal, query=name == "ModelInfer")
+                self._refused(asked, refusal, query=name == "ModelInfer")
             finally:
                 self._open -= 1
                 self.left(context)
@@ -175,6 +176,11 @@ class Calls:
 
     def left(self, context: Context) -> None:
         self._queue.leave(context, clock())
+
+    def _refused(self, asked: Asked, refusal: Refusal, *, query: bool) -> None:
+        trace = _traced(self.plane, asked.context, refusal) if query else None
+        _hand_on(trace, asked.context)
+        self.plane.refused(refusal, query=query, trace=trace, arrived_s=asked.arrived_s)
 
     def _handed_over(self, context: Context, reply: Any) -> bytes:
         answer = _serialized(reply)
@@ -439,9 +445,10 @@ class _Methods:
         except asyncio.CancelledError:
             query.leave()
             raise
+        assert query.call is not None
+        _hand_on(query.call.trace, asked.context)
         if isinstance(outcome, Refusal):
             raise _Answered(outcome)
-        assert query.call is not None
         return _answer(query.call, plane.named(query.call, outcome))
 
     def _take(
@@ -454,7 +461,25 @@ class _Methods:
         plane.check_model(call.model, call.version)
         call.arrived_s, call.until_s = asked.arrived_s, asked.until_s
         call.client = _client(asked.context.peer())
+        call.trace = _traced(plane, asked.context)
         query.offer(call)
+
+
+def _traced(plane: DataPlane, context: Context, refusal: Refusal | None = None) -> Trace | None:
+    if plane.tracing is None:
+        return None
+    sent = context.invocation_metadata() or ()
+
+    def said(name: str) -> str:
+        return ",".join(str(value) for other, value in sent if other == name)
+
+    return plane.tracing.begin(said("traceparent"), said("tracestate"), refusal)
+
+
+def _hand_on(trace: Trace | None, context: Context) -> None:
+    """In the metadata that follow the answer."""
+    if trace is not None:
+        context.set_trailing_metadata((("traceparent", trace.traceparent),))
 
 
 def _describer(probes: Calls) -> Any:

@@ -48,7 +48,8 @@ class Served:
 
     deadline_s: of a query that brings none (None: it has no deadline). admit: turn away at once
     what would be late. longest_s: of one request on one worker, before it counts as hung. weight:
-    of its share of the workers, beside other models.
+    of its share of the workers, beside other models. log_queries: a line of the log for a share,
+    log_share, of the queries that were answered, and for all others.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Served:
     longest_s: float = 30.0
     log_queries: bool = False
     weight: float = 1.0
+    log_share: float = 1.0
 
 
 class Hosted:
@@ -135,6 +137,7 @@ class Hosted:
                 priority=priority,
                 client=call.client,
                 admit=served.admit,
+                traced=call.trace is not None,
                 done=lambda answer: done(self._outcome(answer)),
             )
         except UserError as error:

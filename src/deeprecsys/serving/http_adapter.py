@@ -22,7 +22,7 @@ from typing import cast
 import numpy as np
 
 from deeprecsys.engine import Ticket
-from deeprecsys.protocol import wire
+from deeprecsys.protocol import trace_context, wire
 from deeprecsys.protocol.call import Call
 from deeprecsys.protocol.inflate import inflate
 from deeprecsys.protocol.reasons import Reason, Refusal
@@ -36,6 +36,7 @@ from deeprecsys.serving.http_routes import Answer
 from deeprecsys.serving.native import Handed, NativeHttp
 from deeprecsys.serving.shared_memory import LongCopy, Reader
 from deeprecsys.serving.site import Site
+from deeprecsys.serving.tracing import Trace
 from deeprecsys.serving.unix import peer_of
 
 _HEAD_BYTES = 16 << 10  # most of a request's head, and what is read beyond a body
@@ -412,12 +413,20 @@ class Connection(asyncio.BufferedProtocol):
         """Hands the query over; from the loop or a thread."""
         call.arrived_s = self._arrived_s
         call.client = _client(self.transport)
+        call.trace = self._traced(head)
         loop, done = self.loop, self._done
 
         def answered(outcome: Array | Refusal) -> None:  # in a worker's thread
             loop.call_soon_threadsafe(done, head, call, outcome)
 
         return self.site.plane.infer(call, answered)
+
+    def _traced(self, head: Head, refusal: Refusal | None = None) -> Trace | None:
+        tracing, headers = self.site.plane.tracing, head.headers
+        if tracing is None:
+            return None
+        parent, state = (headers.get(name, b"").decode("latin-1") for name in trace_context.HEADERS)
+        return tracing.begin(parent, state, refusal)
 
     def _taken(self, head: Head, ticket: Ticket | None, error: Exception | None) -> None:
         """A thread has handed the query over, or could not."""
@@ -453,7 +462,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._gone:
             pass
         elif isinstance(outcome, Refusal):
-            self._answer(routes.refused(outcome, call.id))
+            self._answer(routes.traced(routes.refused(outcome, call.id), call.trace))
         elif self._is_short(head, call, outcome):
             self._answer(self._scores(head, call, outcome))
         else:
@@ -483,7 +492,7 @@ class Connection(asyncio.BufferedProtocol):
         parts, encoding = wire.compress(parts, head.text(b"accept-encoding"))
         if encoding:
             headers.append((b"content-encoding", encoding.encode()))
-        return Answer(200, headers, parts)
+        return routes.traced(Answer(200, headers, parts), call.trace)
 
     def _fault(self, error: BaseException) -> None:
         """A fault of ours: said to the log, not to the client."""
@@ -498,8 +507,11 @@ class Connection(asyncio.BufferedProtocol):
         head = self._head
         asked = routes.asked_model(head.path) if head is not None else None
         model = asked[0] if asked is not None else ""
-        self.site.plane.refused(refusal, query=asked is not None, model=model)
-        self._answer(routes.refused(refusal), close=not keep)
+        trace = None if asked is None or head is None else self._traced(head, refusal)
+        self.site.plane.refused(
+            refusal, query=asked is not None, model=model, trace=trace, arrived_s=self._arrived_s
+        )
+        self._answer(routes.traced(routes.refused(refusal), trace), close=not keep)
 
     def _answer(self, answer: Answer, *, close: bool = False) -> None:
         head = self._head

@@ -11,7 +11,7 @@ import re
 
 import httptools
 
-from deeprecsys.protocol import wire
+from deeprecsys.protocol import trace_context, wire
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 
 _HEX = re.compile(rb"[0-9a-fA-F]{1,15}(?=;|$)")
@@ -23,8 +23,8 @@ _TURN = 256  # chunks that are read before others have their turn
 class Head:
     """A request's line and headers.
 
-    headers: names in lower case, the last of equal ones kept. length: None of a chunked body.
-    path: without scheme and host, where the target names them.
+    headers: names in lower case, the last of equal ones kept; of a trace's, all. length: None of a
+    chunked body. path: without scheme and host, where the target names them.
     """
 
     __slots__ = ("_parser", "_whole", "headers", "keep_alive", "length", "method", "old", "path")
@@ -90,6 +90,8 @@ class Head:
         name = name.lower()
         if name == b"transfer-encoding" and name in self.headers:
             raise ValueError("Transfer-Encoding is given twice")
+        if name in trace_context.HEADERS and name in self.headers:
+            value = self.headers[name] + b"," + value
         self.headers[name] = value
 
     def on_headers_complete(self) -> None:

@@ -17,6 +17,7 @@ from deeprecsys.protocol.tensors import Buffer
 from deeprecsys.serving import http_memory, keys
 from deeprecsys.serving.dataplane import DataPlane
 from deeprecsys.serving.page import CONTENT_SECURITY_POLICY
+from deeprecsys.serving.tracing import Trace
 
 Header = tuple[bytes, bytes]
 Page = Callable[[str], tuple[bytes, bytes]]  # of a URL's query: content type and body
@@ -45,6 +46,13 @@ def refused(refusal: Refusal, id: str = "") -> Answer:
         answer.headers.append((b"www-authenticate", b'Bearer, Basic realm="deeprecsys"'))
     if refusal.reason in _RETRIED:
         answer.headers.append((b"retry-after", b"1"))
+    return answer
+
+
+def traced(answer: Answer, trace: Trace | None) -> Answer:
+    """It says which span stands for its query."""
+    if trace is not None:
+        answer.headers.append((b"traceparent", trace.traceparent.encode()))
     return answer
 
 

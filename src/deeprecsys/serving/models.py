@@ -4,11 +4,10 @@ that clients are told. Values and choices only; `repository` loads and frees.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass, field, replace
 
 from deeprecsys.protocol.reasons import Reason, Refusal
-from deeprecsys.rules.traffic import takes_other
+from deeprecsys.rules.traffic import key, takes_other
 from deeprecsys.serving.hosted import Hosted
 
 LABELS = ("stable", "canary")
@@ -51,10 +50,9 @@ class Hosting:
         Refusal where there is no such version."""
         stable, traffic = self.stable, self.traffic
         assert traffic is not None
-        if version == "" and traffic.canary is not None:
-            key = id.encode() if id else struct.pack("<d", arrived_s)
-            if takes_other(key, traffic.share):
-                return self.versions[traffic.canary]
+        chosen = version == "" and traffic.canary is not None
+        if chosen and takes_other(key(id, arrived_s), traffic.share):
+            version = "canary"
         if version in ("", "stable"):
             return stable
         if version == "canary" and traffic.canary is not None:

@@ -274,7 +274,7 @@ def open_natively(
     failed: Callable[[BaseException], None],
 ) -> NativeHttp | None:
     """For what is served now. None: all queries need Python, or an option of the server does."""
-    if plane.bounds.client_qps is not None:
+    if plane.bounds.client_qps is not None or plane.tracing is not None:
         return None
     executors = {hosted: executor_of(hosted) for hosted in plane.hosted()}
     if not any(executors.values()):

@@ -39,11 +39,13 @@ from deeprecsys.serving.record import Recorder
 from deeprecsys.serving.repository import LOAD_SHARE, Configured, Repository, Source
 from deeprecsys.serving.site import Site
 from deeprecsys.serving.tls import Certificates
+from deeprecsys.serving.tracing import Tracing
 
 _encode = msgspec.json.Encoder().encode
 # After the time to drain, what was taken is answered within so long, and what is left is ended.
 FINISH_S = 3.0
 _SHOWN_S = 0.5
+_SPANS_S = 2.0  # in the end, for what a collector has not got yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +79,18 @@ class Server:
         load_share: float = LOAD_SHARE,
         read: Callable[[], tuple[Sequence[Source], Keys | None]] | None = None,
         recorder: Recorder | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """read: its files again, on SIGHUP or when an operator asks for it; UserError. recorder:
-        writes down what is asked, until the server ends."""
+        writes down what is asked, until the server ends. tracing: every query over HTTP then needs
+        Python."""
         self.served, self.log = sources[0].served, log
         self.address = address or Address()
         self.plane = DataPlane(tuple(source.served.name for source in sources), bounds, log)
         self.plane.keys = Keys.of(self.address.key)
         if recorder is not None:
             self.plane.recorder, self.plane.recent.heard = recorder, recorder.heard
+        self.plane.tracing = tracing
         self.certificates: Certificates | None = None
         if (certificate := self.address.certificate) is not None:
             pair = certificate, self.address.private_key
@@ -399,6 +404,9 @@ class Server:
             plane.recorder.close()
         if native is not None:
             native.close()
+        if plane.tracing is not None:
+            sent = await _ends(plane.tracing.close, _SPANS_S)
+            self.left_behind = self.left_behind or not sent
 
     def totals(self) -> dict[str, Any]:
         seen = self.plane.seen()
