@@ -319,7 +319,9 @@ def main() -> None:
     parser.add_argument("--disk", default=None, help="a folder with 8 GB free (default: /tmp)")
     options = parser.parse_args()
     chosen = {part.__name__: partial(part, options) for part in PARTS}
-    measure(chosen, options.only, RESULTS, __file__)
+    said = {name: getattr(options, name) for name in ("scale", "swaps", "reloads", "rounds")}
+    given = [f" --{k} {v:g}" for k, v in said.items() if v != parser.get_default(k)]
+    measure(chosen, options.only, RESULTS, __file__ + "".join(given))
 
 
 if __name__ == "__main__":
