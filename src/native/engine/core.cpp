@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <mutex>
+#include <span>
 #include <utility>
 
 #include "engine/clock.h"
@@ -26,7 +27,8 @@ using Guard = std::lock_guard<Lock>;
 struct Core::Bench {
   std::vector<Slice> pulled;
   std::vector<Slice> python;
-  std::vector<Slice> done;  // natively, to be forgotten
+  std::vector<Slice> done;       // natively, to be forgotten
+  std::vector<Slice> forgotten;  // nothing of theirs is used any more
   std::vector<Piece> pieces;
   std::vector<QueryId> expired;
   double watch_s = rules::kNever;
@@ -117,7 +119,7 @@ bool Core::Serve(Seat* seat, Host* host) {
   for (;;) {
     const Then then = Next(seat, state, &bench, host);
     for (const Slice& slice : bench.done) OwnerOf(slice)->Forget(slice.query);
-    bench.done.clear();
+    bench.forgotten.swap(bench.done);
     if (!bench.expired.empty()) host->Expired(bench.expired);
     if (bench.watch_s < rules::kNever) host->Watch(bench.watch_s);
     switch (then) {
@@ -144,8 +146,11 @@ bool Core::Serve(Seat* seat, Host* host) {
         host->Rest();
         sleepers_.gate(seat->number).Pass();
         break;
-      case Then::kLeave:
+      case Then::kLeave: {
+        const Guard guard(lock_);
+        Over(bench.forgotten);
         return true;
+      }
       case Then::kLost:
         return false;
     }
@@ -168,6 +173,8 @@ Core::Then Core::Next(Seat* seat, State state, Bench* bench, Host* host) {
     const Guard guard(lock_, std::adopt_lock);
     Over(bench->python);
     bench->python.clear();
+    Over(bench->forgotten);  // and not before, for whoever waits for that unmakes them
+    bench->forgotten.clear();
     if (IsLost(seat)) return Then::kLost;
     const double now = Now();
     if (!seat->executing.empty()) Finish(seat, bench, now);
@@ -211,7 +218,7 @@ bool Core::IsLost(Seat* seat) {
 }
 
 // They are executed no longer.
-void Core::Over(const std::vector<Slice>& slices) {
+void Core::Over(std::span<const Slice> slices) {
   for (const Slice& slice : slices) {
     --running_[slice.model];
     if (waiting_for_quiet_ != 0 && quiet(slice.model)) quiet_.notify_all();
@@ -253,6 +260,7 @@ void Core::Finish(Seat* seat, Bench* bench, double now) {
   if (bench->failed) {
     FailNative(seat->executing, Status::kFailed);
     for (const Slice& slice : seat->executing) OwnerOf(slice)->Late(slice);
+    Over(seat->executing);
   } else {
     ++executed[seat->number];
     busy_s[seat->number] += took_s;
@@ -264,9 +272,10 @@ void Core::Finish(Seat* seat, Bench* bench, double now) {
       if (rules_.Finish(slice.query, slice.hi - slice.lo)) {
         owner->Finish(slice.query, seat->number, now);
         bench->done.push_back(slice);
-      } else if (!rules_.IsOpen(slice.query)) {
-        owner->Late(slice);
+        continue;
       }
+      if (!rules_.IsOpen(slice.query)) owner->Late(slice);
+      Over({&slice, 1});
     }
     const Slice& first = seat->executing.front();
     const auto& policy = OwnerOf(first)->policy();
@@ -278,7 +287,6 @@ void Core::Finish(Seat* seat, Bench* bench, double now) {
       paces_[paces_at_++ % kPaces] = pace;
     }
   }
-  Over(seat->executing);
   seat->executing.clear();
   seat->began_s.store(0.0, std::memory_order_relaxed);
 }

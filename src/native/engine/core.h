@@ -11,6 +11,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <map>
+#include <span>
 #include <vector>
 
 #include "engine/lock.h"
@@ -122,7 +123,7 @@ class Core {
   bool ExecutePython(Seat* seat, Bench* bench, Host* host);
   void Finish(Seat* seat, Bench* bench, double now);
   void FailNative(const std::vector<Slice>& slices, Status status);
-  void Over(const std::vector<Slice>& slices);
+  void Over(std::span<const Slice> slices);
   bool quiet(Items model) { return rules_.OpenOf(model) == 0 && running_[model] == 0; }
   void SpinBriefly();
   bool nothing() const {
