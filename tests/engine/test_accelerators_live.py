@@ -163,7 +163,7 @@ def test_a_policy_may_leave_workers_idle(engine):
     schedule = Schedule(np.zeros(30), np.full(30, 8))
     one = engine.run(schedule, Policy(8, workers=1))
     assert set(one.worker) == {0}
-    both = engine.run(Schedule(np.zeros(400), np.full(400, 8)), Policy(8))
+    both = engine.run(Schedule(np.zeros(4000), np.full(4000, 8)), Policy(8))
     assert set(both.worker) == {0, 1}
 
 

@@ -103,3 +103,13 @@ def test_accelerators_are_the_first_model_s():
         pytest.raises(UserError, match="accelerators execute the first of several models"),
     ):
         Engine(model, workers_of=first, accelerators=["gtx-1080ti"])
+
+
+def test_a_thread_that_brings_a_model_computes_as_before_afterwards():
+    model = StubModel()
+    with (
+        Engine(model, 1, StubRuntime(), largest=8) as first,
+        Engine(model, runtime=StubRuntime(), largest=8, workers_of=first) as other,
+    ):
+        other.execute_here(model.example(3, np.random.default_rng(0)), POLICY)
+    assert np.float32(1e-40) * np.float32(1.0) != 0

@@ -15,7 +15,7 @@ import numpy as np
 
 from deeprecsys.core import DEFAULT_INDICES, FloatArray, UserError
 from deeprecsys.engine.pool import draw
-from deeprecsys.engine.process import enter_worker
+from deeprecsys.engine.process import as_worker, enter_worker
 from deeprecsys.machines.service_time import Profile, ServiceTime
 from deeprecsys.runtimes import Runtime, make_runtime, runtimes_of
 
@@ -142,9 +142,9 @@ def _request_seconds(
         ]
 
     if cores is None:
-        enter_worker(None)
-        runtime.enter_thread()
-        by_worker = [measure(0)]
+        with as_worker():
+            runtime.enter_thread()
+            by_worker = [measure(0)]
     else:
         by_worker = on_cores(cores, runtime.enter_thread, measure)
     by_turn = [[np.concatenate(seen) for seen in zip(*turn, strict=True)]

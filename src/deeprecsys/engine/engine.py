@@ -43,7 +43,7 @@ from deeprecsys.engine.overhead import measure_overhead
 from deeprecsys.engine.part import Part
 from deeprecsys.engine.pool import InputPool, Pool, draw_pool
 from deeprecsys.engine.power import Meter
-from deeprecsys.engine.process import Neighbours, engine_settings, enter_worker
+from deeprecsys.engine.process import Neighbours, as_worker, engine_settings
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
 from deeprecsys.machines.accelerators import Accelerator, check_names, cuda_number
 from deeprecsys.machines.service_time import ABOUT_MODEL, Profile, ServiceTime
@@ -415,13 +415,13 @@ class Engine:
         requests took in the thread that asks, which executes them all."""
         n = self.model.check(inputs)
         scores = self._answer.empty(n)
-        enter_worker(None)
-        self.runtime.enter_thread()
-        prepared = self.runtime.prepare(inputs, scores)
-        began_s = time.thread_time()
-        for lo, hi in requests(n, policy.uncut(n) if self.model.whole and n else policy):
-            self.runtime.execute(prepared, lo, hi)
-        return scores, time.thread_time() - began_s
+        with as_worker():
+            self.runtime.enter_thread()
+            prepared = self.runtime.prepare(inputs, scores)
+            began_s = time.thread_time()
+            for lo, hi in requests(n, policy.uncut(n) if self.model.whole and n else policy):
+                self.runtime.execute(prepared, lo, hi)
+            return scores, time.thread_time() - began_s
 
     def forget(self) -> None:
         """Once it is closed: lets go of the model, and of all that was made of it."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import numpy as np
 import psutil
 
 # Python hands the GIL over after this long. With the default of 5 ms a worker that comes back
@@ -60,6 +61,26 @@ def enter_worker(core: int | None) -> None:
     """What every thread that executes requests does first: its core, and its arithmetic."""
     pin_thread(core)
     flush_denormals()
+
+
+@contextmanager
+def as_worker() -> Iterator[None]:
+    """Lets a thread that is somebody else's execute requests as workers do; what it had set for
+    itself is as before afterwards."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        yield
+        return
+    flushes = not bool(np.float32(1e-40) * np.float32(1.0))
+    threads, gradients = torch.get_num_threads(), torch.is_grad_enabled()
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushes)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(gradients)
 
 
 def flush_denormals() -> None:
