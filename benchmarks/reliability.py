@@ -30,8 +30,8 @@ from deeprecsys.client.client import Client
 from deeprecsys.core import SLA, Policy, Records, Status
 from deeprecsys.models import Model, load_model
 from deeprecsys.serving.dataplane import Served
-from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
+from deeprecsys.serving.source import Source
 from rows import Row, asked, measure
 from served import HANGING, Bare, Host, ask_it_to_hang, bare, posted, served
 from turns import WORKLOAD

@@ -32,8 +32,8 @@ from deeprecsys.protocol import wire
 from deeprecsys.runtimes.stub import NoOp
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
-from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
+from deeprecsys.serving.source import Source
 
 ROWS = 1_000_000
 ANSWER = bytes(2_000)

@@ -13,8 +13,8 @@ from deeprecsys.engine import Engine
 from deeprecsys.protocol import wire
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
-from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
+from deeprecsys.serving.source import Source
 
 WAIT_S = 30
 
@@ -37,6 +37,13 @@ def serving(
         replace(bounds or Bounds(body_bytes=1 << 20), drain_s=drain_s),
         log, recorder=recorder, tracing=tracing,
     )  # fmt: skip
+    with running(server, wait=wait):
+        yield server
+
+
+@contextmanager
+def running(server, *, wait=True):
+    """The server, ready; ends it, and checks that it ended by itself."""
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -262,8 +262,8 @@ class Door:
         other: answers a share of them, by their ids."""
     def sample_every(self, every_s: float) -> None:
         """Keeps a query whole so often; infinity: none."""
-    def take_samples(self) -> list[tuple[int, float, int, bytes, bytes]]:
-        """Its service's number, when it came, bytes of its JSON head, its body, and its scores."""
+    def take_samples(self) -> list[tuple[int, float, int, bytes]]:
+        """Its service's number, when it came, bytes of its JSON head, and its body."""
     def run(self) -> None: ...
     def stop(self) -> None: ...
     def close(self) -> None: ...

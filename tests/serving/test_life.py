@@ -19,8 +19,8 @@ from deeprecsys.protocol.grpc_schema import SERVICE, message
 from deeprecsys.runtimes.stub import FixedTime
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
-from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
+from deeprecsys.serving.source import Source
 from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel, StubRuntime
 

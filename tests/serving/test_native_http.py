@@ -22,8 +22,8 @@ from deeprecsys.serving import http_adapter
 from deeprecsys.serving import native as native_http
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.dataplane import Served
-from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
+from deeprecsys.serving.source import Source
 from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel
 from waiting import until

@@ -20,8 +20,8 @@ from deeprecsys.protocol import wire
 from deeprecsys.protocol.reasons import Reason
 from deeprecsys.runtimes.stub import FixedTime, NoOp
 from deeprecsys.serving import http_adapter, unix
-from deeprecsys.serving.repository import Source
 from deeprecsys.serving.server import Address, Server
+from deeprecsys.serving.source import Source
 from serving_fixture import WAIT_S, Client, serving
 from stub_model import StubModel, StubRuntime
 from waiting import until

@@ -1,10 +1,12 @@
 """Versions of a model while it serves: loaded, switched between queries, rolled back, refused."""
 
+import gc
 import json
+import re
 import shutil
 import threading
 import time
-from contextlib import contextmanager
+import weakref
 
 import numpy as np
 import pytest
@@ -13,13 +15,16 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from deeprecsys.artifacts import OwnModel
 from deeprecsys.artifacts.versions import publish, versions
-from deeprecsys.cli.hosting import Entry
+from deeprecsys.cli.hosting import Entry, Tuned, check_accuracy
+from deeprecsys.core import UserError
 from deeprecsys.rules.traffic import takes_other
 from deeprecsys.serving.bounds import Bounds
 from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.server import Address, Server
 from own_models import scripted
+from serving_fixture import running
 
 pytestmark = pytest.mark.engine
 TOML = """
@@ -80,22 +85,12 @@ def log(event, **about):
         print(about["traceback"], flush=True)
 
 
-@contextmanager
 def serving(*entries, **bounds):
-    server = Server([entry.source(workers=2) if k == 0 else entry.source()
-                     for k, entry in enumerate(entries)],
-                    Address("127.0.0.1", 0, 0, key=KEYS), Bounds(drain_s=0.0, **bounds),
-                    log, 1.0)  # fmt: skip
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert server.ready.wait(WAIT_S)
-        assert server.failure is None
-        yield server
-    finally:
-        server.stop()
-        thread.join(WAIT_S)
-        assert not thread.is_alive()
+    """Yields the Server, ready."""
+    first, *others = entries
+    sources = [first.source(workers=2), *(entry.source() for entry in others)]
+    address, bounds = Address("127.0.0.1", 0, 0, key=KEYS), Bounds(drain_s=0.0, **bounds)
+    return running(Server(sources, address, bounds, log, load_share=1.0))
 
 
 @pytest.fixture(params=["http", "grpc"])
@@ -241,39 +236,41 @@ def test_a_shadow_is_compared_and_never_answers(ranker, client):
         until = time.monotonic() + WAIT_S
         while time.monotonic() < until:
             assert ask(who) == ("1", 1.0)
-            if server.repository.shadows()["ranker"].queries:
+            if server.repository.shadow("ranker").queries:
                 break
-        found = server.repository.shadows()["ranker"]
+        found = server.repository.shadow("ranker")
         assert found.queries
         assert found.difference == pytest.approx(4.0)
 
 
-def refused(who, said, **config):
-    with pytest.raises(InferenceServerException, match=said):
+def refusal(who, **config):
+    """Why a load was refused; what served is as it was."""
+    with pytest.raises(InferenceServerException) as refused:
         who.load_model("ranker", config=json.dumps(config), headers={**BRINGS})
-    assert ask(who) == ("1", 1.0), "what served is as it was"
+    assert ask(who) == ("1", 1.0)
+    return refused.value.message()
 
 
 def test_what_does_not_pass_never_serves(ranker, client):
     with serving(Entry(str(ranker), slower=SLOWER)) as server:
         who = client(server)
-        refused(who, "has no version '7'; there are: 1", version="7")
+        assert "has no version '7'; there are: 1" in refusal(who, version="7")
         add(ranker, Wider(), TOML.replace("[4]", "[6]"))
-        refused(who, r"has other inputs than version 1 \(x: FP32\[4\], now FP32\[6\]\)")
+        assert "has other inputs than version 1 (x: FP32[4], now FP32[6])" in refusal(who)
         shutil.rmtree(ranker / "2")
         add(ranker, Scaled(float("nan")))
-        refused(who, "not a number")
+        assert "not a number" in refusal(who)
         file = ranker / "2" / "model.pt"
         body = bytearray(file.read_bytes())
         body[len(body) // 2] ^= 1
         file.write_bytes(body)
-        refused(who, "is not what manifest.json says")
+        assert "is not what manifest.json says" in refusal(who)
         state, reason = index(who)["2"]
         assert state == "UNAVAILABLE"
         assert "manifest.json" in reason
-        refused(who, "label is stable, canary, shadow", label="other")
-        refused(who, "from 0 to 1", share=2)
-        refused(who, "unknown parameter 'shares'", shares=0.5)
+        assert "label is stable, canary, shadow" in refusal(who, label="other")
+        assert "from 0 to 1" in refusal(who, share=2)
+        assert "unknown parameter 'shares'" in refusal(who, shares=0.5)
         with pytest.raises(InferenceServerException, match="load another version first"):
             who.unload_model("ranker", headers={**BRINGS})
         with pytest.raises(InferenceServerException, match="unknown model 'other'; served: ranker"):
@@ -284,7 +281,7 @@ def test_a_slower_version_does_not_serve_unless_it_is_forced(ranker, client):
     add(ranker, Scaled(2, rounds=60))
     with serving(Entry(str(ranker), version="1")) as server:
         who = client(server)
-        refused(who, "takes .* times as long as version 1", version="2")
+        assert re.search("takes .* times as long as version 1", refusal(who, version="2"))
         who.load_model(
             "ranker", config=json.dumps({"version": "2", "force": True}), headers={**BRINGS}
         )
@@ -295,7 +292,49 @@ def test_too_little_memory_is_said_before_anything_is_read(ranker, client, monke
     add(ranker, Scaled(2))
     with serving(Entry(str(ranker), slower=SLOWER, version="1")) as server:
         monkeypatch.setattr("deeprecsys.serving.repository.available_bytes", lambda: 10)
-        refused(client(server), "MB are free: unload a version first", version="2")
+        assert "MB are free: unload a version first" in refusal(client(server), version="2")
+        assert server.repository.events("ranker") == [], "nothing was begun"
+
+
+def test_a_shadow_stays_however_few_versions_are_kept(ranker, client):
+    add(ranker, Scaled(2))
+    with serving(Entry(str(ranker), slower=SLOWER, version="1", keep=0)) as server:
+        who = client(server)
+        shadow = json.dumps({"version": "2", "label": "shadow"})
+        who.load_model("ranker", config=shadow, headers={**BRINGS})
+        assert set(index(who)) == {"1", "2"}
+        add(ranker, Scaled(3))
+        who.load_model("ranker", headers={**BRINGS})
+        assert ask(who) == ("3", 3.0)
+        assert set(index(who)) == {"2", "3"}
+        who.load_model("ranker", config=json.dumps({"version": "2"}), headers={**BRINGS})
+        assert server.repository.shadow("ranker") is None, "it answers now"
+
+
+def test_a_version_is_in_memory_once_and_gone_when_it_is_freed(ranker):
+    add(ranker, Scaled(2))
+    entry = Entry(str(ranker), slower=SLOWER, version="1", keep=0)
+    entry.check()
+    with serving(entry) as server:
+        own = [one for one in gc.get_objects() if type(one) is OwnModel and one.path.parent
+               == ranker / "1"]  # fmt: skip
+        assert len(own) == 1
+        model = weakref.ref(own.pop())
+        with triton_http.InferenceServerClient(f"127.0.0.1:{server.http_port}") as who:
+            who.load_model("ranker", config='{"version": "2"}', headers={**BRINGS})
+        gc.collect()
+        assert model() is None
+
+
+def test_a_file_that_is_read_again_does_not_open_what_is_served(ranker):
+    before = Entry(str(ranker), name="a")
+    before.check()
+    weighed = Entry(str(ranker), name="a", weight=3.0, batch_size=32).like(before)
+    weighed.check()
+    assert weighed.seen is before.seen
+    assert weighed.served.weight == 3.0
+    other = Entry(str(ranker), name="a", query_inputs=False).like(before)
+    assert other.seen is not before.seen
 
 
 def test_half_written_versions_are_not_seen(ranker):
@@ -335,3 +374,30 @@ def test_two_models_have_one_set_of_workers_and_each_its_own_counts(ranker, tmp_
             1,
             1,
         ]
+
+
+class Executed:
+    """Scores so far from those of an exact model."""
+
+    def __init__(self, apart, exact=None):
+        self.apart, self.exact = apart, exact
+
+    def example(self, n, rng):
+        return {"x": rng.random((n, 4))}
+
+    def reference(self, inputs):
+        return inputs["x"].sum(1) + self.apart
+
+
+@pytest.mark.parametrize(("apart", "passes"), [(0.003, True), (0.03, False)])
+def test_other_weights_are_held_to_how_far_the_guard_saw_scores_move(tmp_path, apart, passes):
+    guard = {"accuracy": "99", "drift": {"largest": 0.002}}
+    (tmp_path / "policy.json").write_text(json.dumps({"policy": {"batch_size": 8}, "guard": guard}))
+    tuned = Tuned.read(str(tmp_path / "policy.json"), None)
+    said = None
+    try:
+        check_accuracy(Executed(apart, exact=Executed(0.0)), tuned)
+    except UserError as error:
+        said = str(error)
+    assert (said is None) is passes
+    assert passes or "0.0300 from the exact ones, and 0.0020 where the policy was chosen" in said

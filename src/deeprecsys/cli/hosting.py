@@ -13,16 +13,32 @@ from typing import TYPE_CHECKING, Any, Self
 
 from deeprecsys.cli import options as opt
 from deeprecsys.cli.which import Own, Published, which
-from deeprecsys.core import SLA, Policy, Servable, UserError
+from deeprecsys.core import SLA, Execution, Policy, Servable, UserError
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Engine
     from deeprecsys.serving.dataplane import Served
-    from deeprecsys.serving.repository import Source
+    from deeprecsys.serving.source import Source
 
 # Not "auto": what is measured fastest alone may hold the GIL that reading requests needs.
 _RUNTIME = "torchscript"
 _FIRST = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What there is to know of a model without holding it. made: what a published one's weights
+    depend on."""
+
+    name: str
+    target: SLA | None
+    published: bool
+    memory_bytes: int
+    made: Mapping[str, Any]
+
+
+# Of an entry, what says which model it is.
+_OF_MODEL = ("model", "trust", "scale", "variant", "seed", "query_inputs", "version")
 
 
 @dataclass(frozen=True)
@@ -68,18 +84,20 @@ class Entry:
             raise UserError(f"{self.where}--log-share is of the log of queries: give --log-queries")
         if self.keep < 0:
             raise UserError(f"{self.where}keep must not be negative")
-        model = self.first
-        if isinstance(model, Published):
-            opt.check_runtime(self.tuned.runtime or _RUNTIME)
+        seen, tuned = self.seen, self.tuned
+        if self.policy:  # again, now that it is known whose it has to be
+            Tuned.read(self.policy, None if self._folder else seen.name, seen.made)
+        if seen.published:
+            opt.check_runtime(tuned.runtime or _RUNTIME)
             if self.accelerator:
-                opt.check_cores_alone(model.execution)
+                opt.check_cores_alone(tuned.policy.execution)
         elif self.accelerator:
             raise UserError("a model of your own runs on the cores: leave out --accelerator")
-        _check_accelerators(self.accelerator, self.tuned.policy)
+        _check_accelerators(self.accelerator, tuned.policy)
 
     @cached_property
     def served_as(self) -> str:
-        return self.name or (Path(self.model).name if self._folder else self.first.name)
+        return self.name or (Path(self.model).name if self._folder else self.seen.name)
 
     @cached_property
     def _folder(self) -> Path | None:
@@ -97,9 +115,31 @@ class Entry:
         return (_FIRST,) if self._folder is None else versions(self._folder)
 
     @cached_property
-    def first(self) -> Published | Own:
-        """As it is to be executed, not loaded yet."""
-        return self.which(self._begins)
+    def seen(self) -> Seen:
+        """What is known of the model. A user's own is opened for that, and served then."""
+        model = self.which(self._begins)
+        self._opened.append(model)
+        return Seen(model.name, model.target, isinstance(model, Published), model.memory_bytes,
+                    _made(model))  # fmt: skip
+
+    @cached_property
+    def _opened(self) -> list[Published | Own]:
+        """The version to begin with, until it is served."""
+        return []
+
+    def like(self, other: Entry | None) -> Self:
+        """The same, which need not open its model where the other has: they differ in how it is
+        served alone."""
+        alike = other is not None and all(
+            getattr(self, name) == getattr(other, name) for name in _OF_MODEL
+        )
+        if alike and other is not None and self._execution == other._execution:
+            self.__dict__["seen"] = other.seen  # in place of what would be found out
+        return self
+
+    @property
+    def _execution(self) -> Execution:
+        return self._chosen.policy.execution
 
     @property
     def _begins(self) -> str:
@@ -116,30 +156,32 @@ class Entry:
         return self.version or offered[-1]
 
     def which(self, version: str) -> Published | Own:
+        """As it is to be executed. UserError where it cannot be, or where there is no room."""
         path = self.model if self._folder is None else str(self._folder / version)
         model = which(path, trust=self.trust, scale=self.scale, variant=self.variant,
                       seed=self.seed)  # fmt: skip
-        model.check()
-        model = replace(model, execution=self._tuned(model).policy.execution)
+        model = replace(model, execution=self._execution)
         if isinstance(model, Published):
+            model.check()
             model = replace(model, query_inputs=self.query_inputs and model.of_user)
         model.check()
         return model
 
     @cached_property
+    def _chosen(self) -> Tuned:
+        """As its file says, or the options."""
+        tuned = Tuned.read(self.policy, None) if self.policy else Tuned()
+        return replace(tuned, policy=self._policy(tuned))
+
+    @cached_property
     def tuned(self) -> Tuned:
         """Policy, target and runtime."""
-        tuned = self._tuned(self.first)
-        sla = opt.asked_target(tuned.sla or self.first.target, self.sla_ms, self.percentile)
+        tuned, seen = self._chosen, self.seen
+        sla = opt.asked_target(tuned.sla or seen.target, self.sla_ms, self.percentile)
         if sla is None:
             raise UserError(f"{self.where}{opt.NO_TARGET}")
-        usual = _RUNTIME if isinstance(self.first, Published) else "auto"
+        usual = _RUNTIME if seen.published else "auto"
         return replace(tuned, sla=sla, runtime=self.runtime or tuned.runtime or usual)
-
-    def _tuned(self, model: Published | Own) -> Tuned:
-        name = model.name if self._folder is None else None
-        tuned = Tuned.read(self.policy, name, _made(model)) if self.policy else Tuned()
-        return replace(tuned, policy=self._policy(tuned))
 
     def _policy(self, tuned: Tuned) -> Policy:
         """As its file says, or the options."""
@@ -171,7 +213,7 @@ class Entry:
 
     def source(self, **engine: Any) -> Source:
         """engine: more of what an engine is told, where this is the first model."""
-        from deeprecsys.serving.repository import Limits, Source
+        from deeprecsys.serving.source import Limits, Source
 
         return Source(
             self.served,
@@ -185,7 +227,7 @@ class Entry:
     def _bytes(self, version: str) -> int:
         """Of memory that a version takes, about; it is not opened for that."""
         if self._folder is None:
-            return self.first.memory_bytes
+            return self.seen.memory_bytes
         return sum(f.stat().st_size for f in (self._folder / version).rglob("*") if f.is_file())
 
     def _open(
@@ -196,9 +238,10 @@ class Entry:
 
         if self._folder is not None:
             check(self._folder / version)
-        loaded = self.which(version).load()
-        self._check_weights(loaded, first=workers_of is None or version == self._begins)
-        tuned = self.tuned
+        begins = version == self._begins
+        opened = self._opened.pop() if begins and self._opened else self.which(version)
+        loaded, tuned = opened.load(), self.tuned
+        self._check_weights(loaded, first=workers_of is None or begins)
         assert tuned.sla is not None
         own = more if workers_of is None else {"max_queued_items": more.get("max_queued_items")}
         return Engine(
@@ -219,10 +262,10 @@ class Entry:
                 f"{self.policy} was chosen for weights {tuned.weights}, {self.served_as} here has "
                 f"{found}: tune again, or serve the model that it was chosen for"
             )
-        _check_accuracy(model, tuned)
+        check_accuracy(model, tuned)
 
 
-def _check_accuracy(model: Servable, tuned: Tuned) -> None:
+def check_accuracy(model: Servable, tuned: Tuned) -> None:
     """UserError where a reduced execution moves the scores of other weights further than it moved
     those that the policy was chosen for."""
     import numpy as np
@@ -292,7 +335,15 @@ class Tuned:
             target,
             raw.get("runtime"),
             about.get("weights"),
+            _largest(raw.get("guard")),
         )
+
+
+def _largest(guard: Any) -> float | None:
+    """How far the guard saw scores move at most, of a policy that it has let pass."""
+    drift = guard.get("drift") if isinstance(guard, dict) else None
+    largest = drift.get("largest") if isinstance(drift, dict) else None
+    return float(largest) if isinstance(largest, int | float) else None
 
 
 def _check_accelerators(accelerators: Sequence[str], policy: Policy) -> None:
@@ -303,4 +354,4 @@ def _check_accelerators(accelerators: Sequence[str], policy: Policy) -> None:
         raise UserError("this policy offloads: give the --accelerator, or another policy")
 
 
-__all__ = ["Entry", "Tuned"]
+__all__ = ["Entry", "Tuned", "check_accuracy"]

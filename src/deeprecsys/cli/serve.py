@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,8 +25,8 @@ from deeprecsys.serving.keys import Keys
 if TYPE_CHECKING:
     from deeprecsys.serving.bounds import Bounds
     from deeprecsys.serving.record import Recorder
-    from deeprecsys.serving.repository import Source
     from deeprecsys.serving.server import Server
+    from deeprecsys.serving.source import Source
 
 NAME = "serve"
 _POSITIVE = (
@@ -219,11 +220,13 @@ def run(wanted: Wanted) -> int:
     return 0
 
 
-def _read(asked: Wanted) -> tuple[Wanted, list[Entry], Keys | None]:
-    """What the options and the files that they name say; UserError where that is wrong."""
+def _read(asked: Wanted, before: Sequence[Entry] = ()) -> tuple[Wanted, list[Entry], Keys | None]:
+    """What the options and the files that they name say; UserError where that is wrong. before:
+    the same, read before: models that are served already are not opened."""
     wanted, entries = _entries(asked)
+    known = {(entry.model, entry.name): entry for entry in before}
     for entry in entries:
-        entry.check()
+        entry.like(known.get((entry.model, entry.name))).check()
     names = [entry.served_as for entry in entries]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -297,9 +300,14 @@ def _server(wanted: Wanted, entries: list[Entry], keys: Keys | None, asked: Want
             *(entry.source(max_queued_items=wanted.max_queued_items) for entry in others),
         ]
 
+    served = entries
+
     def read_again() -> tuple[list[Source], Keys | None]:
-        _, entries, keys = _read(asked)
-        return sources(entries), keys
+        nonlocal served
+        _, entries, keys = _read(asked, served)
+        found = sources(entries)
+        served = entries
+        return found, keys
 
     return Server(
         sources(entries),

@@ -47,7 +47,7 @@ from deeprecsys.engine.process import Neighbours, as_worker, engine_settings
 from deeprecsys.engine.profiler import Grid, busy_levels, measure, powers_of_two
 from deeprecsys.machines.accelerators import Accelerator, check_names, cuda_number
 from deeprecsys.machines.service_time import ABOUT_MODEL, Profile, ServiceTime
-from deeprecsys.rules.admission import Admission
+from deeprecsys.rules.admission import Admission, in_time
 from deeprecsys.rules.dispatch import requests
 from deeprecsys.runtimes import Device, Native, Runtime, Scores
 
@@ -243,6 +243,11 @@ class Engine:
     def weigh(self, weight: float) -> None:
         """Its share of the workers that it has in common with others."""
         self._open_part().weigh(weight)
+
+    def aim(self, percentile: float) -> None:
+        """At another one: so many of the queries admitted from now on shall be in time."""
+        if (admission := self._open_part().admission) is not None:
+            admission.in_time = in_time(percentile)
 
     def beside(self, model: Servable) -> Engine:
         """Another engine, not yet entered, on the same cores: of the same model otherwise executed.

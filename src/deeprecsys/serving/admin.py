@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
-from deeprecsys.serving.repository import Asked, Repository
+from deeprecsys.serving.repository import Repository
+from deeprecsys.serving.source import Asked
 
 LABELS = ("stable", "canary", "shadow")
 _WORDS = ("version", "label", "share", "force")

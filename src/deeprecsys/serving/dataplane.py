@@ -81,7 +81,7 @@ class DataPlane:
     def open(self) -> None:
         """All of its models are here."""
         self.state = "ready"
-        self.observed.workers = self.serving().workers
+        self.observed.workers = next(self.hosted()).engine.workers
 
     @property
     def engine(self) -> Engine | None:
@@ -156,7 +156,7 @@ class DataPlane:
         self.observed.finished(call, ticket, outcome, now_s)
         call.hosted.finished(call, ticket, outcome, now_s)
         if not isinstance(outcome, Refusal):
-            self.recent.add(call, outcome)
+            self.recent.add(call)
             if self.recorder is not None:
                 one = np.array([call.arrived_s]), np.array([len(outcome)])
                 self.recorder.answered(call.model, *one)
@@ -213,14 +213,12 @@ class DataPlane:
         if refusal.reason.status >= 500:
             self.log("failed", id=id, status=refusal.reason.status, why=refusal.message)
 
-    def serving(self) -> Engine:
-        """The engine whose workers all models have; Refusal unless it takes queries."""
-        engine = self.engine
-        if engine is None:
+    def serving(self) -> None:
+        """Refusal unless queries are taken."""
+        if self.state == "starting":
             raise Refusal(Reason.UNAVAILABLE, "the model is being loaded")
         if self.state == "ended":
             raise Refusal(Reason.UNAVAILABLE, "the server is shutting down")
-        return engine
 
     def has_model(self, name: str, version: str = "") -> bool:
         try:

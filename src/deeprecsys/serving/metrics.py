@@ -21,6 +21,7 @@ from deeprecsys.serving.observed import Histogram, size_label
 
 if TYPE_CHECKING:
     from deeprecsys.engine import Load
+    from deeprecsys.serving.shadow import Compared
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,6 +45,10 @@ class _Collector:
         if plane.engine is None:  # nothing is loaded yet
             for name in plane.models:
                 found.add("deeprecsys_ready", {"model": name, "version": VERSION}, 0.0)
+        for hosting in plane.models.values():
+            compared = plane.repository.shadow(hosting.name) if plane.repository else None
+            if compared is not None and hosting.shadow is not None:
+                _of_shadow(found, hosting.name, hosting.shadow, compared)
         for reason, count in plane.of_no_model.items():
             if count:
                 labels = {"model": "", "version": "", "reason": reason.name}
@@ -119,6 +124,13 @@ def _of_version(found: _Found, hosted: Hosted, plane: DataPlane) -> None:
         found.add("deeprecsys_queued_items", model, load.queued_items)
 
 
+def _of_shadow(found: _Found, name: str, version: str, compared: Compared) -> None:
+    model = {"model": name, "version": version}
+    found.add("deeprecsys_shadow_queries", model, compared.queries)
+    found.add("deeprecsys_shadow_difference", model, compared.difference)
+    found.add("deeprecsys_shadow_slower", model, compared.slower)
+
+
 def _of_workers(found: _Found, load: Load) -> None:
     """Which all models have in common."""
     found.add("deeprecsys_workers_replaced", {}, len(load.lost_workers))
@@ -160,6 +172,9 @@ _WHAT = {
     "deeprecsys_ready": ("1 if it takes queries.", _GAUGE),
     "deeprecsys_version_share": ("Of a model's queries, those that a version answers.", _GAUGE),
     "deeprecsys_queued_items": ("Items that wait for a worker.", _GAUGE),
+    "deeprecsys_shadow_queries": ("Compared with the version that serves.", _COUNTER),
+    "deeprecsys_shadow_difference": ("Of scores, the most that was seen.", _GAUGE),
+    "deeprecsys_shadow_slower": ("p95 of a query over that of the version that serves.", _GAUGE),
     "deeprecsys_workers_replaced": ("Died or hung.", _COUNTER),
     "deeprecsys_worker_busy_seconds": ("In requests, cumulative.", _COUNTER),
     "deeprecsys_device_present": ("1 if it takes queries.", _GAUGE),

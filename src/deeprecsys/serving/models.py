@@ -31,6 +31,7 @@ class Hosting:
     name: str
     versions: dict[str, Hosted] = field(default_factory=dict)
     traffic: Traffic | None = None
+    shadow: str | None = None  # a version that is held against the stable one, and answers nobody
     loading: str = ""  # a version that is being loaded
     failed: dict[str, str] = field(default_factory=dict)  # why, by version
 

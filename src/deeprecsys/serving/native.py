@@ -226,9 +226,9 @@ class NativeHttp:
             with suppress(EngineClosed):
                 own = rows[rows["service"] == number]
                 self._learn(hosted, hosted.engine.learn(_promises(own)))
-        for number, arrived_s, json_bytes, body, scores in self._door.take_samples():
+        for number, *sample in self._door.take_samples():
             if (kept := self._services.get(number)) is not None:
-                self._plane.recent.add_native(kept, arrived_s, json_bytes, body, scores)
+                self._plane.recent.add_native(kept.name, *sample)  # type: ignore[arg-type]
 
     def _write_down(self) -> NDArray[Any]:
         rows = np.frombuffer(self._door.take_answered(), ANSWERED)
@@ -279,7 +279,7 @@ def open_natively(
     executors = {hosted: executor_of(hosted) for hosted in plane.hosted()}
     if not any(executors.values()):
         return None
-    native = NativeHttp(plane, plane.serving().core, take, failed)
+    native = NativeHttp(plane, next(iter(executors)).engine.core, take, failed)
     for hosted, executor in executors.items():
         native.add(hosted, executor)
     for model in plane.models.values():

@@ -16,11 +16,9 @@ import numpy as np
 
 from deeprecsys.core import Inputs
 from deeprecsys.protocol import wire
-from deeprecsys.protocol.tensors import Array
 
 if TYPE_CHECKING:
     from deeprecsys.protocol.call import Call
-    from deeprecsys.serving.hosted import Hosted
 
 # One every so often is kept, whether it is written down or not: what that costs is a copy.
 EVERY_S = 0.25
@@ -29,17 +27,15 @@ _QUERIES, _BYTES = 64, 64 << 20  # of one model
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A query of a model's version, and its answer. arrived_s: on the server's clock."""
+    """A query of a model. arrived_s: on the server's clock."""
 
     model: str
-    version: str
     arrived_s: float
     inputs: Inputs
-    scores: Array
 
     @property
     def bytes(self) -> int:
-        return self.scores.nbytes + sum(column.nbytes for column in self.inputs.values())
+        return sum(column.nbytes for column in self.inputs.values())
 
 
 class Recent:
@@ -55,24 +51,23 @@ class Recent:
         """The oldest first."""
         return list(self._of.get(model, ()))
 
-    def add(self, call: Call, scores: Array) -> None:
+    def forget(self, model: str) -> None:
+        self._of.pop(model, None)
+
+    def add(self, call: Call) -> None:
         """One that was answered; kept if its turn has come."""
         if call.arrived_s - self._kept_s >= self.every_s:
             self._kept_s = call.arrived_s
             inputs = {name: np.array(column) for name, column in call.inputs.items()}
-            self._keep(call.hosted, call.arrived_s, inputs, np.array(scores))
+            self._keep(Kept(call.hosted.name, call.arrived_s, inputs))
 
-    def add_native(
-        self, hosted: Hosted, arrived_s: float, json_bytes: int, body: bytes, scores: bytes
-    ) -> None:
+    def add_native(self, model: str, arrived_s: float, json_bytes: int, body: bytes) -> None:
         """One that the core has kept."""
-        call = wire.parse(hosted.name, hosted.version, memoryview(body), json_bytes)
-        rows = np.frombuffer(scores, np.float32).reshape(-1, hosted.answer.columns)
-        self._keep(hosted, arrived_s, call.inputs, rows)
+        call = wire.parse(model, "", memoryview(body), json_bytes)
+        self._keep(Kept(model, arrived_s, call.inputs))
 
-    def _keep(self, hosted: Hosted, arrived_s: float, inputs: Inputs, scores: Array) -> None:
-        kept = Kept(hosted.name, hosted.version, arrived_s, inputs, scores)
-        queue = self._of.setdefault(hosted.name, deque(maxlen=_QUERIES))
+    def _keep(self, kept: Kept) -> None:
+        queue = self._of.setdefault(kept.model, deque(maxlen=_QUERIES))
         queue.append(kept)
         while len(queue) > 1 and sum(one.bytes for one in queue) > _BYTES:
             queue.popleft()

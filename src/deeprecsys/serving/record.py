@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -21,12 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deeprecsys.core import UserError
+from deeprecsys.serving.lowly import be_lowly
 from deeprecsys.serving.recent import Kept
 
 _WAITING = 16  # queries that wait to be written
 _LATE_S = 10.0  # a query takes no longer: then its row's place is known
 _FLUSH_S = 1.0
 _ROWS = 4_000_000  # of a schedule
+# Of one core, what writing may take, and seconds that it may be ahead: long queries cost a tenth of
+# a second each as JSON.
+_SHARE, _AHEAD_S = 0.005, 0.2
 _encode = msgspec.json.Encoder().encode
 
 
@@ -50,7 +55,7 @@ class Recorder:
             _opened(path or "").close()
         self._of: dict[str, _Queries] = {}
         self._kept: SimpleQueue[Kept] = SimpleQueue()
-        self._over = threading.Event()
+        self._over, self._began_s = threading.Event(), time.monotonic()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 
@@ -69,6 +74,7 @@ class Recorder:
         self._thread.join()
 
     def _run(self) -> None:
+        be_lowly()
         try:
             while not self._over.wait(_FLUSH_S):
                 self._write()
@@ -84,7 +90,8 @@ class Recorder:
     def _write(self) -> None:
         while not self._kept.empty():
             kept = self._kept.get()
-            self._queries(kept.model).add(kept)
+            if time.thread_time() < _AHEAD_S + _SHARE * (time.monotonic() - self._began_s):
+                self._queries(kept.model).add(kept)
         if self._schedule is not None:
             self._schedule.flush(-_LATE_S)
 

@@ -11,90 +11,35 @@ from __future__ import annotations
 
 import gc
 import math
-import os
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import replace
 from queue import SimpleQueue
-from typing import Any, Self
+from typing import Any
 
-from deeprecsys._native import Pacer
 from deeprecsys.core import UserError
 from deeprecsys.engine import Engine
 from deeprecsys.models.memory import available_bytes
 from deeprecsys.protocol.reasons import Reason, Refusal, invalid
 from deeprecsys.serving.dataplane import DataPlane
-from deeprecsys.serving.hosted import VERSION, Hosted, Served, clock
+from deeprecsys.serving.hosted import Hosted, Served, clock
+from deeprecsys.serving.lowly import areas, be_lowly, give_back_slowly, paced
 from deeprecsys.serving.models import Hosting, Traffic
 from deeprecsys.serving.native import executor_of
 from deeprecsys.serving.shadow import Compared, compare
+from deeprecsys.serving.source import Asked, Configured, Limits, Source
 from deeprecsys.serving.warming import warm_up
 
 # Of a version that is not in use yet: its requests go behind everybody's.
 _LOADING = 0.01
 _EVENTS = 50
-_NICE = 19
-# Of one core, what loading may take: memory and caches are everybody's, whatever the priority.
+# Of one core, what loading may take.
 LOAD_SHARE = 0.1
-_POLL_S, _GRACE_S, _FREE_S = 0.02, 1.0, 60.0
-_CHUNK, _PAUSE_S = 8 << 20, 1e-3  # of memory that is given back
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a new version must keep to. slower: its p95 over that of the version it is to replace,
-    both of the same queries; None: any. kept: versions in memory beside the one that serves."""
-
-    slower: float | None = 1.5
-    kept: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a model's versions come from.
-
-    open: a version, on the workers of an engine (None: the first), with a weight; UserError.
-    versions: those that may be loaded, the newest last. bytes: of memory that one will take.
-    """
-
-    served: Served
-    open: Callable[[str, Engine | None, float], Engine]
-    versions: Callable[[], Sequence[str]] = lambda: (VERSION,)
-    bytes: Callable[[str], int] = lambda version: 0
-    start: str | None = None  # the version to begin with; None: the newest
-    limits: Limits = field(default_factory=Limits)
-
-    @classmethod
-    def one(cls, served: Served, open: Callable[[], Engine]) -> Self:
-        """A model of one version, that has the workers of its engine for itself."""
-        return cls(served, lambda version, workers_of, weight: open())
-
-
-@dataclass(frozen=True, slots=True)
-class Configured:
-    """What a server's files say, read again. apply: of what is not the models'; in the event loop's
-    thread, before those; UserError, and nothing is changed."""
-
-    sources: Sequence[Source]
-    apply: Callable[[], None] = lambda: None
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a load asks for. version: the newest, unless said. label: "stable", to put it in the
-    place of the one that serves; "canary", to have it answer a share of the queries; "shadow", to
-    be held against the other over what is kept of the traffic, and never to answer. force: whatever
-    its limits say."""
-
-    version: str = ""
-    label: str = "stable"
-    share: float = 0.0
-    force: bool = False
+_POLL_S, _GRACE_S, _FREE_S, _SHADOW_S = 0.02, 1.0, 60.0, 0.25
 
 
 class Repository:
@@ -117,7 +62,7 @@ class Repository:
         self._sources = {source.served.name: source for source in sources}
         self._asked: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._loader: threading.Thread | None = None
-        self._undone = 0  # of what was asked
+        self._futures: list[Future[None]] = []  # of what was asked
         self._events: dict[str, deque[dict[str, Any]]] = {}
         self._shadows: dict[str, Compared] = {}
         self._closed = False
@@ -153,14 +98,15 @@ class Repository:
         """What happened to a model's versions, the latest last."""
         return list(self._events.get(name, ()))
 
-    def shadows(self) -> dict[str, Compared]:
-        """By model, what is known of the version that is held against the one that serves."""
-        return dict(self._shadows)
+    def shadow(self, name: str) -> Compared | None:
+        """What is known of a model's version that is held against the one that serves."""
+        model = self._plane.models.get(name)
+        return self._shadows.get(name) if model is not None and model.shadow is not None else None
 
     @property
     def busy(self) -> bool:
         """Does it load or unload?"""
-        return self._undone > 0
+        return not all(done.done() for done in self._futures)
 
     def submit(self, act: Callable[[], None]) -> Future[None]:
         """Does one after the other of what is asked for, in one thread: `load` and `unload`. In the
@@ -174,19 +120,17 @@ class Repository:
                 done.set_exception(error)
             else:
                 done.set_result(None)
-            finally:
-                self._undone -= 1
 
         if self._loader is None:
             self._loader = threading.Thread(target=self._work, name="loader", daemon=True)
             self._loader.start()
-        self._undone += 1
+        self._futures = [one for one in self._futures if not one.done()] + [done]
         self._asked.put(run)
         return done
 
     def _work(self) -> None:
         """One thread for all, so that what malloc keeps for it is kept once."""
-        _be_lowly()
+        be_lowly()
         while not self._closed:
             self._asked.get()()
 
@@ -201,7 +145,7 @@ class Repository:
         if hosted is None:
             hosted = self._load(model, source, version, asked)
         else:
-            self._weigh(hosted, source.served.weight)
+            hosted.engine.weigh(source.served.weight)
         self._put(model, hosted, asked)
         self._say(name, "switched" if asked.label == "stable" else asked.label, version,
                   **({"share": asked.share} if asked.label == "canary" else {}))  # fmt: skip
@@ -266,6 +210,7 @@ class Repository:
         for hosted in model.versions.values():
             hosted.served = served
             hosted.engine.weigh(served.weight)
+            hosted.engine.aim(served.sla.percentile)
             executors[hosted] = executor_of(hosted)
 
         def renew() -> None:
@@ -285,7 +230,7 @@ class Repository:
         self._check_memory(served.name, source, version)
         self._say(served.name, "loading", version)
         try:
-            with _paced(self._load_share):
+            with paced(self._load_share):
                 engine = source.open(version, plane.engine, _LOADING)
         except UserError as error:
             self._say(served.name, "refused", version, why=str(error))
@@ -311,6 +256,7 @@ class Repository:
         def withdraw() -> None:
             del plane.models[name]
             model.traffic = None
+            plane.recent.forget(name)
             if plane.native is not None:
                 plane.native.route(model)
 
@@ -349,7 +295,7 @@ class Repository:
         self._say(name, "loading", version)
         engine = None
         try:
-            with _paced(self._load_share):
+            with paced(self._load_share):
                 engine = source.open(version, self._plane.engine, _LOADING)
                 hosted = self._hosted(source.served, engine, version)
                 compared = self._passes(model.stable, hosted, source.limits, asked)
@@ -371,7 +317,7 @@ class Repository:
             model.loading = ""
         model.failed.pop(version, None)
         self._say(name, "loaded", version, took_s=round(clock() - began_s, 3), **compared.about())
-        self._weigh(hosted, source.served.weight)
+        hosted.engine.weigh(source.served.weight)
         return hosted
 
     def _hosted(self, served: Served, engine: Engine, version: str) -> Hosted:
@@ -419,11 +365,15 @@ class Repository:
                 raise invalid(f"version {hosted.version} answers already: it cannot be a canary")
             traffic = replace(model.traffic, canary=hosted.version, share=asked.share)
         else:
+            if hosted.version in (model.traffic.stable, model.traffic.canary):
+                raise invalid(f"version {hosted.version} answers already: it cannot be a shadow")
             traffic = model.traffic
             self._shadow(model, hosted)
 
         def put() -> None:
             model.traffic = traffic
+            if model.shadow in (traffic.stable, traffic.canary):
+                model.shadow = None
             if self._plane.native is not None:
                 self._plane.native.route(model)
 
@@ -431,30 +381,26 @@ class Repository:
 
     def _shadow(self, model: Hosting, hosted: Hosted) -> None:
         """Held against the one that serves, over what is kept of the traffic, until it is gone."""
-        self._shadows[model.name] = Compared()
+        model.shadow, self._shadows[model.name] = hosted.version, Compared()
 
         def run() -> None:
             seen_s = clock()
-            _be_lowly()
-            while not self._closed and model.versions.get(hosted.version) is hosted:
+            be_lowly()
+            while not self._closed and model.shadow == hosted.version:
                 fresh = [k for k in self._plane.recent.of(model.name) if k.arrived_s > seen_s]
-                if fresh and model.stable is not hosted:
+                if fresh:
                     seen_s = fresh[-1].arrived_s
-                    with suppress(Refusal, UserError), _paced(self._load_share):
+                    with suppress(Refusal, UserError), paced(self._load_share):
                         more = compare(model.stable, hosted, fresh, least=0)
                         self._shadows[model.name] = self._shadows[model.name].and_(more)
-                time.sleep(0.25)
-            self._shadows.pop(model.name, None)
+                time.sleep(_SHADOW_S)
 
         threading.Thread(target=run, name=f"shadow-{model.name}", daemon=True).start()
-
-    def _weigh(self, hosted: Hosted, weight: float) -> None:
-        hosted.engine.weigh(weight)
 
     def _drop_old(self, model: Hosting, source: Source) -> None:
         """Beyond those that are kept, the ones loaded first."""
         assert model.traffic is not None
-        used = {model.traffic.stable, model.traffic.canary}
+        used = {model.traffic.stable, model.traffic.canary, model.shadow}
         others = [version for version in model.versions if version not in used]
         for version in others[: max(0, len(others) - source.limits.kept)]:
             self._drop(model, version)
@@ -465,6 +411,8 @@ class Repository:
         def withdraw() -> None:
             if model.traffic is not None and model.traffic.canary == version:
                 model.traffic = model.without_canary()
+            if model.shadow == version:
+                model.shadow = None
             del model.versions[version]
             if self._plane.native is not None:
                 self._plane.native.withdraw(hosted)
@@ -519,62 +467,14 @@ def _form(spec: tuple[str, Sequence[int]] | None) -> str:
     return "none" if spec is None else f"{spec[0]}{list(spec[1])}"
 
 
-def _be_lowly() -> None:
-    """This thread has the processor when nobody else wants it, and computes alone. It may not be
-    able to go back, so it should do nothing else."""
-    thread = threading.get_native_id()
-    try:  # whoever wakes takes the processor from it at once, as not from one that is only nice
-        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
-    except (OSError, AttributeError):
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, thread, _NICE)
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
-
-
-@contextmanager
-def _paced(share: float) -> Iterator[None]:
-    """What takes long, and holds no lock that others need: computing and reading."""
-    pacer = Pacer(share)
-    try:
-        yield
-    finally:
-        del pacer
-
-
 def _free(hosted: Hosted, others: Sequence[Hosted]) -> None:
-    """Closes it and gives its memory back, a little at a time: freed at once, gigabytes of pages
-    stop whoever takes a page meanwhile."""
-    hosted.engine.close(drain=False)
-    kept = {area for other in others for area in _areas(other)}
-    for address, size in [area for area in _areas(hosted) if area not in kept]:
-        _give_back(address, size)
+    """Closes it and gives its memory back, but for what others have as well."""
+    model = hosted.engine.model
+    kept = {area for other in others for area in areas(other.engine.model)}
+    if hosted.engine.close(drain=False):  # else a thread that hangs may still come back to it
+        give_back_slowly(sorted(areas(model) - kept))
     hosted.engine.forget()
     gc.collect(1)
 
 
-def _areas(hosted: Hosted) -> list[tuple[int, int]]:
-    """Where a model's long tensors lie."""
-    model = hosted.engine.model
-    module = getattr(model, "module", None) or getattr(getattr(model, "form", None), "module", None)
-    if module is None:
-        return []
-    tensors = [*module.parameters(), *module.buffers()]
-    return [(t.data_ptr(), t.nbytes) for t in tensors if t.nbytes >= _CHUNK]
-
-
-def _give_back(address: int, size: int) -> None:
-    import ctypes
-    import mmap
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    page = mmap.PAGESIZE
-    at, end = -(-address // page) * page, (address + size) // page * page
-    while at < end:
-        count = min(_CHUNK, end - at)
-        libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(count), mmap.MADV_DONTNEED)
-        at += count
-        time.sleep(_PAUSE_S)
-
-
-__all__ = ["LOAD_SHARE", "Asked", "Configured", "Limits", "Repository", "Source"]
+__all__ = ["LOAD_SHARE", "Repository"]

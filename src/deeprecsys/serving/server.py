@@ -36,8 +36,9 @@ from deeprecsys.serving.http_routes import Page
 from deeprecsys.serving.keys import Keys
 from deeprecsys.serving.native import Handed, open_natively
 from deeprecsys.serving.record import Recorder
-from deeprecsys.serving.repository import LOAD_SHARE, Configured, Repository, Source
+from deeprecsys.serving.repository import LOAD_SHARE, Repository
 from deeprecsys.serving.site import Site
+from deeprecsys.serving.source import Configured, Source
 from deeprecsys.serving.tls import Certificates
 from deeprecsys.serving.tracing import Tracing
 

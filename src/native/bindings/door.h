@@ -116,10 +116,8 @@ inline void BindDoor(py::module_& module) {
            [](PythonDoor& self) {
              py::list said;
              for (const http::Sample& one : self.door.TakeSamples()) {
-               const py::bytes scores(reinterpret_cast<const char*>(one.scores.data()),
-                                      one.scores.size() * sizeof(float));
-               said.append(py::make_tuple(one.service, one.arrived_s, one.json,
-                                          py::bytes(one.body), scores));
+               said.append(
+                   py::make_tuple(one.service, one.arrived_s, one.json, py::bytes(one.body)));
              }
              return said;
            })

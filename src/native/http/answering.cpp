@@ -86,10 +86,8 @@ void Door::Keep(Query* query, double now) {
   const double every_s = sample_every_s_.load(std::memory_order_relaxed);
   double since_s = sampled_s_.load(std::memory_order_relaxed);
   if (now < since_s + every_s || !sampled_s_.compare_exchange_strong(since_s, now)) return;
-  Sample sample{query->service->number, query->arrived_s, query->json, query->id, {}, {}};
+  Sample sample{query->service->number, query->arrived_s, query->json, {}};
   sample.body.assign(query->body.data(), query->body.length());
-  sample.scores.assign(query->scores.get(),
-                       query->scores.get() + query->inputs.candidates * query->service->columns);
   const Guard guard(mutex_);
   if (samples_.size() < kSamples) samples_.push_back(std::move(sample));
 }

@@ -102,14 +102,12 @@ struct Failed {
   std::string why;
 };
 
-// A query that was answered, kept whole: its body, of which `json` bytes are its head, and scores.
+// A query that was answered, kept whole: its body, of which `json` bytes are its head.
 struct Sample {
   std::int64_t service = 0;
   double arrived_s = 0.0;
   std::int64_t json = 0;
-  std::string id;
   std::string body;
-  std::vector<float> scores;
 };
 
 inline constexpr std::size_t kHeadBytes = 16 << 10;  // as Python's
